@@ -1,0 +1,289 @@
+"""The frozen configuration of a run: one dataclass a section, units in names.
+
+Every field is reachable as ``section.key`` from configs.yml and from ``--set``. The key is the
+field's name unless its metadata says otherwise (``batch.global`` is `BatchConfig.global_batch`,
+since ``global`` is a Python keyword). ``choices``, ``min`` and ``max`` in the metadata are
+checked by `image_classification.config.checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PRECISIONS = ("FP32", "TF32", "AMP", "BF16")
+MODES = (
+    "convergence",
+    "benchmark_training",
+    "benchmark_training_short",
+    "benchmark_inference",
+    "benchmark_data",
+    "evaluate",
+)
+
+
+def _key(default: Any = ..., *, doc: str, **meta: Any) -> Any:
+    metadata = {"doc": doc, **meta}
+    if default is ...:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunNames:
+    """The names a run was asked for by."""
+
+    model: str
+    precision: str
+    mode: str
+    platform: str
+    recipe: str
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, and how its weights start."""
+
+    name: str = _key(doc="registered model name")
+    num_classes: int = _key(1000, doc="width of the classifier", min=1)
+    memory_format: str = _key("nchw", doc="layout of activations", choices=("nchw", "nhwc"))
+    init: str = _key(
+        "fan_in",
+        doc="mode of the convolutions' kaiming-normal initialisation",
+        choices=("fan_in", "fan_out"),
+    )
+    zero_init_last_gamma: bool = _key(
+        False, doc="start every residual block's last BN gamma at zero (arXiv:1706.02677)"
+    )
+    se_reduction: str = _key(
+        "paper",
+        doc="squeeze width: the paper's channels/16, or a constant 16 units as the PyTorch "
+        "predecessor has it",
+        choices=("paper", "fixed16"),
+    )
+    pretrained_from_file: str | None = _key(
+        None, doc="safetensors file the weights start from; strict: every tensor must match"
+    )
+    compile: bool = _key(False, doc="torch.compile the training step's model")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and what is done to them. Sizes in pixels."""
+
+    path: str = _key("/imagenet", doc="folder with train/ and val/, or 'demo', or 'synthetic'")
+    backend: str = _key("pytorch", doc="registered data backend")
+    format: str = _key("auto", doc="layout of the folder", choices=("auto", "folder"))
+    image_size: int = _key(224, doc="side of the training crop and the validation crop", min=8)
+    resize: int = _key(256, doc="validation resize before the centre crop", min=8)
+    resize_mode: str = _key(
+        "short_side",
+        doc="short_side keeps the aspect ratio; squash resizes to resize x resize",
+        choices=("short_side", "squash"),
+    )
+    interpolation: str = _key(
+        "bilinear", doc="resampling kernel", choices=("bilinear", "bicubic", "nearest")
+    )
+    antialias: bool = _key(True, doc="low-pass before downscaling, as PIL does")
+    crop_area_min: float = _key(0.08, doc="least area share of the random crop", min=0.0)
+    crop_area_max: float = _key(1.0, doc="largest area share of the random crop", min=0.0)
+    crop_ratio_min: float = _key(3 / 4, doc="least width/height of the random crop", min=0.0)
+    crop_ratio_max: float = _key(4 / 3, doc="largest width/height of the random crop", min=0.0)
+    hflip_prob: float = _key(0.5, doc="probability of a horizontal flip", min=0.0, max=1.0)
+    augmentation: str = _key(
+        "none", doc="further augmentation of the training images", choices=("none", "autoaugment")
+    )
+    mean: tuple[float, float, float] = _key(
+        (0.485, 0.456, 0.406), doc="per-channel mean of images in 0..1, subtracted"
+    )
+    std: tuple[float, float, float] = _key(
+        (0.229, 0.224, 0.225), doc="per-channel deviation of images in 0..1, divided by"
+    )
+    workers: int = _key(8, doc="loader processes a device (0: in the training process)", min=0)
+    prefetch: int = _key(2, doc="batches each worker prepares ahead", min=1)
+    synthetic_train_images: int = _key(1_281_167, doc="train images of 'synthetic'", min=1)
+    synthetic_val_images: int = _key(50_000, doc="validation images of 'synthetic'", min=1)
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Batch arithmetic: accumulation = global / (per_device x world), a positive integer."""
+
+    per_device_batch: int = _key(doc="images a device a micro-batch", key="per_device", min=1)
+    global_batch: int = _key(doc="images an optimizer step, all devices", key="global", min=1)
+    accumulation: int = _key(doc="micro-batches an optimizer step; computed", computed=True)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer. lr is the peak value at the global batch; never rescaled silently."""
+
+    name: str = _key("sgd", doc="registered optimizer", choices=("sgd", "rmsprop"))
+    lr: float = _key(doc="peak learning rate at the global batch", min=0.0)
+    momentum: float = _key(0.9, doc="momentum", min=0.0, max=1.0)
+    nesterov: bool = _key(False, doc="Nesterov momentum (sgd only)")
+    weight_decay: float = _key(doc="L2 added to the gradient of the decayed parameters", min=0.0)
+    decay_rule: str = _key(
+        "no_norm_bias",
+        doc="which parameters decay: by module type; the predecessor's rule (all whose name has "
+        "no 'bn', so downsample.1 and biases decay); or all",
+        choices=("no_norm_bias", "legacy_bn_name", "all"),
+    )
+    rmsprop_alpha: float = _key(0.9, doc="rmsprop smoothing", min=0.0, max=1.0)
+    rmsprop_eps: float = _key(1e-3, doc="rmsprop epsilon", min=0.0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over time. Its length never follows the stopping point."""
+
+    name: str = _key(
+        "cosine",
+        doc="shape after the warm-up",
+        choices=("constant", "step", "cosine", "linear", "exponential", "polynomial", "list"),
+    )
+    epochs: int = _key(doc="length of the schedule", min=1)
+    warmup_epochs: float = _key(0.0, doc="linear warm-up from 0, per iteration", min=0.0)
+    end_lr: float = _key(0.0, doc="value at the end", min=0.0)
+    power: float = _key(2.0, doc="exponent of 'polynomial'", min=0.0)
+    milestone_epochs: tuple[float, ...] = _key(
+        (30.0, 60.0, 80.0), doc="where 'step' and 'list' change"
+    )
+    gamma: float = _key(0.1, doc="factor of 'step' at each milestone", min=0.0)
+    milestone_lrs: tuple[float, ...] = _key((), doc="values of 'list' from each milestone on")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Softmax cross-entropy."""
+
+    label_smoothing: float = _key(0.0, doc="mass spread over all classes", min=0.0, max=1.0)
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """Mixing of images within a micro-batch, on the device."""
+
+    mixup: float = _key(0.0, doc="alpha of mixup's Beta (arXiv:1710.09412); 0: off", min=0.0)
+    cutmix: float = _key(0.0, doc="alpha of CutMix's Beta (arXiv:1905.04899); 0: off", min=0.0)
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Exponential moving average of the weights."""
+
+    decay: float | None = _key(None, doc="decay an optimizer step; null: off", min=0.0, max=1.0)
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Arithmetic of the training step."""
+
+    name: str = _key(doc="FP32, TF32, AMP or BF16", choices=PRECISIONS)
+    dtype: str = _key(
+        "float32",
+        doc="autocast dtype; float32: no autocast",
+        choices=("float32", "float16", "bfloat16"),
+    )
+    loss_scale: float | str | None = _key(
+        None, doc="static scale, 'dynamic', or null; only with float16"
+    )
+
+
+@dataclass(frozen=True)
+class PlatformConfig:
+    """The hardware a run was published on, or is to run on."""
+
+    name: str = _key(doc="platform name")
+    device: str = _key("cuda", doc="device kind", choices=("cuda", "cpu", "hpu", "xpu"))
+    device_name: str = _key("", doc="what the device's own name must hold to be comparable")
+    num_devices: int = _key(1, doc="devices a node, one process each", min=1)
+    num_nodes: int = _key(1, doc="machines", min=1)
+    gpu_affinity: str = _key(
+        "none",
+        doc="CPU cores of each process",
+        choices=(
+            "none",
+            "socket",
+            "socket_single",
+            "socket_single_unique",
+            "socket_unique_interleaved",
+            "socket_unique_continuous",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class RunControl:
+    """How a run is driven; nothing here changes what is learnt in a step."""
+
+    mode: str = _key(doc="what to do", choices=MODES)
+    seed: int = _key(0, doc="of weights, sample order, augmentation and mixing", min=0)
+    workspace: str | None = _key(None, doc="the run's folder; null: runs/<names>-<UTC time>")
+    resume: str | None = _key(None, doc="checkpoint folder, or 'auto': the newest good one")
+    stop_epoch: int | None = _key(None, doc="stop after this many epochs", min=1)
+    run_epochs: int | None = _key(None, doc="stop after this many epochs from here on", min=1)
+    max_steps: int | None = _key(None, doc="stop at this optimizer step", min=1)
+    early_stopping_patience: int | None = _key(
+        None, doc="stop after this many validations without a better top-1", min=1
+    )
+    validate: bool = _key(True, doc="evaluate after each epoch")
+    topk: int = _key(5, doc="the k of top-k", min=1)
+    save_checkpoints: bool = _key(True, doc="write checkpoints")
+    save_every: str = _key("1 epochs", doc="'N steps', 'N minutes' or 'N epochs'")
+    keep_checkpoints: int = _key(
+        1, doc="how many of the newest to keep beside the best; -1: all", min=-1
+    )
+    log_every_steps: int = _key(20, doc="optimizer steps between records", min=1)
+    raport_file: str | None = _key(None, doc="DLLogger lines go to this file as well")
+    inference_batches: tuple[int, ...] = _key(
+        (1, 2, 4, 8, 16, 32, 64, 128, 256), doc="batch sizes of benchmark_inference"
+    )
+    inference_iterations: int = _key(100, doc="timed forward passes a batch size", min=1)
+    benchmark_warmup_steps: int = _key(20, doc="steps before the measured window", min=0)
+    deterministic: bool = _key(
+        True, doc="refuse nondeterministic kernels on the CPU; on a GPU see README"
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run needs, resolved; nothing rereads YAML after this."""
+
+    names: RunNames
+    model: ModelConfig
+    data: DataConfig
+    batch: BatchConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    loss: LossConfig
+    mixing: MixingConfig
+    ema: EmaConfig
+    precision: PrecisionConfig
+    platform: PlatformConfig
+    run: RunControl
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    """Ids of the published runs this configuration reproduces."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run: one a device, over all nodes."""
+        return self.platform.num_devices * self.platform.num_nodes
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "batch": BatchConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+    "loss": LossConfig,
+    "mixing": MixingConfig,
+    "ema": EmaConfig,
+    "precision": PrecisionConfig,
+    "platform": PlatformConfig,
+    "run": RunControl,
+}

@@ -1,0 +1,1 @@
+"""Plain data, errors and the registry: imported by everything, importing nothing of ours."""

@@ -1,0 +1,67 @@
+"""A typed registry: name -> factory, loaded on first use; a duplicate name raises."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar, cast
+
+from image_classification.core.errors import ConfigError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps names to objects, or to ``"module:attribute"`` strings imported on first use.
+
+    Lazy entries let ``--list`` name every model without importing torch.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T | str] = {}
+
+    def add(self, name: str, target: T | str) -> None:
+        """Register ``target`` under ``name``.
+
+        Raises:
+            ValueError: the name is taken (a programming error, never a user's).
+        """
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._entries[name] = target
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator form of `add`."""
+
+        def wrap(target: T) -> T:
+            self.add(name, target)
+            return target
+
+        return wrap
+
+    def get(self, name: str) -> T:
+        """Return the object called ``name``.
+
+        Raises:
+            ConfigError: no such name; the message has the nearest valid one.
+        """
+        try:
+            entry = self._entries[name]
+        except KeyError:
+            raise ConfigError(unknown(self.kind, name, self._entries)) from None
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            loaded = cast(T, getattr(importlib.import_module(module), attribute))
+            self._entries[name] = loaded
+            return loaded
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -1,0 +1,107 @@
+"""The data that crosses layers: no behaviour, no torch import at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on its device.
+
+    images: ``[N, 3, H, W]`` float, normalised. labels: ``[N]`` int64 class indices, or
+    ``[N, C]`` float soft targets after mixing. valid: ``[N]`` bool, False on padding.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    valid: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step leaves behind, as device tensors (0-d) and host numbers.
+
+    loss: mean over the global batch's samples *on this rank* (float32). num_images: of the global
+    batch over all ranks. Device tensors reach the host at logging boundaries only.
+    """
+
+    step: int
+    epoch: int
+    lr: float
+    loss: torch.Tensor
+    num_images: int
+    data_wait_s: float
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Exact evaluation over a whole validation set; top1 and top5 in percent."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line for the sinks.
+
+    kind is one of ``start``, ``step``, ``epoch``, ``validation``, ``validation_ema``,
+    ``checkpoint``, ``inference``, ``data``, ``warning``, ``end``; ``epoch`` counts from 0.
+    ``values`` holds plain numbers and strings whose units are in their names.
+    """
+
+    kind: str
+    step: int
+    epoch: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DevicesFound:
+    """What the hardware probe saw on this node, as plain values.
+
+    kind: ``cuda``, ``cpu``, ``hpu``, ``xpu``. names: marketing names, one a device.
+    capabilities: for cuda ``"8.0"`` and the like, else empty strings.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    capabilities: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many devices there are."""
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class WorldInfo:
+    """This process's place among all processes of the run (ranks count from 0)."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    num_nodes: int = 1
+
+
+@dataclass
+class RunReport:
+    """What ran, on what, what was measured, how it compares: the content of ``report.json``."""
+
+    name: dict[str, str]
+    config: dict[str, dict[str, Any]]
+    environment: dict[str, Any]
+    results: dict[str, Any]
+    telemetry: dict[str, Any]
+    published: list[dict[str, Any]]
+    exit: dict[str, Any]
+    schema_version: int = 1

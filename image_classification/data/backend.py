@@ -1,0 +1,78 @@
+"""What a data backend is: the seam between loaders and everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from image_classification.config.schema import DataConfig
+from image_classification.core.registry import Registry
+from image_classification.core.types import Batch
+
+
+@dataclass(frozen=True)
+class LoaderSpec:
+    """All a backend needs to open one split for one rank; plain values only.
+
+    split: ``train`` or ``val``. device: a torch device string such as ``cuda:0``.
+    accumulation: micro-batches an optimizer step (train only). rank and world_size are global.
+    """
+
+    data: DataConfig
+    split: str
+    per_device_batch: int
+    accumulation: int
+    num_classes: int
+    rank: int
+    world_size: int
+    seed: int
+    device: str
+    memory_format: str
+
+    @property
+    def global_batch(self) -> int:
+        """Images an optimizer step over all ranks."""
+        return self.per_device_batch * self.accumulation * self.world_size
+
+
+class Loader(Protocol):
+    """One split, opened for one rank.
+
+    Train: every rank yields exactly ``steps_per_epoch * accumulation`` micro-batches of
+    ``per_device_batch`` valid images; which images form optimizer step s of epoch e depends on
+    (seed, e, s) alone, never on rank or worker count. The last incomplete global batch is
+    dropped. Val: every rank yields the same number of batches; padding has ``valid`` False, and
+    over all ranks each image is valid exactly once.
+    """
+
+    num_images: int
+    classes: tuple[str, ...]
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the micro-batches of ``epoch`` from optimizer step ``start_step`` on.
+
+        Skipping decodes nothing. Raises DataError naming the file for an undecodable image.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop workers and release memory; may be called twice."""
+        ...
+
+
+BackendFactory = Callable[[LoaderSpec], Loader]
+
+BACKENDS: Registry[BackendFactory] = Registry("data backend")
+BACKENDS.add("pytorch", "image_classification.data.torchvision:open_loader")
+BACKENDS.add("synthetic", "image_classification.data.synthetic:open_loader")
+
+
+def open_loader(spec: LoaderSpec) -> Loader:
+    """Open ``spec.data.backend``.
+
+    Raises:
+        ConfigError: no such backend. DataError: the data set cannot be used as it is.
+    """
+    return BACKENDS.get(spec.data.backend)(spec)
