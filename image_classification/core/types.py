@@ -84,7 +84,7 @@ class DevicesFound:
 
 @dataclass(frozen=True)
 class WorldInfo:
-    """This process's place among all processes of the run (ranks count from 0)."""
+    """Where a process stands among all processes of a run (ranks count from 0)."""
 
     rank: int = 0
     local_rank: int = 0

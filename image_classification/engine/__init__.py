@@ -1,0 +1,1 @@
+"""Puts the parts together and drives them: build, train, evaluate, benchmark, checkpoint."""

@@ -1,0 +1,209 @@
+"""The one place where a resolved configuration becomes the parts of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from image_classification import models
+from image_classification.config.schema import RunConfig
+from image_classification.core.types import WorldInfo
+from image_classification.data.backend import Loader, LoaderSpec, open_loader
+from image_classification.data.paths import resolve_data_path
+from image_classification.engine.state import Progress
+from image_classification.hardware.accelerator import Accelerator
+from image_classification.models.weights import load_weights
+from image_classification.optim.ema import Ema
+from image_classification.optim.losses import build_loss
+from image_classification.optim.mixing import Mixer
+from image_classification.optim.optimizers import build_optimizer
+from image_classification.optim.params import param_groups
+from image_classification.optim.schedules import Schedule
+
+LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Parts:
+    """The network and all that trains it, on one rank's device.
+
+    model is the bare module (checkpoints, evaluation); stepped is what the training step calls:
+    the same weights behind compilation and gradient averaging over ranks (ddp, if any).
+    """
+
+    model: nn.Module
+    stepped: nn.Module
+    ddp: DistributedDataParallel | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loss_fn: LossFn
+    mixer: Mixer | None
+    ema: Ema | None
+
+
+@dataclass
+class Run:
+    """One run on one rank."""
+
+    config: RunConfig
+    world: WorldInfo
+    accelerator: Accelerator
+    device: torch.device
+    workspace: Path
+    parts: Parts | None = None
+    train_loader: Loader | None = None
+    val_loader: Loader | None = None
+    schedule: Schedule | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of this run's checkpoints."""
+        return self.workspace / "checkpoints"
+
+    def close(self) -> None:
+        """Stop the loaders' workers."""
+        for loader in (self.train_loader, self.val_loader):
+            if loader is not None:
+                loader.close()
+
+
+def build_model(config: RunConfig) -> nn.Module:
+    """Build the network from the seed alone: equal on every rank and every start.
+
+    Raises:
+        ConfigError: unknown model or option. CheckpointError: unusable pretrained file.
+    """
+    m = config.model
+    torch.manual_seed(config.run.seed)
+    model = models.build(
+        m.name,
+        m.num_classes,
+        init=m.init,
+        zero_init_last_gamma=m.zero_init_last_gamma,
+        **({"se_reduction": m.se_reduction} if models.spec(m.name).has_se else {}),
+    )
+    if m.pretrained_from_file is not None:
+        load_weights(model, Path(m.pretrained_from_file))
+    return model
+
+
+def build_parts(
+    config: RunConfig, world: WorldInfo, accelerator: Accelerator, device: torch.device
+) -> Parts:
+    """Put the network on ``device`` and make its optimizer, loss, mixing and average.
+
+    Raises:
+        DeviceError: the device lacks the precision asked for.
+    """
+    accelerator.check_precision(config.precision.name, config.precision.dtype)
+    accelerator.set_matmul_precision(config.precision.name)
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    layout = (
+        torch.channels_last if config.model.memory_format == "nhwc" else torch.contiguous_format
+    )
+    model = build_model(config).to(device=device).to(memory_format=layout)
+    groups = param_groups(model, config.optim.weight_decay, config.optim.decay_rule)
+    optimizer = build_optimizer(groups, config.optim, device.type)
+    ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
+    stepped: nn.Module = model
+    ddp: DistributedDataParallel | None = None
+    if world.world_size > 1:
+        stepped = ddp = DistributedDataParallel(
+            model,
+            device_ids=None if device.type == "cpu" else [device.index],
+            # Rank 0's BN statistics are broadcast before evaluation and saving instead of
+            # before every step; training-mode results do not depend on them.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    if config.model.compile:
+        stepped = torch.compile(stepped)  # type: ignore[assignment]
+    mixing = config.mixing
+    mixer = (
+        Mixer(mixing, config.model.num_classes, config.run.seed)
+        if mixing.mixup > 0 or mixing.cutmix > 0
+        else None
+    )
+    return Parts(
+        model=model,
+        stepped=stepped,
+        ddp=ddp,
+        optimizer=optimizer,
+        scaler=accelerator.grad_scaler(config.precision.loss_scale),
+        loss_fn=build_loss(config.loss),
+        mixer=mixer,
+        ema=ema,
+    )
+
+
+def open_split(config: RunConfig, split: str, world: WorldInfo, device: torch.device) -> Loader:
+    """Open the training or validation images for this rank.
+
+    Raises:
+        DataError: the data set cannot be used as it is. ConfigError: no such backend.
+    """
+    data = replace(config.data, path=str(resolve_data_path(config.data)))
+    return open_loader(
+        LoaderSpec(
+            data=data,
+            split=split,
+            per_device_batch=config.batch.per_device_batch,
+            accumulation=config.batch.accumulation,
+            num_classes=config.model.num_classes,
+            rank=world.rank,
+            world_size=world.world_size,
+            seed=config.run.seed,
+            device=str(device),
+            memory_format=config.model.memory_format,
+        )
+    )
+
+
+def build_run(
+    config: RunConfig,
+    world: WorldInfo,
+    accelerator: Accelerator,
+    device: torch.device,
+    workspace: Path,
+) -> Run:
+    """Build what the configuration's mode needs, and no more.
+
+    Raises:
+        UserError: anything the user can mend, before a single step is taken.
+    """
+    assert config.world_size == world.world_size, (config.world_size, world)
+    mode = config.run.mode
+    training = mode in ("convergence", "benchmark_training", "benchmark_training_short")
+    run = Run(config, world, accelerator, device, workspace)
+    try:
+        # The data first: what is wrong with it shows in a second, before the network is built.
+        if training or mode == "benchmark_data":
+            run.train_loader = open_split(config, "train", world, device)
+        if (
+            mode == "evaluate"
+            or mode == "benchmark_inference"
+            or (training and config.run.validate)
+        ):
+            run.val_loader = open_split(config, "val", world, device)
+        if mode == "benchmark_data":
+            return run
+        run.parts = build_parts(config, world, accelerator, device)
+        if training:
+            assert run.train_loader is not None
+            run.schedule = Schedule(
+                config.schedule, config.optim.lr, run.train_loader.steps_per_epoch
+            )
+    except BaseException:
+        run.close()
+        raise
+    return run

@@ -1,0 +1,346 @@
+"""Checkpoints: a folder a step, hashed, written beside and renamed; no pickle anywhere.
+
+::
+
+    checkpoints/step-0000000352/
+        model.safetensors   weights and buffers, with what is needed to rebuild the model
+        state.safetensors   optimizer tensors, moving average
+        state.json          progress, loss scale, the configuration it belongs to
+        manifest.json       sha256 and size of the three files above
+    checkpoints/best.json   which step validated best
+
+A checkpoint exists when its folder has its final name; the manifest tells whether it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from image_classification.core.errors import CheckpointError
+from image_classification.engine.files import (
+    explained,
+    replace_file,
+    sha256_of,
+    sync_folder,
+    write_synced,
+)
+
+FORMAT = 1
+MODEL, STATE, META, MANIFEST = (
+    "model.safetensors",
+    "state.safetensors",
+    "state.json",
+    "manifest.json",
+)
+_NAME = re.compile(r"step-(\d{10,})")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a checkpoint holds, on the host.
+
+    model and state: tensors by name. model_header: strings for the safetensors header. meta:
+    JSON values (progress, loss scale, configuration).
+    """
+
+    model: Mapping[str, torch.Tensor]
+    model_header: Mapping[str, str]
+    state: Mapping[str, torch.Tensor]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    path: Path
+    step: int
+
+
+def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # safetensors stores row-major tensors only, and refuses shared storage.
+    return {
+        k: v.detach().to("cpu", copy=True).contiguous(memory_format=torch.contiguous_format)
+        for k, v in tensors.items()
+    }
+
+
+def save(folder: Path, step: int, snapshot: Snapshot) -> Saved:
+    """Write the checkpoint of ``step`` into ``folder`` (the run's ``checkpoints/``).
+
+    Raises:
+        WorkspaceError: it could not be written; earlier checkpoints are untouched and nothing
+            half-written has a checkpoint's name.
+    """
+    final = folder / f"step-{step:010d}"
+    beside = folder / f".tmp-{step:010d}-{os.getpid()}"
+    with explained(final, "write checkpoint"):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        try:
+            _write(beside, snapshot)
+            if final.exists():
+                # The same step saved before (a resumed run that stops at once): the new one is
+                # complete, so the old name can go.
+                stale = folder / f".old-{step:010d}-{os.getpid()}"
+                os.rename(final, stale)
+                os.rename(beside, final)
+                shutil.rmtree(stale, ignore_errors=True)
+            else:
+                os.rename(beside, final)
+            sync_folder(folder)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+    return Saved(final, step)
+
+
+def _write(folder: Path, snapshot: Snapshot) -> None:
+    try:
+        header = {"format": "pt", **snapshot.model_header}
+        save_file(_plain(snapshot.model), folder / MODEL, metadata=header)
+        save_file(_plain(snapshot.state), folder / STATE)
+    except SafetensorError as error:
+        # The library wraps what the operating system said; give the caller the errno back.
+        found = re.search(r"os error (\d+)", str(error))
+        if found:
+            code = int(found[1])
+            raise OSError(code, os.strerror(code)) from error
+        raise
+    for name in (MODEL, STATE):
+        fd = os.open(folder / name, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    write_synced(folder / META, _json(snapshot.meta))
+    files = {
+        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in (MODEL, STATE, META)
+    }
+    write_synced(folder / MANIFEST, _json({"format": FORMAT, "files": files}))
+    sync_folder(folder)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def verify(path: Path) -> None:
+    """Check a checkpoint folder against its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or changed; the message names it.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint at {path}: give an existing folder to --resume")
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        files = manifest["files"]
+        expected = {name: (files[name]["sha256"], files[name]["bytes"]) for name in _FILES}
+        version = manifest["format"]
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint: {MANIFEST} cannot be read ({error.strerror}); "
+            "use another one"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"damaged checkpoint {path}: {MANIFEST} is not readable; use another one"
+        ) from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}; this release reads {FORMAT}"
+        )
+    for name, (digest, size_bytes) in expected.items():
+        file = path / name
+        try:
+            size_found = file.stat().st_size
+            same = size_found == size_bytes and sha256_of(file) == digest
+        except OSError as error:
+            raise CheckpointError(
+                f"damaged checkpoint {path}: {name} cannot be read ({error.strerror}); "
+                "use another one"
+            ) from error
+        if not same:
+            raise CheckpointError(
+                f"damaged checkpoint {path}: {name} does not match its hash "
+                f"({size_found} bytes, {size_bytes} expected); use another one"
+            )
+
+
+_FILES = (MODEL, STATE, META)
+
+
+def load(path: Path) -> Snapshot:
+    """Read a checkpoint after checking every hash.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    verify(path)
+    try:
+        meta = json.loads((path / META).read_bytes())
+        return Snapshot(
+            model=load_file(path / MODEL),
+            model_header={},
+            state=load_file(path / STATE),
+            meta=meta,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"damaged checkpoint {path}: {error}; use another one") from error
+
+
+def listed(folder: Path) -> list[Saved]:
+    """All checkpoints of a run by step, oldest first; half-written ones have no such name."""
+    if not folder.is_dir():
+        return []
+    found = []
+    for entry in os.scandir(folder):
+        match = _NAME.fullmatch(entry.name)
+        if match and entry.is_dir():
+            found.append(Saved(Path(entry.path), int(match[1])))
+    return sorted(found, key=lambda saved: saved.step)
+
+
+def newest_good(folder: Path) -> tuple[Saved | None, list[str]]:
+    """Return the newest checkpoint that passes `verify`, and what was wrong with newer ones."""
+    complaints = []
+    for saved in reversed(listed(folder)):
+        complaint = _complaint(saved.path)
+        if complaint is None:
+            return saved, complaints
+        complaints.append(complaint)
+    return None, complaints
+
+
+def _complaint(path: Path) -> str | None:
+    try:
+        verify(path)
+    except CheckpointError as error:
+        return error.message
+    return None
+
+
+def find(target: str, own_folder: Path) -> tuple[Saved | None, list[str]]:
+    """Find what ``--resume TARGET`` means: ``auto``, a checkpoint folder or a run's folder.
+
+    Returns the checkpoint (None: ``auto`` in a run that has none yet) and warnings.
+
+    Raises:
+        CheckpointError: a named target that is missing or damaged, or ``auto`` where every
+            checkpoint is damaged: starting over silently would throw the run away.
+    """
+    if target == "auto":
+        saved, complaints = newest_good(own_folder)
+        if saved is None and complaints:
+            raise CheckpointError(
+                f"no usable checkpoint in {own_folder} ({complaints[0]}); remove the folder to "
+                "start over"
+            )
+        return saved, complaints
+    path = Path(target)
+    inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if path.is_dir() and listed(inner):
+        saved, complaints = newest_good(inner)
+        if saved is None:
+            raise CheckpointError(f"no usable checkpoint in {inner}: {complaints[0]}")
+        return saved, complaints
+    verify(path)
+    match = _NAME.fullmatch(path.resolve().name)
+    meta = json.loads((path / META).read_bytes())
+    return Saved(path, int(match[1]) if match else int(meta["progress"]["step"])), []
+
+
+def note_best(folder: Path, saved: Saved, top1: float) -> None:
+    """Write ``best.json``. Raises WorkspaceError."""
+    content = {"checkpoint": saved.path.name, "step": saved.step, "top1": top1}
+    with explained(folder / "best.json", "write"):
+        replace_file(folder / "best.json", _json(content))
+
+
+def best_step(folder: Path) -> int | None:
+    """Return the step of ``best.json``; None where there is none."""
+    try:
+        return int(json.loads((folder / "best.json").read_bytes())["step"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / 'best.json'} is damaged: remove it (the checkpoints are not affected)"
+        ) from error
+
+
+def rotate(folder: Path, keep: int, protect: Iterable[int] = ()) -> None:
+    """Delete all but the ``keep`` newest checkpoints (-1: keep all), never a protected step.
+
+    The newest one always stays, whatever ``keep`` says, since ``--resume auto`` needs it.
+    """
+    # Left behind by a process that was killed while saving.
+    if folder.is_dir():
+        for entry in list(os.scandir(folder)):
+            if entry.name.startswith((".tmp-", ".old-")):
+                shutil.rmtree(entry.path, ignore_errors=True)
+    if keep < 0:
+        return
+    saved = listed(folder)
+    spared = {s.step for s in saved[-max(keep, 1) :]} | set(protect)
+    for old in saved:
+        if old.step not in spared:
+            # Renamed first: a delete that is cut short must not leave a half folder by name.
+            doomed = folder / f".old-{old.step:010d}-{os.getpid()}"
+            os.rename(old.path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Flatten the optimizer's state by parameter name: tensors, and the numbers beside them."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optim.{name}.{key}"] = value
+            elif value is not None:
+                numbers[f"optim.{name}.{key}"] = value
+    return tensors, numbers
+
+
+def restore_optimizer(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Any],
+) -> None:
+    """Undo `optimizer_tensors`, in the parameters' own device and memory layout.
+
+    Raises:
+        CheckpointError: the state is not this model's.
+    """
+    parameters = dict(model.named_parameters())
+    for full_name, value in [*tensors.items(), *numbers.items()]:
+        if not full_name.startswith("optim."):
+            continue
+        name, _, key = full_name.removeprefix("optim.").rpartition(".")
+        if name not in parameters:
+            raise CheckpointError(f"the checkpoint has optimizer state of an unknown {name!r}")
+        parameter = parameters[name]
+        # Counters (0-d) stay on the host, where torch's non-capturable optimizers want them.
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            # empty_like keeps channels_last strides: fused kernels want matching layouts.
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        optimizer.state[parameter][key] = value
