@@ -1,0 +1,1 @@
+"""The command lines: parse, hand over, print; no training logic."""
