@@ -73,12 +73,12 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
     """
     config, parts = run.config, run.parts
     assert parts is not None and run.train_loader is not None
+    resumed_from: str | None = None
     if config.run.resume is not None:
         restored = saving.restore(run)
         for message in restored.warnings:
             yield _record(run, "warning", message=message)
-        if restored.path is not None:
-            yield _record(run, "resumed", path=restored.path)
+        resumed_from = restored.path
     now = time.perf_counter()
     zero = torch.zeros((), dtype=torch.float64, device=run.device)
     t = _Training(
@@ -92,9 +92,9 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
         last_save=now,
     )
     end = last_step(run, run.progress.step)
-    yield _start_record(t, end)
+    yield _start_record(t, end, resumed_from)
     every = Every.parse(config.run.save_every)
-    saved_step = run.progress.step if config.run.resume is not None else -1
+    saved_step = run.progress.step if resumed_from is not None else -1
     while True:
         epoch, position = divmod(run.progress.step, t.steps_per_epoch)
         if position == 0 and run.progress.step > run.progress.closed_step:
@@ -104,7 +104,11 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
                     saved_step = run.progress.step
         if run.progress.step >= end or _out_of_patience(run):
             break
-        yield from _part_of_epoch(t, epoch, position, end, every)
+        try:
+            yield from _part_of_epoch(t, epoch, position, end, every)
+        except Stopped:
+            yield _end_record(t)
+            raise
     if config.run.save_checkpoints and saved_step != run.progress.step:
         yield saving.save(run)
     yield _end_record(t)
@@ -241,7 +245,7 @@ def _step_record(t: _Training, epoch: int, epoch_step: int, lr: float, end: int)
         "loss": loss,
         "lr": lr,
         "images_per_s": window.images_per_s,
-        "data_wait_s": window.data_wait_s,
+        "data_wait_s": window.data_wait_s / window.steps if window.steps else None,
         "step_time_s": window.time_s / window.steps if window.steps else None,
         "epoch_step": epoch_step,
         "steps_per_epoch": t.steps_per_epoch,
@@ -277,7 +281,7 @@ def _record(run: Run, kind: str, **values: Any) -> Record:
     return Record(kind, run.progress.step, 0, values)
 
 
-def _start_record(t: _Training, end: int) -> Record:
+def _start_record(t: _Training, end: int, resumed_from: str | None) -> Record:
     run, config = t.run, t.run.config
     parts = run.parts
     assert parts is not None and run.train_loader is not None
@@ -295,6 +299,7 @@ def _start_record(t: _Training, end: int) -> Record:
         global_batch=config.batch.global_batch,
         device=", ".join(sorted(set(run.accelerator.found().names))),
         data=config.data.path,
+        resumed_from=resumed_from,
     )
 
 

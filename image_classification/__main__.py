@@ -1,0 +1,36 @@
+"""``python -m image_classification VERB …``: everything beside running a named configuration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from image_classification.cli.outcome import exit_with_one_line
+from image_classification.core.errors import ConfigError, unknown
+from image_classification.core.registry import Registry
+
+Verb = Callable[[list[str]], int]
+
+VERBS: Registry[Verb] = Registry("verb")
+VERBS.add("dataset", "image_classification.cli.dataset:main")
+
+_USAGE = """usage: python -m image_classification VERB …
+
+  dataset demo OUT    write the demo data set (handwritten digits, JPEG class folders) to OUT
+
+Runs are started with launch.py; see launch.py --help.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a verb; return the exit code. Raises UserError."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0
+    if argv[0] not in VERBS:
+        raise ConfigError(unknown("verb", argv[0], VERBS))
+    return VERBS.get(argv[0])(list(argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_with_one_line(main, sys.argv[1:]))

@@ -1,0 +1,228 @@
+"""From a parsed command line to a finished run: the only place where CLI meets torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from image_classification.cli.parse import Request
+from image_classification.cli.processes import Outcome, launch, leave_outcome
+from image_classification.config.schema import RunConfig
+from image_classification.config.serialise import to_dict, to_yaml
+from image_classification.core.errors import (
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_STOPPED,
+    DivergedError,
+    UserError,
+    WorkspaceError,
+)
+from image_classification.core.types import DevicesFound, Record, WorldInfo
+from image_classification.data.paths import check_data_path
+from image_classification.engine.build import Run, build_run
+from image_classification.engine.environment import device_telemetry, torch_environment
+from image_classification.engine.files import explained, replace_file
+from image_classification.engine.modes import DRIVERS
+from image_classification.engine.stopping import Stopped, StopRequest
+from image_classification.engine.workspace import held, prepare_workspace
+from image_classification.hardware.accelerator import Accelerator, get_accelerator
+from image_classification.hardware.affinity import set_affinity
+from image_classification.hardware.world import (
+    Agreement,
+    broadcast_text,
+    detect_world,
+    process_group,
+)
+from image_classification.reporting.console import open_console_sink
+from image_classification.reporting.dllogger import DLLoggerSink
+from image_classification.reporting.pages import write_pages
+from image_classification.reporting.results_table import print_results
+from image_classification.reporting.sinks import JsonlSink, MultiSink, Sink
+from image_classification.reporting.summary import build_report, write_report
+
+
+def drive(request: Request, script: str, argv: Sequence[str]) -> int:
+    """Run what was asked for; return the exit code.
+
+    Starts one process a device unless one is enough or torchrun, Slurm or MPI started this one.
+
+    Raises:
+        UserError: to be shown as one line.
+    """
+    world = detect_world(os.environ)
+    # The names first: a wrong one shows before any device is touched.
+    asked = request.resolve()
+    accelerator = get_accelerator(asked.platform.device)
+    found = accelerator.found()
+    # Any number of processes can share a CPU, so there it limits nothing.
+    available = None if found.kind == "cpu" else found
+    if world is not None:
+        config = request.resolve(
+            available=available, world_size=world.world_size, num_nodes=world.num_nodes
+        )
+    else:
+        config = request.resolve(available=available)
+    if world is None and config.world_size > 1:
+        _check_before_launch(config, accelerator)
+        return launch(config.platform, script, argv)
+    return _run_rank(config, world or WorldInfo(), accelerator, found)
+
+
+def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
+    """Find in one process what would otherwise fail in each."""
+    accelerator.check_precision(config.precision.name, config.precision.dtype)
+    check_data_path(config.data)
+
+
+def _run_rank(
+    config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
+) -> int:
+    try:
+        return _run_in_world(config, world, accelerator, found)
+    except UserError as error:
+        if leave_outcome(Outcome(world.rank, error.exit_code, error.message)):
+            return error.exit_code
+        raise
+
+
+def _run_in_world(
+    config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
+) -> int:
+    set_affinity(config.platform.gpu_affinity, world.local_rank, world.local_world_size)
+    device = accelerator.device(world.local_rank)
+    with ExitStack() as stack:
+        stack.enter_context(process_group(world, accelerator.process_group_backend))
+        workspace = stack.enter_context(_shared_workspace(config, world))
+        config = replace(config, run=replace(config.run, workspace=str(workspace)))
+        stop = stack.enter_context(StopRequest(Agreement(world)))
+        run = build_run(config, world, accelerator, device, workspace)
+        stack.callback(run.close)
+        session = _Session(run, found)
+        if world.rank == 0:
+            session.open_sinks()
+            stack.callback(session.close_sinks)
+        return session.drive(stop)
+
+
+@contextmanager
+def _shared_workspace(config: RunConfig, world: WorldInfo) -> Iterator[Path]:
+    """Let rank 0 make and hold the folder; every rank gets its path, or its error."""
+    with ExitStack() as stack:
+        answer = ""
+        made: Path | None = None
+        if world.rank == 0:
+            try:
+                existed = config.run.workspace is not None and Path(config.run.workspace).exists()
+                made = prepare_workspace(config)
+                stack.enter_context(held(made))
+                if not existed:
+                    stack.callback(_remove_if_unused, made)
+                answer = f"ok:{made}"
+            except WorkspaceError as error:
+                answer = f"error:{error.message}"
+        kind, _, text = broadcast_text(answer).partition(":")
+        if kind == "error":
+            raise WorkspaceError(text)
+        yield Path(text)
+
+
+def _remove_if_unused(path: Path) -> None:
+    """Take back a folder of ours in which nothing came to be written."""
+    if path.is_dir() and {entry.name for entry in path.iterdir()} <= {".lock"}:
+        (path / ".lock").unlink(missing_ok=True)
+        path.rmdir()
+
+
+@dataclass
+class _Session:
+    """One rank's drive through its mode, with rank 0's records and report."""
+
+    run: Run
+    found: DevicesFound
+    console: Console = field(default_factory=Console)
+    sink: Sink | None = None
+    results: dict[str, Any] | None = None
+    checkpoint: str | None = None
+
+    def open_sinks(self) -> None:
+        """Open every sink of rank 0 and write ``config.yml``."""
+        config, folder = self.run.config, self.run.workspace
+        with explained(folder / "config.yml", "write"):
+            replace_file(folder / "config.yml", to_yaml(config).encode())
+        append = config.run.resume is not None
+        sinks: list[Sink] = [
+            open_console_sink(self.console, config),
+            JsonlSink(folder / "metrics.jsonl", append=append),
+        ]
+        if config.run.raport_file is not None:
+            flat = {
+                f"{section}.{key}": value
+                for section, values in to_dict(config).items()
+                for key, value in values.items()
+            }
+            path = folder / config.run.raport_file
+            sinks.append(DLLoggerSink(path, parameters=flat, append=append and path.exists()))
+        self.sink = MultiSink(sinks)
+        for message in config.warnings:
+            self.sink.write(Record("warning", 0, 0, {"message": message}))
+
+    def close_sinks(self) -> None:
+        """Close them; may be called twice."""
+        if self.sink is not None:
+            self.sink.close()
+
+    def drive(self, stop: StopRequest) -> int:
+        """Run the mode to its end and report; return the exit code."""
+        code, message = EXIT_DONE, ""
+        driver = DRIVERS.get(self.run.config.run.mode)
+        try:
+            for record in driver(self.run, stop):
+                self._take(record)
+        except Stopped as stopped:
+            code = EXIT_STOPPED
+            message = f"stopped by {stopped} after saving; start again with --resume auto"
+        except DivergedError as error:
+            code, message = EXIT_DIVERGED, f"{error}; the last good checkpoint is kept"
+        except UserError as error:
+            self._report(error.exit_code, error.message)
+            raise
+        self._report(code, message)
+        if code != EXIT_DONE and not leave_outcome(Outcome(self.run.world.rank, code, message)):
+            if self.run.world.rank == 0:
+                kind = "stopped: " if code == EXIT_STOPPED else "error: "
+                print(f"{kind}{message}", file=sys.stderr)
+        return code
+
+    def _take(self, record: Record) -> None:
+        if record.kind == "end":
+            self.results = record.values["results"]
+        if record.kind == "checkpoint":
+            self.checkpoint = record.values.get("path", self.checkpoint)
+        if self.sink is not None:
+            self.sink.write(record)
+
+    def _report(self, code: int, message: str) -> None:
+        if self.sink is None:
+            return
+        self.sink.close()
+        run = self.run
+        report = build_report(
+            run.config,
+            devices=self.found,
+            environment=torch_environment(run.accelerator),
+            results=self.results,
+            telemetry=device_telemetry(run),
+            exit_code=code,
+            exit_message=message,
+        )
+        write_report(report, run.workspace)
+        write_pages(report, run.config, run.workspace)
+        print_results(self.console, report, folder=run.workspace, checkpoint=self.checkpoint)
