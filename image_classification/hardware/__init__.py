@@ -1,0 +1,1 @@
+"""Devices and processes: accelerators, the world of ranks, CPU affinity."""

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from image_classification.core.registry import Registry
 from image_classification.core.types import DevicesFound
@@ -37,7 +38,7 @@ class Accelerator(Protocol):
         """Autocast to ``dtype``; a null context for float32."""
         ...
 
-    def grad_scaler(self, loss_scale: float | str | None) -> torch.amp.GradScaler:
+    def grad_scaler(self, loss_scale: float | str | None) -> GradScaler:
         """Static or dynamic loss scaling; disabled for None."""
         ...
 

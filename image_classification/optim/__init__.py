@@ -1,0 +1,1 @@
+"""What turns gradients into learning: decay groups, optimizers, schedules, losses, mixing, EMA."""
