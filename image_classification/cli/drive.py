@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from image_classification.cli.parse import Request
@@ -26,7 +25,8 @@ from image_classification.core.errors import (
     WorkspaceError,
 )
 from image_classification.core.types import DevicesFound, Record, WorldInfo
-from image_classification.data.paths import check_data_path
+from image_classification.data.demo import resolve_data_path
+from image_classification.data.formats import check_classes
 from image_classification.engine.build import Run, build_run
 from image_classification.engine.environment import device_telemetry, torch_environment
 from image_classification.engine.files import explained, replace_file
@@ -35,12 +35,8 @@ from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.engine.workspace import held, prepare_workspace
 from image_classification.hardware.accelerator import Accelerator, get_accelerator
 from image_classification.hardware.affinity import set_affinity
-from image_classification.hardware.world import (
-    Agreement,
-    broadcast_text,
-    detect_world,
-    process_group,
-)
+from image_classification.hardware.agreement import AnyRank, broadcast_text
+from image_classification.hardware.world import detect_world, process_group
 from image_classification.reporting.console import open_console_sink
 from image_classification.reporting.dllogger import DLLoggerSink
 from image_classification.reporting.pages import write_pages
@@ -79,7 +75,8 @@ def drive(request: Request, script: str, argv: Sequence[str]) -> int:
 def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
     """Find in one process what would otherwise fail in each."""
     accelerator.check_precision(config.precision.name, config.precision.dtype)
-    check_data_path(config.data)
+    if config.data.backend != "synthetic":
+        check_classes(resolve_data_path(config.data.path), "val", config.model.num_classes)
 
 
 def _run_rank(
@@ -102,7 +99,9 @@ def _run_in_world(
         stack.enter_context(process_group(world, accelerator.process_group_backend))
         workspace = stack.enter_context(_shared_workspace(config, world))
         config = replace(config, run=replace(config.run, workspace=str(workspace)))
-        stop = stack.enter_context(StopRequest(Agreement(world)))
+        any_rank = AnyRank()
+        stack.callback(any_rank.finish)
+        stop = stack.enter_context(StopRequest(any_rank))
         run = build_run(config, world, accelerator, device, workspace)
         stack.callback(run.close)
         session = _Session(run, found)
@@ -195,10 +194,10 @@ class _Session:
             self._report(error.exit_code, error.message)
             raise
         self._report(code, message)
-        if code != EXIT_DONE and not leave_outcome(Outcome(self.run.world.rank, code, message)):
-            if self.run.world.rank == 0:
-                kind = "stopped: " if code == EXIT_STOPPED else "error: "
-                print(f"{kind}{message}", file=sys.stderr)
+        told = code == EXIT_DONE or leave_outcome(Outcome(self.run.world.rank, code, message))
+        if not told and self.run.world.rank == 0:
+            kind = "stopped: " if code == EXIT_STOPPED else "error: "
+            print(f"{kind}{message}", file=sys.stderr)
         return code
 
     def _take(self, record: Record) -> None:

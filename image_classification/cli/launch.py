@@ -6,23 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from image_classification.cli.explain import render_explanation
+from image_classification.cli.listing import render_listing
 from image_classification.cli.outcome import exit_with_one_line
 from image_classification.cli.parse import parse
+from image_classification.config.catalogue import load_catalogue
 
 
 def _main(argv: Sequence[str]) -> int:
     request = parse(argv)
-    # Imported on demand: --list and --explain answer at once, without torch.
-    if request.listing is not None:
-        from image_classification.cli.listing import print_listing
-
-        print_listing(request)
+    if request.list_what is not None:
+        catalogue = load_catalogue(request.config_file)
+        print(render_listing(catalogue, request.list_what, request.json))
         return 0
     if request.explain:
-        from image_classification.cli.explain import print_explanation
-
-        print_explanation(request)
+        print(render_explanation(request.resolve(), request.json))
         return 0
+    # Imported on demand: --list and --explain answer at once, without torch.
     from image_classification.cli.drive import drive
 
     return drive(request, str(Path(sys.argv[0]).resolve()), argv)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from image_classification import models
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import WorldInfo
 from image_classification.data.backend import Loader, LoaderSpec, open_loader
-from image_classification.data.paths import resolve_data_path
+from image_classification.data.demo import resolve_data_path
 from image_classification.engine.state import Progress
 from image_classification.hardware.accelerator import Accelerator
 from image_classification.models.weights import load_weights
@@ -41,7 +42,7 @@ class Parts:
     stepped: nn.Module
     ddp: DistributedDataParallel | None
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    scaler: GradScaler
     loss_fn: LossFn
     mixer: Mixer | None
     ema: Ema | None
@@ -111,7 +112,7 @@ def build_parts(
     layout = (
         torch.channels_last if config.model.memory_format == "nhwc" else torch.contiguous_format
     )
-    model = build_model(config).to(device=device).to(memory_format=layout)
+    model = build_model(config).to(device=device).to(memory_format=layout)  # type: ignore[call-overload]
     groups = param_groups(model, config.optim.weight_decay, config.optim.decay_rule)
     optimizer = build_optimizer(groups, config.optim, device.type)
     ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
@@ -152,7 +153,9 @@ def open_split(config: RunConfig, split: str, world: WorldInfo, device: torch.de
     Raises:
         DataError: the data set cannot be used as it is. ConfigError: no such backend.
     """
-    data = replace(config.data, path=str(resolve_data_path(config.data)))
+    data = config.data
+    if data.backend != "synthetic":
+        data = replace(data, path=str(resolve_data_path(data.path)))
     return open_loader(
         LoaderSpec(
             data=data,

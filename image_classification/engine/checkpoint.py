@@ -217,7 +217,7 @@ def listed(folder: Path) -> list[Saved]:
 
 def newest_good(folder: Path) -> tuple[Saved | None, list[str]]:
     """Return the newest checkpoint that passes `verify`, and what was wrong with newer ones."""
-    complaints = []
+    complaints: list[str] = []
     for saved in reversed(listed(folder)):
         complaint = _complaint(saved.path)
         if complaint is None:

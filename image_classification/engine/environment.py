@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -25,14 +24,14 @@ def torch_environment(accelerator: Accelerator) -> dict[str, Any]:
 
 def _dali_version() -> str | None:
     # Two wheels provide the one module, by CUDA version.
-    if importlib.util.find_spec("nvidia") is None:
+    return _version("nvidia-dali-cuda120") or _version("nvidia-dali-cuda130")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
         return None
-    for package in ("nvidia-dali-cuda120", "nvidia-dali-cuda130"):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return None
 
 
 def device_telemetry(run: Run) -> dict[str, Any]:

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from image_classification.config.resolve import to_dict
 from image_classification.config.schema import RunConfig
+from image_classification.config.serialise import to_dict
 from image_classification.core.errors import CheckpointError, ConfigError, DivergedError
 from image_classification.core.types import Record
 from image_classification.engine import checkpoint
 from image_classification.engine.build import Run
 from image_classification.engine.state import Progress
 from image_classification.hardware.world import agree_max, barrier, broadcast_module_state
+from image_classification.models.spec import Preprocessing
 from image_classification.models.weights import load_state, model_metadata
 
 # What may differ between a run and its continuation: how it is driven and on what, never what
@@ -86,20 +87,12 @@ def snapshot(run: Run) -> checkpoint.Snapshot:
 
 def model_header(config: RunConfig) -> dict[str, str]:
     """Return the safetensors header that lets the file rebuild its model."""
-    m, d = config.model, config.data
+    m = config.model
     return model_metadata(
         m.name,
-        num_classes=m.num_classes,
+        m.num_classes,
         se_reduction=m.se_reduction,
-        preprocessing={
-            "image_size": d.image_size,
-            "resize": d.resize,
-            "resize_mode": d.resize_mode,
-            "interpolation": d.interpolation,
-            "antialias": d.antialias,
-            "mean": list(d.mean),
-            "std": list(d.std),
-        },
+        preprocessing=Preprocessing.of(config.data),
     )
 
 

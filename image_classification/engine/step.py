@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from image_classification.core.types import Batch, StepMetrics
 from image_classification.engine.build import Run
@@ -35,7 +36,7 @@ class Watch:
         )
 
 
-def scale_tensor(scaler: torch.amp.GradScaler) -> torch.Tensor | None:
+def scale_tensor(scaler: GradScaler) -> torch.Tensor | None:
     """Return the loss scale as a device tensor; None when scaling is off.
 
     `GradScaler.get_scale` copies to the host and so would make every step wait; the tensor

@@ -46,6 +46,14 @@ class Accelerator(Protocol):
         """Wait for all queued work (timing and shutdown only)."""
         ...
 
+    def mark(self) -> Any:
+        """Mark this point of the device's work without waiting for it (timing)."""
+        ...
+
+    def elapsed_s(self, start: Any, end: Any) -> float:
+        """Return seconds between two marks; waits for the later one."""
+        ...
+
     def peak_memory_bytes(self) -> int | None:
         """Peak memory of this process's device; None where it cannot be known."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ class CpuAccelerator:
 
     def synchronize(self) -> None:
         """Nothing is queued on a CPU."""
+
+    def mark(self) -> float:
+        """Return the monotonic clock: on a CPU nothing is queued."""
+        return time.perf_counter()
+
+    def elapsed_s(self, start: float, end: float) -> float:
+        """Return seconds between two marks."""
+        return end - start
 
     def peak_memory_bytes(self) -> int | None:
         """Peak resident set of this process, loaders' processes apart."""

@@ -116,6 +116,17 @@ class CudaAccelerator:
         """Wait for all work queued on the current device."""
         torch.cuda.synchronize()
 
+    def mark(self) -> torch.cuda.Event:
+        """Record an event in the current stream."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()  # type: ignore[no-untyped-call]
+        return event
+
+    def elapsed_s(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """Return seconds between two marks on the GPU's own clock; waits for the later one."""
+        end.synchronize()  # type: ignore[no-untyped-call]
+        return float(start.elapsed_time(end)) / 1000.0  # type: ignore[no-untyped-call]
+
     def peak_memory_bytes(self) -> int | None:
         """Peak memory of tensors on the current device; allocator caches and context apart."""
         return torch.cuda.max_memory_allocated()
