@@ -41,7 +41,7 @@ class RunNames:
     recipe: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which network, and how its weights start."""
 
@@ -68,7 +68,7 @@ class ModelConfig:
     compile: bool = _key(False, doc="torch.compile the training step's model")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the images are and what is done to them. Sizes in pixels."""
 
@@ -106,7 +106,7 @@ class DataConfig:
     synthetic_val_images: int = _key(50_000, doc="validation images of 'synthetic'", min=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """Batch arithmetic: accumulation = global / (per_device x world), a positive integer."""
 
@@ -115,7 +115,7 @@ class BatchConfig:
     accumulation: int = _key(doc="micro-batches an optimizer step; computed", computed=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimizer. lr is the peak value at the global batch; never rescaled silently."""
 
@@ -134,7 +134,7 @@ class OptimConfig:
     rmsprop_eps: float = _key(1e-3, doc="rmsprop epsilon", min=0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """The learning rate over time. Its length never follows the stopping point."""
 
@@ -154,14 +154,14 @@ class ScheduleConfig:
     milestone_lrs: tuple[float, ...] = _key((), doc="values of 'list' from each milestone on")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Softmax cross-entropy."""
 
     label_smoothing: float = _key(0.0, doc="mass spread over all classes", min=0.0, max=1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MixingConfig:
     """Mixing of images within a micro-batch, on the device."""
 
@@ -169,14 +169,14 @@ class MixingConfig:
     cutmix: float = _key(0.0, doc="alpha of CutMix's Beta (arXiv:1905.04899); 0: off", min=0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmaConfig:
     """Exponential moving average of the weights."""
 
     decay: float | None = _key(None, doc="decay an optimizer step; null: off", min=0.0, max=1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     """Arithmetic of the training step."""
 
@@ -191,7 +191,7 @@ class PrecisionConfig:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlatformConfig:
     """The hardware a run was published on, or is to run on."""
 
@@ -214,7 +214,7 @@ class PlatformConfig:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunControl:
     """How a run is driven; nothing here changes what is learnt in a step."""
 
@@ -231,7 +231,16 @@ class RunControl:
     validate: bool = _key(True, doc="evaluate after each epoch")
     topk: int = _key(5, doc="the k of top-k", min=1)
     save_checkpoints: bool = _key(True, doc="write checkpoints")
-    save_every: str = _key("1 epochs", doc="'N steps', 'N minutes' or 'N epochs'")
+    save_every: str = _key(
+        "1 epochs",
+        doc="'N steps', 'N minutes' or 'N epochs'",
+        pattern=r"[1-9][0-9]* (steps|minutes|epochs)",
+    )
+    checkpoint_name: str = _key(
+        "checkpoint",
+        doc="what the name of every checkpoint folder but the best one's starts with",
+        pattern=r"[A-Za-z0-9_][A-Za-z0-9_.-]*",
+    )
     keep_checkpoints: int = _key(
         1, doc="how many of the newest to keep beside the best; -1: all", min=-1
     )
@@ -243,11 +252,13 @@ class RunControl:
     inference_iterations: int = _key(100, doc="timed forward passes a batch size", min=1)
     benchmark_warmup_steps: int = _key(20, doc="steps before the measured window", min=0)
     deterministic: bool = _key(
-        True, doc="refuse nondeterministic kernels on the CPU; on a GPU see README"
+        False,
+        doc="refuse kernels whose result varies from run to run (slower on a GPU; the CPU's "
+        "do not)",
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything a run needs, resolved; nothing rereads YAML after this."""
 

@@ -1,0 +1,189 @@
+"""Whether one value suits its key, and whether the values of a run suit one another."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from image_classification.config.keys import KEYS, Key, unknown_key
+from image_classification.core.errors import ConfigError, nearest
+
+_KIND = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_NULLS = ("null", "none", "~", "")
+_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_DTYPES = {
+    "FP32": ("float32",),
+    "TF32": ("float32",),
+    "BF16": ("bfloat16",),
+    "AMP": ("float16", "bfloat16"),
+}
+
+
+def find_key(name: str, where: str) -> Key:
+    """Return the key called ``name``; ``where`` starts the error's message.
+
+    Raises:
+        ConfigError: no such key; the message has the nearest one.
+    """
+    try:
+        return KEYS[name]
+    except KeyError:
+        raise ConfigError(f"{where}: {unknown_key(name)}") from None
+
+
+def check_value(key: Key, value: Any, where: str) -> Any:
+    """Return ``value`` in the key's own type (lists as tuples, whole floats of ints as floats).
+
+    Raises:
+        ConfigError: wrong type, not among the choices, or out of range; the message names the
+            nearest value that would do.
+    """
+    if value is None:
+        if key.optional:
+            return None
+        raise ConfigError(f"{where}: {key.name} must be {_KIND[key.kind]}, got null")
+    if key.length is None:
+        return _check_scalar(key, value, where)
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: {key.name} must be a list, got {value!r}")
+    if key.length and len(value) != key.length:
+        raise ConfigError(f"{where}: {key.name} must have {key.length} values, got {len(value)}")
+    return tuple(_check_scalar(key, v, where) for v in value)
+
+
+def _check_scalar(key: Key, value: Any, where: str) -> Any:
+    value = _coerce(key, value, where)
+    if key.choices is not None and value not in key.choices:
+        hint = nearest(value, key.choices)
+        meant = f"; did you mean {hint!r}?" if hint else ""
+        valid = ", ".join(key.choices)
+        raise ConfigError(f"{where}: {key.name} cannot be {value!r}{meant} (valid: {valid})")
+    if key.pattern is not None and not re.fullmatch(key.pattern, value):
+        raise ConfigError(f"{where}: {key.name} cannot be {value!r} ({key.doc})")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if key.minimum is not None and value < key.minimum:
+            bound = f"{key.minimum:g} or more"
+            near = f"the nearest valid value is {key.minimum:g}"
+            raise ConfigError(f"{where}: {key.name} must be {bound}, got {value!r}; {near}")
+        if key.maximum is not None and value > key.maximum:
+            bound = f"{key.maximum:g} or less"
+            near = f"the nearest valid value is {key.maximum:g}"
+            raise ConfigError(f"{where}: {key.name} must be {bound}, got {value!r}; {near}")
+    return value
+
+
+def _coerce(key: Key, value: Any, where: str) -> Any:
+    kind = key.kind
+    if kind is str:
+        if isinstance(value, str) and value:
+            return value
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif isinstance(value, bool):
+        pass
+    elif kind is int and isinstance(value, int):
+        return value
+    elif kind is float:
+        if isinstance(value, str) and value in key.words:
+            return value
+        # YAML 1.1 reads 1e-4, which has no dot, as text.
+        if isinstance(value, (int, float, str)) and _is_number(str(value)):
+            return float(value)
+    also = "".join(f" or {w!r}" for w in key.words)
+    raise ConfigError(f"{where}: {key.name} must be {_KIND[kind]}{also}, got {value!r}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def from_text(key: Key, text: str, where: str) -> Any:
+    """Read ``text`` from a command line as the key's type; lists are written ``1,2,3``.
+
+    Raises:
+        ConfigError: as `check_value`.
+    """
+    text = text.strip()
+    if key.optional and text.casefold() in _NULLS:
+        return None
+    if key.length is not None:
+        parts = [p.strip() for p in text.strip("[]()").split(",") if p.strip()]
+        return check_value(key, [_scalar_from_text(key, p) for p in parts], where)
+    return check_value(key, _scalar_from_text(key, text), where)
+
+
+def _scalar_from_text(key: Key, text: str) -> Any:
+    if key.kind is bool:
+        return _BOOLS.get(text.casefold(), text)
+    if key.kind is int and re.fullmatch(r"[+-]?[0-9][0-9_]*", text):
+        return int(text)
+    return text
+
+
+def check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Refuse combinations no run can have; every value is already right by itself.
+
+    Raises:
+        ConfigError: naming the keys, where the offending value came from, and a remedy.
+    """
+    name, dtype = values["precision.name"], values["precision.dtype"]
+    if dtype not in _DTYPES[name]:
+        home = next(p for p in ("BF16", "AMP", "FP32") if dtype in _DTYPES[p])
+        raise ConfigError(
+            f"precision.dtype {dtype} ({origins['precision.dtype']}) is not what {name} means "
+            f"({' or '.join(_DTYPES[name])}); use --precision {home}"
+        )
+    scale = values["precision.loss_scale"]
+    if scale is not None and dtype != "float16":
+        raise ConfigError(
+            f"precision.loss_scale {scale} ({origins['precision.loss_scale']}) is only for "
+            f"float16 and this run computes in {dtype}; leave it out"
+        )
+    if isinstance(scale, float) and scale <= 0:
+        raise ConfigError(f"precision.loss_scale must be above 0, got {scale:g}")
+    _check_pair(values, origins, "data.crop_area_min", "data.crop_area_max")
+    _check_pair(values, origins, "data.crop_ratio_min", "data.crop_ratio_max")
+    _check_pair(values, origins, "data.image_size", "data.resize")
+    if min(values["data.std"]) <= 0:
+        raise ConfigError(f"data.std must be above 0 everywhere, got {list(values['data.std'])}")
+    if values["optim.nesterov"] and values["optim.name"] != "sgd":
+        raise ConfigError(
+            f"optim.nesterov needs optim.name sgd, not {values['optim.name']}; "
+            "leave --nesterov out or use --optimizer sgd"
+        )
+    _check_schedule(values, origins)
+
+
+def _check_pair(values: Mapping[str, Any], origins: Mapping[str, str], low: str, high: str) -> None:
+    if values[low] > values[high]:
+        raise ConfigError(
+            f"{low} {values[low]:g} ({origins[low]}) is above {high} {values[high]:g} "
+            f"({origins[high]}); set both"
+        )
+
+
+def _check_schedule(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    epochs, warmup = values["schedule.epochs"], values["schedule.warmup_epochs"]
+    if warmup > epochs:
+        raise ConfigError(
+            f"schedule.epochs {epochs} ({origins['schedule.epochs']}) is shorter than "
+            f"schedule.warmup_epochs {warmup:g} ({origins['schedule.warmup_epochs']}); "
+            f"give --warmup too, or --run-epochs {epochs} to stop the longer schedule early"
+        )
+    if values["schedule.name"] == "exponential" and values["schedule.end_lr"] <= 0:
+        raise ConfigError("schedule.name exponential never reaches 0; set --end-lr above 0")
+    if values["schedule.name"] == "list":
+        at, lrs = values["schedule.milestone_epochs"], values["schedule.milestone_lrs"]
+        if len(at) != len(lrs):
+            raise ConfigError(
+                f"schedule.milestone_epochs has {len(at)} values and schedule.milestone_lrs "
+                f"{len(lrs)}; a list schedule needs one learning rate for each milestone"
+            )
+    if list(values["schedule.milestone_epochs"]) != sorted(values["schedule.milestone_epochs"]):
+        raise ConfigError("schedule.milestone_epochs must ascend")

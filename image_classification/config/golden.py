@@ -1,0 +1,68 @@
+"""Every listed run's resolved configuration in a form to store and to compare.
+
+Line numbers are left out of the origins: moving a line in configs.yml changes no run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, TypeAlias
+
+from image_classification.config.catalogue import load_catalogue
+from image_classification.config.provenance import without_line
+from image_classification.config.resolve import resolve
+from image_classification.config.schema import MODES, RunConfig
+from image_classification.config.serialise import explanation
+
+Flat: TypeAlias = dict[str, Any]
+
+
+def flatten(config: RunConfig) -> Flat:
+    """Return ``{"section.key": [value, origin]}`` plus ``warnings`` and ``sources``."""
+    told = explanation(config)
+    flat: Flat = {
+        f"{section}.{key}": [value, without_line(told["provenance"][f"{section}.{key}"])]
+        for section, content in told["config"].items()
+        for key, value in content.items()
+    }
+    flat["warnings"] = told["warnings"]
+    flat["sources"] = list(config.sources)
+    return flat
+
+
+def golden_configs() -> dict[str, Any]:
+    """Return every listed run, in convergence mode, and one run in every mode.
+
+    ``common`` holds the most frequent value of every key, ``runs`` and ``modes`` what differs
+    from it, so that a change of one value shows as the few lines it is.
+    """
+    runs = {
+        f"{r.model} {r.platform} {r.precision} {r.recipe}": flatten(
+            resolve(r.model, r.precision, "convergence", r.platform, r.recipe)
+        )
+        for r in load_catalogue().runs()
+    }
+    modes = {
+        f"{mode} of resnet50 DGXA100 AMP": flatten(resolve("resnet50", "AMP", mode, "DGXA100"))
+        for mode in MODES
+    }
+    common = {key: _most_frequent([flat[key] for flat in runs.values()]) for key in _keys(runs)}
+    return {
+        "common": common,
+        "runs": {name: _difference(flat, common) for name, flat in sorted(runs.items())},
+        "modes": {name: _difference(flat, common) for name, flat in modes.items()},
+    }
+
+
+def _keys(runs: dict[str, Flat]) -> list[str]:
+    return list(next(iter(runs.values())))
+
+
+def _most_frequent(values: list[Any]) -> Any:
+    texts = Counter(map(repr, values))
+    best = max(texts, key=lambda text: (texts[text], text))
+    return next(v for v in values if repr(v) == best)
+
+
+def _difference(flat: Flat, common: Flat) -> Flat:
+    return {key: value for key, value in flat.items() if value != common[key]}
