@@ -124,7 +124,7 @@ class CudaAccelerator:
 
     def elapsed_s(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
         """Return seconds between two marks on the GPU's own clock; waits for the later one."""
-        end.synchronize()  # type: ignore[no-untyped-call]
+        end.synchronize()
         return float(start.elapsed_time(end)) / 1000.0  # type: ignore[no-untyped-call]
 
     def peak_memory_bytes(self) -> int | None:

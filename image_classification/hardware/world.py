@@ -315,6 +315,6 @@ def broadcast_module_state(module: nn.Module) -> None:
     for (_, device), tensors in by_dtype.items():
         flat = torch.cat([t.reshape(-1) for t in tensors])
         dist.broadcast(flat, src=0, group=_control if device.type == "cpu" else None)
-        parts = torch.split(flat, [t.numel() for t in tensors])  # type: ignore[no-untyped-call]
+        parts = torch.split(flat, [t.numel() for t in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))

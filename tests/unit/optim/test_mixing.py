@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from image_classification.config.schema import MixingConfig
+from image_classification.optim.mixing import Mixer, cut_box, cutmix, mixup, soften
+
+
+def batch(n: int = 8, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(n, 3, size, size, generator=generator)
+    return images.contiguous(memory_format=torch.channels_last), torch.arange(n) % 5
+
+
+def test_mixup_is_the_formula() -> None:
+    images, labels = batch(4)
+    targets, perm = soften(labels, 5), torch.tensor([2, 0, 3, 1])
+    mixed, soft = mixup(images, targets, perm, 0.25)
+    torch.testing.assert_close(mixed, 0.25 * images + 0.75 * images[perm])
+    torch.testing.assert_close(soft, 0.25 * targets + 0.75 * targets[perm])
+
+
+def test_cutmix_pastes_the_patch_and_weighs_by_its_area() -> None:
+    images, labels = batch(4)
+    targets, perm = soften(labels, 5), torch.tensor([2, 0, 3, 1])
+    mixed, soft = cutmix(images, targets, perm, (4, 8, 0, 16))
+    assert torch.equal(mixed[:, :, 4:8], images[perm][:, :, 4:8])
+    assert torch.equal(mixed[:, :, :4], images[:, :, :4])
+    assert torch.equal(mixed[:, :, 8:], images[:, :, 8:])
+    torch.testing.assert_close(soft, 0.75 * targets + 0.25 * targets[perm])
+
+
+def test_cut_box() -> None:
+    assert cut_box(100, 200, 0.75, 50, 100) == (25, 75, 50, 150)  # a quarter of the area
+    assert cut_box(100, 200, 0.75, 0, 199) == (0, 25, 149, 200)  # clipped
+    assert cut_box(100, 200, 1.0, 50, 100) == (50, 50, 100, 100)  # nothing
+
+
+@pytest.mark.parametrize(
+    "cfg", [MixingConfig(mixup=0.2), MixingConfig(cutmix=1.0), MixingConfig(mixup=0.2, cutmix=1.0)]
+)
+def test_a_mix_follows_from_seed_and_micro_batch_alone(cfg: MixingConfig) -> None:
+    images, labels = batch()
+    first = Mixer(cfg, 5, seed=7)
+    for k in (3, 0, 9):
+        first(images, labels, k)
+    torch.manual_seed(123)
+    again = Mixer(cfg, 5, seed=7)(images, labels, 4)
+    for a, b in zip(first(images, labels, 4), again, strict=True):
+        assert torch.equal(a, b)
+    other_id = Mixer(cfg, 5, seed=7)(images, labels, 5)
+    other_seed = Mixer(cfg, 5, seed=8)(images, labels, 4)
+    assert not torch.equal(again[0], other_id[0])
+    assert not torch.equal(again[0], other_seed[0])
+
+
+@pytest.mark.parametrize("cfg", [MixingConfig(mixup=0.2), MixingConfig(cutmix=1.0)])
+def test_inputs_dtype_and_layout_are_kept(cfg: MixingConfig) -> None:
+    images, labels = batch()
+    images = images.bfloat16()
+    before, labels_before, rng = images.clone(), labels.clone(), torch.get_rng_state()
+    mixed, soft = Mixer(cfg, 5, 0)(images, labels, 1)
+    assert torch.equal(images, before) and torch.equal(labels, labels_before)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert mixed.dtype == torch.bfloat16
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+    assert soft.shape == (8, 5) and soft.dtype == torch.float32
+    torch.testing.assert_close(soft.sum(1), torch.ones(8))
+
+
+def lambdas(cfg: MixingConfig, n: int) -> torch.Tensor:
+    """Weight of the first class, read back from distinct labels whose partner differs."""
+    images, labels = torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])
+    mixer = Mixer(cfg, 2, 0)
+    soft = torch.stack([mixer(images, labels, k)[1][0, 0] for k in range(n)])
+    return soft[soft < 1]
+
+
+def test_mixup_lambda_follows_its_beta() -> None:
+    lam = lambdas(MixingConfig(mixup=0.4), 2000).double()
+    assert len(lam) == pytest.approx(1000, abs=100)  # the swap is drawn half the time
+    assert lam.mean().item() == pytest.approx(0.5, abs=0.04)
+    # Var[Beta(a, a)] = 1 / (4 (2a + 1)).
+    assert lam.var().item() == pytest.approx(1 / (4 * 1.8), abs=0.012)
+
+
+def test_both_are_picked_evenly() -> None:
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8)
+    mixer = Mixer(MixingConfig(mixup=5.0, cutmix=1.0), 4, 0)
+    # CutMix copies pixels, so every value stays whole; mixup blends them.
+    blended = [
+        not torch.equal(mixed, mixed.round())
+        for mixed in (mixer(images, torch.arange(4), k)[0] for k in range(400))
+    ]
+    assert 160 <= sum(blended) <= 240
+
+
+def test_no_mixing_is_no_mixer() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Mixer(MixingConfig(), 5, 0)
