@@ -1,0 +1,178 @@
+"""The ResNet family's network: one definition for every member.
+
+Modules and parameters have torchvision's names (``layer1.0.conv1``, ``downsample.0``), and SE
+adds ``se.squeeze`` and ``se.expand``, so torchvision's weights need no renaming.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from image_classification.models.layers import SqueezeExcitation, conv, init_convs_and_norms
+from image_classification.models.resnet import ResNetSpec
+from image_classification.models.spec import ModelOptions, ModelSpec
+
+STEM_CHANNELS = 64
+SE_PAPER_REDUCTION = 16
+SE_FIXED_UNITS = 16
+
+
+def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """Return the projection shortcut, or None where the identity fits."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels)
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (arXiv:1512.03385, figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv(in_channels, channels, 3, stride=stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = conv(channels, channels, 3)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = _downsample(in_channels, channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The BN that ends the residual branch."""
+        return self.bn2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, in_channels, H, W]`` -> ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        activated: torch.Tensor = self.relu(out)
+        return activated
+
+
+class Bottleneck(nn.Module):
+    """1x1, grouped 3x3, 1x1, an optional SE gate, and a shortcut.
+
+    The gate scales the branch after its last BN, before the addition (arXiv:1709.01507, fig. 3).
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        *,
+        groups: int,
+        width_per_group: int,
+        stride_in: str,
+        squeeze_units: int | None,
+    ) -> None:
+        super().__init__()
+        width = channels * width_per_group // STEM_CHANNELS * groups
+        out_channels = channels * self.expansion
+        first_stride, middle_stride = (stride, 1) if stride_in == "1x1" else (1, stride)
+        self.conv1 = conv(in_channels, width, 1, stride=first_stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, stride=middle_stride, groups=groups)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.se = None if squeeze_units is None else SqueezeExcitation(out_channels, squeeze_units)
+        self.downsample = _downsample(in_channels, out_channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The BN that ends the residual branch."""
+        return self.bn3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, in_channels, H, W]`` -> ``[N, 4 * channels, ceil(H / stride), …]``."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if self.se is None:
+            out += shortcut
+        else:
+            # One pass over memory for the gate and the addition.
+            out = torch.addcmul(shortcut, out, self.se(out))
+        activated: torch.Tensor = self.relu(out)
+        return activated
+
+
+class ResNet(nn.Module):
+    """Stem, four stages, mean over space, classifier: float ``[N, 3, H, W]`` -> ``[N, classes]``.
+
+    H and W are free; the features have 1/32 of them, rounded up. BN has torch's defaults
+    (eps 1e-5, running mean over 0.1 of each batch), as in every published run of the family.
+    """
+
+    def __init__(self, spec: ResNetSpec, options: ModelOptions) -> None:
+        super().__init__()
+        self.conv1 = conv(3, STEM_CHANNELS, 7, stride=2)
+        self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        stages = []
+        in_channels = STEM_CHANNELS
+        for stage, num_blocks in enumerate(spec.blocks):
+            channels = STEM_CHANNELS * 2**stage
+            blocks: list[BasicBlock | Bottleneck] = []
+            for index in range(num_blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(_block(spec, options, in_channels, channels, stride))
+                in_channels = channels * blocks[-1].expansion
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(in_channels, options.num_classes)
+
+        init_convs_and_norms(self, options.init)
+        if options.zero_init_last_gamma:
+            for module in self.modules():
+                if isinstance(module, (BasicBlock, Bottleneck)):
+                    nn.init.zeros_(module.last_norm.weight)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits ``[N, num_classes]`` for normalised ``images`` ``[N, 3, H, W]``."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: torch.Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
+
+
+def _block(
+    spec: ResNetSpec, options: ModelOptions, in_channels: int, channels: int, stride: int
+) -> BasicBlock | Bottleneck:
+    if spec.block == "basic":
+        return BasicBlock(in_channels, channels, stride)
+    squeeze_units = None
+    if spec.has_se:
+        squeeze_units = (
+            SE_FIXED_UNITS
+            if options.se_reduction == "fixed16"
+            else channels * Bottleneck.expansion // SE_PAPER_REDUCTION
+        )
+    return Bottleneck(
+        in_channels,
+        channels,
+        stride,
+        groups=spec.groups,
+        width_per_group=spec.width_per_group,
+        stride_in=spec.stride_in,
+        squeeze_units=squeeze_units,
+    )
+
+
+def build_resnet(spec: ModelSpec, options: ModelOptions) -> ResNet:
+    """Build ``spec`` with ``options`` that `check_options` has passed."""
+    assert isinstance(spec, ResNetSpec)
+    return ResNet(spec, options)

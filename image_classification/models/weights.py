@@ -1,0 +1,321 @@
+"""Models in safetensors files: saved with what rebuilds them, loaded strictly, never pickled.
+
+The header of a file written here holds ``model``, ``num_classes``, ``se_reduction`` and
+``preprocessing``, each a JSON value, beside ``format_version`` and the ``format: pt`` that other
+readers expect. How weights were initialised is not in it: loading replaces them all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from image_classification.core.errors import CheckpointError, ConfigError, WorkspaceError
+from image_classification.models import build
+from image_classification.models.spec import (
+    MODELS,
+    ModelOptions,
+    Preprocessing,
+    check_options,
+)
+
+FORMAT_VERSION = 1
+_NAMED_IN_A_MESSAGE = 3
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """What a file says about the model its weights belong to."""
+
+    name: str
+    num_classes: int
+    se_reduction: str
+    preprocessing: Preprocessing
+
+
+def model_metadata(
+    name: str,
+    num_classes: int = 1000,
+    *,
+    se_reduction: str = "paper",
+    preprocessing: Preprocessing | None = None,
+) -> dict[str, str]:
+    """Return the safetensors header that lets a file rebuild its model.
+
+    preprocessing defaults to the model's own.
+
+    Raises:
+        ConfigError: no such model, or options it does not have.
+    """
+    spec = MODELS.get(name)
+    check_options(spec, ModelOptions(num_classes=num_classes, se_reduction=se_reduction))
+    return {
+        "format": "pt",
+        "format_version": json.dumps(FORMAT_VERSION),
+        "model": json.dumps(name),
+        "num_classes": json.dumps(num_classes),
+        "se_reduction": json.dumps(se_reduction),
+        "preprocessing": json.dumps(asdict(preprocessing or spec.preprocessing)),
+    }
+
+
+def save_model(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write ``model``'s parameters and buffers to ``path``, replacing it whole or not at all.
+
+    metadata is `model_metadata`'s, to which a caller may add further keys. Tensors are stored
+    in their own dtype; memory format and device are not kept.
+
+    Raises:
+        ValueError: metadata describes another model. WorkspaceError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        header = _parse_header(metadata, path)
+    except CheckpointError as error:
+        raise ValueError(f"metadata must be model_metadata's: {error.message}") from error
+    difference = _difference(_skeleton(header).state_dict(), model.state_dict())
+    if difference:
+        raise ValueError(f"the metadata describes another model: {difference}")
+    tensors = {key: t.detach().cpu().contiguous() for key, t in model.state_dict().items()}
+    data = to_safetensors(tensors, metadata=dict(metadata))
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise WorkspaceError(
+            f"cannot write {path}: {error.strerror}; give a writable place with "
+            f"{len(data) / 1e6:.0f} MB free"
+        ) from error
+
+
+def read_header(path: str | os.PathLike[str]) -> ModelHeader:
+    """Read what model ``path`` holds, without its weights.
+
+    Raises:
+        CheckpointError: missing, damaged, not safetensors, or without usable metadata.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    return _parse_header(metadata, path)
+
+
+def load_model(path: str | os.PathLike[str]) -> nn.Module:
+    """Rebuild the model of ``path`` from its own metadata, weights in, on the CPU.
+
+    It is in training mode, as a fresh one is. Torch's random state is left as it was.
+
+    Raises:
+        CheckpointError: as `read_header`, or weights that do not fit the metadata.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        metadata, tensors = file.metadata() or {}, _tensors(file)
+    model = _skeleton(_parse_header(metadata, path)).to_empty(device="cpu")
+    load_state(model, tensors, where=str(path))
+    return model
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load ``path``'s tensors into ``model``; its metadata, if any, is not consulted.
+
+    Raises:
+        CheckpointError: missing, damaged, not safetensors, or not fitting; the model is then
+            unchanged.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        tensors = _tensors(file)
+    load_state(model, tensors, where=str(path))
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Copy ``state`` into ``model``, strictly: same names, same shapes, no precision lost.
+
+    where names the source in messages. Half-precision weights are widened; nothing is narrowed.
+
+    Raises:
+        CheckpointError: a difference, on one line; the model is then unchanged.
+    """
+    expected = model.state_dict()
+    difference = _difference(expected, state)
+    if difference:
+        widths = _classifier_widths(model, expected, state)
+        if widths is not None:
+            raise CheckpointError(
+                f"{where} classifies {widths[0]} classes and the model {widths[1]}: "
+                f"give --num_classes {widths[0]}"
+            )
+        raise CheckpointError(
+            f"{where} does not fit the model: {difference}; "
+            "name the model and options these weights were made with"
+        )
+    model.load_state_dict(dict(state), strict=True)
+
+
+def from_torchvision(name: str, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Map torchvision's state dict of the same architecture to ``name``'s keys.
+
+    The ResNet family shares torchvision's names. Weight files from before torch 0.4.1 lack BN's
+    batch counters, which start at zero here; they matter only to cumulative averaging.
+
+    Raises:
+        ConfigError: torchvision has no such architecture. (Its resnet50 is v1.5: the shapes
+            would fit resnet50-v1, the results would not.)
+    """
+    spec = MODELS.get(name)
+    if spec.torchvision_name is None:
+        having = [other for other in MODELS if MODELS.get(other).torchvision_name is not None]
+        raise ConfigError(f"torchvision has no {name}; it has {', '.join(having)}")
+    mapped = dict(state_dict)
+    for key in state_dict:
+        if key.endswith(".running_mean"):
+            counter = key.removesuffix("running_mean") + "num_batches_tracked"
+            mapped.setdefault(counter, torch.zeros((), dtype=torch.int64))
+    return mapped
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; every way it can be unreadable becomes a CheckpointError."""
+    try:
+        with open(path, "rb") as f:
+            first = f.read(4)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no file {path}: check the path") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except SafetensorError as error:
+        # Zip or a pickle's protocol mark: how torch.save writes .pth files.
+        if first == b"PK\x03\x04" or first[:1] == b"\x80":
+            raise CheckpointError(
+                f"{path} is a pickle-based PyTorch file, which is never loaded here: write its "
+                "state dict with safetensors.torch.save_file and give that file"
+            ) from error
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}): copy it again from its source"
+        ) from error
+
+
+def _tensors(file: Any) -> dict[str, torch.Tensor]:
+    return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def _parse_header(metadata: Mapping[str, str], path: Path) -> ModelHeader:
+    if "model" not in metadata:
+        raise CheckpointError(
+            f"{path} does not say which model it holds: give its weights to a model you name, "
+            "with --model NAME --pretrained-from-file FILE"
+        )
+    try:
+        version = json.loads(metadata["format_version"])
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has metadata of format {version}, this release reads {FORMAT_VERSION}: "
+                "use the release that wrote it"
+            )
+        name, num_classes, se_reduction = (
+            json.loads(metadata[key]) for key in ("model", "num_classes", "se_reduction")
+        )
+        check_options(
+            MODELS.get(name), ModelOptions(num_classes=num_classes, se_reduction=se_reduction)
+        )
+        preprocessing = _parse_preprocessing(json.loads(metadata["preprocessing"]))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.message}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} has unusable model metadata ({type(error).__name__}: {error}): "
+            "write it again with save_model"
+        ) from error
+    return ModelHeader(name, num_classes, se_reduction, preprocessing)
+
+
+def _parse_preprocessing(values: dict[str, Any]) -> Preprocessing:
+    """Raises ValueError or TypeError unless ``values`` has each field, of the right type."""
+    default = asdict(Preprocessing())
+    if values.keys() != default.keys():
+        raise ValueError(f"preprocessing has keys {sorted(values)}, not {sorted(default)}")
+    for key, value in values.items():
+        if isinstance(default[key], tuple):
+            if len(value) != len(default[key]):
+                raise ValueError(f"preprocessing.{key} has {len(value)} values")
+            values[key] = tuple(float(channel) for channel in value)
+        elif type(value) is not type(default[key]):
+            raise ValueError(f"preprocessing.{key} cannot be {value!r}")
+    return Preprocessing(**values)
+
+
+def _skeleton(header: ModelHeader) -> nn.Module:
+    """Build the header's model without memory for its weights or a draw from the generator."""
+    with torch.device("meta"):
+        return build(header.name, header.num_classes, se_reduction=header.se_reduction)
+
+
+def _difference(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
+    """Word how ``state`` differs from ``expected``; "" where it does not."""
+    common = [key for key in expected if key in state]
+    groups = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key}: {list(state[key].shape)} for {list(expected[key].shape)}"
+            for key in common
+            if state[key].shape != expected[key].shape
+        ],
+        "of another type": [
+            f"{key}: {state[key].dtype} for {expected[key].dtype}"
+            for key in common
+            if not _widens(state[key].dtype, expected[key].dtype)
+        ],
+    }
+    return ", ".join(
+        f"{len(items)} {kind} ({'; '.join(items[:_NAMED_IN_A_MESSAGE])}"
+        f"{'; …' if len(items) > _NAMED_IN_A_MESSAGE else ''})"
+        for kind, items in groups.items()
+        if items
+    )
+
+
+def _widens(source: torch.dtype, target: torch.dtype) -> bool:
+    return (
+        source.is_floating_point == target.is_floating_point
+        and torch.promote_types(source, target) == target
+    )
+
+
+def _classifier_widths(
+    model: nn.Module, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> tuple[int, int] | None:
+    """Return (state's, model's) number of classes where that is the only difference.
+
+    The classifier is the model's last dense layer.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        return None
+    keys = {f"{names[-1]}.weight", f"{names[-1]}.bias"}
+    if not keys <= expected.keys() & state.keys():
+        return None
+    rest = [{k: t for k, t in side.items() if k not in keys} for side in (expected, state)]
+    weight = f"{names[-1]}.weight"
+    if _difference(*rest) or state[weight].shape[1:] != expected[weight].shape[1:]:
+        return None
+    return state[weight].shape[0], expected[weight].shape[0]

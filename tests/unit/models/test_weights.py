@@ -1,0 +1,266 @@
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from image_classification import models
+from image_classification.config.schema import DataConfig
+from image_classification.core.errors import CheckpointError, ConfigError, WorkspaceError
+from image_classification.models.spec import Preprocessing
+from image_classification.models.weights import (
+    ModelHeader,
+    load_model,
+    load_state,
+    load_weights,
+    model_metadata,
+    read_header,
+    save_model,
+)
+
+
+@pytest.fixture(scope="module")
+def saved_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
+    save_model(path, models.build("resnet18", 7), model_metadata("resnet18", 7))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def saved(saved_bytes: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved_bytes)
+    return path
+
+
+def assert_one_line(error: pytest.ExceptionInfo, path: Path) -> None:
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_a_model_comes_back_whole(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = models.build("se-resnet50", 7, se_reduction="fixed16")
+    model(torch.randn(2, 3, 32, 32))  # moves the running statistics
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, model_metadata("se-resnet50", 7, se_reduction="fixed16"))
+    loaded = load_model(path)
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+        assert loaded.state_dict()[key].dtype == value.dtype
+    assert all(p.requires_grad and p.device.type == "cpu" for p in loaded.parameters())
+
+
+def test_loading_leaves_the_generator_alone(saved: Path) -> None:
+    before = torch.get_rng_state()
+    load_model(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loaded_model_does_not_depend_on_its_file(saved: Path) -> None:
+    loaded = load_model(saved)
+    before = loaded.fc.weight.clone()
+    saved.write_bytes(b"\0" * saved.stat().st_size)
+    assert torch.equal(loaded.fc.weight, before)
+
+
+def test_channels_last_weights_are_saved_in_plain_order(tmp_path: Path) -> None:
+    model = models.build("resnet18", 7).to(memory_format=torch.channels_last)
+    assert not model.conv1.weight.is_contiguous()
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, model_metadata("resnet18", 7))
+    assert torch.equal(load_file(path)["conv1.weight"], model.conv1.weight)
+    assert torch.equal(load_model(path).conv1.weight, model.conv1.weight)
+
+
+def test_the_header_is_readable_json(tmp_path: Path) -> None:
+    data = DataConfig(image_size=64, resize=72, interpolation="bicubic", mean=(0.5, 0.5, 0.25))
+    path = tmp_path / "model.safetensors"
+    metadata = model_metadata("resnet18", 7, preprocessing=Preprocessing.of(data))
+    save_model(path, models.build("resnet18", 7), {**metadata, "note": "kept"})
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    assert header["format"] == "pt"
+    assert header["note"] == "kept"
+    assert json.loads(header["model"]) == "resnet18"
+    assert json.loads(header["num_classes"]) == 7
+    assert json.loads(header["preprocessing"]) == {
+        "image_size": 64,
+        "resize": 72,
+        "resize_mode": "short_side",
+        "interpolation": "bicubic",
+        "antialias": True,
+        "mean": [0.5, 0.5, 0.25],
+        "std": [0.229, 0.224, 0.225],
+    }
+    assert read_header(path) == ModelHeader("resnet18", 7, "paper", Preprocessing.of(data))
+
+
+def test_metadata_of_options_a_model_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="does not apply to resnet50"):
+        model_metadata("resnet50", se_reduction="fixed16")
+    with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
+        model_metadata("resnet5o")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        model_metadata("resnet18", 8),
+        model_metadata("resnet34", 7),
+        {"format": "pt"},
+    ],
+)
+def test_metadata_of_another_model_is_not_written(tmp_path: Path, metadata) -> None:
+    with pytest.raises(ValueError, match="metadata"):
+        save_model(tmp_path / "model.safetensors", models.build("resnet18", 7), metadata)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_replaces_the_file_and_leaves_nothing_beside(saved: Path) -> None:
+    model = models.build("resnet18", 7)
+    save_model(saved, model, model_metadata("resnet18", 7))
+    assert torch.equal(load_model(saved).conv1.weight, model.conv1.weight)
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_an_unwritable_place_is_named_and_the_old_file_kept(saved: Path) -> None:
+    before = saved.read_bytes()
+    model, metadata = models.build("resnet18", 7), model_metadata("resnet18", 7)
+    with pytest.raises(WorkspaceError, match=r"cannot write .*nowhere.*writable place") as error:
+        save_model(saved.parent / "nowhere" / "model.safetensors", model, metadata)
+    assert_one_line(error, saved.parent)
+    # A folder in the way fails at the rename, after the bytes were written beside it.
+    (saved.parent / "taken").mkdir()
+    with pytest.raises(WorkspaceError, match="cannot write"):
+        save_model(saved.parent / "taken", model, metadata)
+    assert saved.read_bytes() == before
+    assert sorted(p.name for p in saved.parent.iterdir()) == [saved.name, "taken"]
+
+
+@pytest.mark.parametrize("read", [load_model, read_header])
+def test_damaged_files_are_refused(saved: Path, read) -> None:
+    whole = saved.read_bytes()
+    header_bytes = struct.unpack("<Q", whole[:8])[0]
+    for damaged in (whole[:-1], whole[: 8 + header_bytes // 2], whole[:5], b"", whole + b"\0"):
+        saved.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged or no safetensors file") as error:
+            read(saved)
+        assert_one_line(error, saved)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_files_are_refused(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="pickle-based PyTorch file") as error:
+        load_weights(nn.Linear(2, 2), path)
+    assert_one_line(error, path)
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no file .*gone\.safetensors"):
+        load_model(tmp_path / "gone.safetensors")
+    with pytest.raises(CheckpointError, match=r"cannot read .*directory"):
+        load_model(tmp_path)
+
+
+def test_a_file_without_metadata_loads_into_a_named_model_only(tmp_path: Path) -> None:
+    source = models.build("resnet18", 7)
+    path = tmp_path / "plain.safetensors"
+    save_file(source.state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"does not say which model.*--pretrained-from-file"):
+        load_model(path)
+    target = models.build("resnet18", 7)
+    load_weights(target, path)
+    assert torch.equal(target.conv1.weight, source.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": '"resnet19"'}, "unknown model 'resnet19'; did you mean 'resnet18'"),
+        ({"model": "resnet18"}, "unusable model metadata"),
+        ({"model": "[1]"}, "unusable model metadata"),
+        ({"num_classes": '"7"'}, "unusable model metadata"),
+        ({"num_classes": "0"}, "num_classes must be at least 1"),
+        ({"se_reduction": '"fixed16"'}, "does not apply to resnet18"),
+        ({"format_version": "2"}, "metadata of format 2, this release reads 1"),
+        ({"preprocessing": "{}"}, "unusable model metadata"),
+        ({"preprocessing": "[]"}, "unusable model metadata"),
+        ({"num_classes": "8"}, r"classifies 7 classes and the model 8"),
+        ({"model": '"resnet34"'}, r"does not fit the model: \d+ missing"),
+    ],
+)
+def test_unusable_metadata_is_refused(saved: Path, change: dict, message: str) -> None:
+    save_file(load_file(saved), saved, metadata={**model_metadata("resnet18", 7), **change})
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_model(saved)
+    assert_one_line(error, saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("image_size", "224"), ("mean", [0.5, 0.5]), ("std", 1.0), ("antialias", 1), ("extra", 1)],
+)
+def test_unusable_preprocessing_is_refused(saved: Path, key: str, value: object) -> None:
+    metadata = model_metadata("resnet18", 7)
+    changed = json.loads(metadata["preprocessing"]) | {key: value}
+    save_file(load_file(saved), saved, metadata=metadata | {"preprocessing": json.dumps(changed)})
+    with pytest.raises(CheckpointError, match="unusable model metadata"):
+        read_header(saved)
+
+
+def test_a_classifier_of_another_width_names_the_option(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="--num_classes 7") as error:
+        load_weights(models.build("resnet18", 10), saved)
+    assert_one_line(error, saved)
+
+
+def test_differences_are_counted_and_named(saved: Path) -> None:
+    state = load_file(saved)
+    del state["bn1.weight"], state["layer1.0.conv1.weight"]
+    state["other.weight"] = torch.zeros(1)
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    state["fc.bias"] = torch.zeros(7, dtype=torch.int64)
+    model = models.build("resnet18", 7)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        load_state(model, state, where="file.safetensors")
+    assert str(error.value) == (
+        "file.safetensors does not fit the model: "
+        "2 missing (bn1.weight; layer1.0.conv1.weight), 1 unexpected (other.weight), "
+        "1 of another shape (conv1.weight: [64, 3, 3, 3] for [64, 3, 7, 7]), "
+        "1 of another type (fc.bias: torch.int64 for torch.float32); "
+        "name the model and options these weights were made with"
+    )
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_long_differences_are_cut(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"122 missing \(conv1.weight; .*; …\)") as error:
+        load_state(models.build("resnet18", 7), {}, where=str(saved))
+    assert len(error.value.message) < 400
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_widened_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
+    halves = models.build("resnet18", 7).to(dtype).state_dict()
+    path = tmp_path / "model.safetensors"
+    save_file(halves, path, metadata=model_metadata("resnet18", 7))
+    loaded = load_model(path)
+    assert loaded.fc.weight.dtype == torch.float32
+    assert torch.equal(loaded.fc.weight, halves["fc.weight"].float())
+
+
+def test_weights_are_never_narrowed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(models.build("resnet18", 7).double().state_dict(), path)
+    with pytest.raises(CheckpointError, match="of another type"):
+        load_weights(models.build("resnet18", 7), path)
