@@ -1,0 +1,1 @@
+"""What becomes of a run: records to sinks, a report, its verdict, curves and a page."""

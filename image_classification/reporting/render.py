@@ -1,0 +1,204 @@
+"""``report.html``: one file that needs nothing else, neither scripts nor a network."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from image_classification.core.errors import WorkspaceError
+from image_classification.core.types import RunReport
+from image_classification.reporting.files import write_atomically
+from image_classification.reporting.plain import number, rate
+from image_classification.reporting.results_table import figure_name, figure_text, result_rows
+
+PAGE_NAME = "report.html"
+_SHOWN_FIRST = ("loss", "accuracy", "learning_rate", "throughput")
+
+
+def write_page(
+    report: RunReport, folder: Path, *, provenance: Mapping[str, str] | None = None
+) -> Path:
+    """Write ``report.html`` into the run's folder, with the SVGs of its ``plots/``.
+
+    provenance: where each ``section.key`` came from.
+
+    Raises:
+        WorkspaceError: a plot cannot be read or the page cannot be written.
+    """
+    plots = folder / "plots"
+    order = {name: at for at, name in enumerate(_SHOWN_FIRST)}
+    files = sorted(plots.glob("*.svg"), key=lambda file: (order.get(file.stem, 99), file.stem))
+    try:
+        svgs = [file.read_text(encoding="utf-8") for file in files]
+    except OSError as error:
+        raise WorkspaceError(
+            f"cannot read the plots in {plots}: {error.strerror or error}; delete that folder"
+        ) from error
+    path = folder / PAGE_NAME
+    write_atomically(path, render(report, svgs, provenance=provenance))
+    return path
+
+
+def render(
+    report: RunReport, svgs: Sequence[str] = (), *, provenance: Mapping[str, str] | None = None
+) -> str:
+    """Return the page. svgs: whole SVG documents, drawn by this program."""
+    names = report.name
+    body = [
+        f"<h1>{escape(names['model'])} on {escape(names['platform'])}</h1>",
+        _names(names),
+        _ending(report),
+        _published(report.published),
+        "<h2>Results</h2>",
+        _pairs(result_rows(report)),
+        _inference(report.results["inference"]),
+        _telemetry(report.telemetry),
+        _plots(svgs),
+        "<h2>Environment</h2>",
+        _pairs((key, _plain(value)) for key, value in report.environment.items()),
+        "<h2>Configuration</h2>",
+        *(_section(name, values, provenance) for name, values in report.config.items()),
+    ]
+    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    title = " ".join(names[key] for key in ("model", "precision", "platform", "mode"))
+    return Template(template).substitute(title=escape(title), body="\n".join(filter(None, body)))
+
+
+def _names(names: Mapping[str, str]) -> str:
+    shown = (
+        f'<span class="name">{escape(key)} <b>{escape(value)}</b></span>'
+        for key, value in names.items()
+        if value
+    )
+    return f'<p class="names">{"".join(shown)}</p>'
+
+
+def _ending(report: RunReport) -> str:
+    if report.exit["code"] == 0:
+        return ""
+    return (
+        f'<p class="failed">This run ended early: <b>{escape(str(report.exit["status"]))}</b>. '
+        f"{escape(str(report.exit['message']))}</p>"
+    )
+
+
+def _published(published: Sequence[Mapping[str, Any]]) -> str:
+    if not published:
+        return '<p class="none">No published figure belongs to this configuration.</p>'
+    rows = [
+        [
+            f'{escape(figure_name(entry["figure"]))}<br><span class="id">{escape(entry["id"])}'
+            "</span>",
+            escape(figure_text(entry["figure"], entry["published"])),
+            escape(figure_text(entry["figure"], entry["measured"])),
+            "-" if entry["ratio"] is None else escape(number(entry["ratio"], 3)),
+            f'<span class="verdict {escape(entry["verdict"])}">{escape(entry["verdict"])}</span>',
+            escape(entry["why"]),
+        ]
+        for entry in published
+    ]
+    heads = ("figure", "published", "measured", "ratio", "verdict", "why")
+    classes = ("figure", "num", "num", "num", "", "why")
+    return "<h2>Against the published figures</h2>" + _table(heads, rows, classes)
+
+
+def _inference(rows: Sequence[Mapping[str, Any]] | None) -> str:
+    if not rows:
+        return ""
+    quantiles = ("mean", "p50", "p90", "p95", "p99")
+    cells = [
+        [
+            escape(str(row["batch"])),
+            escape(rate(row["images_per_s"])),
+            *(escape(number(row["latency_ms"][name])) for name in quantiles),
+        ]
+        for row in rows
+    ]
+    heads = ("batch", "images/s", *(f"{name}, ms" for name in quantiles))
+    return "<h2>Inference</h2>" + _table(heads, cells, ("num",) * len(heads))
+
+
+def _telemetry(telemetry: Mapping[str, Any]) -> str:
+    devices = telemetry["devices"]
+    if not devices:
+        return ""
+    heads = tuple(devices[0])
+    cells = [[escape(_plain(device[head])) for head in heads] for device in devices]
+    shown = tuple(head.replace("_", " ") for head in heads)
+    totals = [
+        (key.replace("_", " "), _plain(telemetry[key]))
+        for key in ("energy_j", "images_per_joule", "source")
+    ]
+    return "<h2>Telemetry</h2>" + _table(shown, cells) + _pairs(totals)
+
+
+def _plots(svgs: Sequence[str]) -> str:
+    if not svgs:
+        return ""
+    drawn = "\n".join(f"<div>{_inline(svg)}</div>" for svg in svgs)
+    return f'<h2>Curves</h2>\n<div class="plots">{drawn}</div>'
+
+
+def _inline(svg: str) -> str:
+    """Take the ``<svg>`` element out of its document, without the metadata block."""
+    element = svg[svg.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+
+
+def _section(name: str, values: Mapping[str, Any], provenance: Mapping[str, str] | None) -> str:
+    heads: tuple[str, ...] = ("key", "value")
+    rows = [[f"<code>{escape(key)}</code>", escape(_plain(value))] for key, value in values.items()]
+    if provenance is not None:
+        heads = (*heads, "where from")
+        for row, key in zip(rows, values, strict=True):
+            row.append(f'<span class="soft">{escape(provenance.get(f"{name}.{key}", "-"))}</span>')
+    return f"<details><summary>{escape(name)}</summary>{_table(heads, rows)}</details>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = ()) -> str:
+    """Build a table; cells are HTML already, heads are text."""
+    kinds = [f' class="{kind}"' if kind else "" for kind in classes] or [""] * len(heads)
+    head = "".join(
+        f"<th{kind}>{escape(text)}</th>" for kind, text in zip(kinds, heads, strict=True)
+    )
+    body = "\n".join(
+        "<tr>"
+        + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
+        "</table></div>"
+    )
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    rows = "\n".join(
+        f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in pairs
+    )
+    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+
+
+def _plain(value: Any) -> str:
+    """A value as a person writes it; a dash for null."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(
+            _plain(item) if key == "name" else f"{key} {_plain(item)}"
+            for key, item in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        # Eight equal GPUs are one line, not eight.
+        counts = Counter(_plain(item) for item in value)
+        return ", ".join(f"{n} x {item}" if n > 1 else item for item, n in counts.items()) or "none"
+    return str(value)

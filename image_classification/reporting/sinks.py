@@ -1,0 +1,144 @@
+"""Where records go: a protocol, a fan-out, and ``metrics.jsonl``.
+
+What a record's ``values`` may hold, all optional, units in the names:
+
+- start: num_parameters, steps_per_epoch, total_steps, epochs, start_step, num_train_images,
+  num_val_images, world_size, global_batch, device, data
+- step: loss, lr, images_per_s, data_wait_s and step_time_s (both means of one step since the last
+  record), epoch_step (from 1), steps_per_epoch, total_steps, memory_bytes, loss_scale,
+  skipped_steps
+- epoch: images, time_s, images_per_s, compute_images_per_s (data wait left out), loss, lr, steps,
+  data_wait_s (of the whole epoch)
+- validation, validation_ema: top1, top5, loss, images, time_s, images_per_s,
+  compute_images_per_s, is_best
+- checkpoint: path, time_s, bytes, is_best
+- inference: batch, images_per_s, latency_ms_mean, latency_ms_p50, _p90, _p95, _p99
+- data: images_per_s, images, time_s
+- warning: message
+- end: results (the ``results`` of report.json)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+from image_classification.core.errors import WorkspaceError
+from image_classification.core.types import Record
+from image_classification.reporting.files import LineFile
+from image_classification.reporting.plain import finite
+
+
+class Sink(Protocol):
+    """Receives every record of a run, on rank 0."""
+
+    def write(self, record: Record) -> None:
+        """Take one record; it is safely on its way when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release; may be called twice."""
+        ...
+
+
+class MultiSink:
+    """Hands each record to several sinks, in order."""
+
+    def __init__(self, sinks: Iterable[Sink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def write(self, record: Record) -> None:
+        """Write to every sink."""
+        for sink in self._sinks:
+            sink.write(record)
+
+    def close(self) -> None:
+        """Close every sink, also when closing one of them fails."""
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close)
+
+
+class JsonlSink:
+    """``metrics.jsonl``: one JSON object a line, readable while the run goes on.
+
+    Keys: kind, step, epoch, time_s (since this process began to record), timestamp (UTC,
+    ISO 8601), values. NaN and infinities are null.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        append: bool = False,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open ``path``; ``append`` continues the file of a run that is resumed.
+
+        Raises:
+            WorkspaceError: the file cannot be written.
+        """
+        self._lines = LineFile(path, append=append)
+        self._monotonic_s = monotonic_s
+        self._start_s = monotonic_s()
+
+    def write(self, record: Record) -> None:
+        """Append one line."""
+        line = {
+            "kind": record.kind,
+            "step": record.step,
+            "epoch": record.epoch,
+            "time_s": round(self._monotonic_s() - self._start_s, 6),
+            "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "values": finite(record.values),
+        }
+        self._lines.write(json.dumps(line, allow_nan=False))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Read ``metrics.jsonl``, leaving out what a resumed run did over again.
+
+    A run that is killed after step 120 and resumed from a checkpoint at step 100 has steps 101 to
+    120 twice in its file; the later ones count.
+
+    Raises:
+        WorkspaceError: no such file, or a line (but for a torn last one) is not a record.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise WorkspaceError(
+            f"cannot read {path}: {error.strerror or error}; name the folder of a run"
+        ) from error
+    whole, _, _torn = content.rpartition("\n")
+    records: list[Record] = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        record = _parse(line, f"{path}:{number}")
+        if record.kind == "start":
+            start_step = record.values.get("start_step") or 0
+            records = [kept for kept in records if _before(kept, start_step)]
+        records.append(record)
+    return records
+
+
+def _before(record: Record, start_step: int) -> bool:
+    return record.kind in ("start", "warning") or record.step <= start_step
+
+
+def _parse(line: str, where: str) -> Record:
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        return Record(fields["kind"], fields["step"], fields["epoch"], fields["values"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkspaceError(
+            f"{where} is not a record of a run ({error}); restore the file or delete the line"
+        ) from error

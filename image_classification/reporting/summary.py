@@ -1,0 +1,243 @@
+"""``report.json``: every key of its schema, null where nothing was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from image_classification.config.schema import RunConfig
+from image_classification.config.serialise import to_dict
+from image_classification.core.errors import (
+    EXIT_BUG,
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_STOPPED,
+    EXIT_USER,
+    WorkspaceError,
+)
+from image_classification.core.types import DevicesFound, RunReport
+from image_classification.reporting.files import write_atomically
+from image_classification.reporting.plain import finite
+from image_classification.reporting.published import compare
+
+REPORT_NAME = "report.json"
+
+STATUSES = {
+    EXIT_DONE: "done",
+    EXIT_BUG: "bug",
+    EXIT_USER: "user error",
+    EXIT_DIVERGED: "diverged",
+    EXIT_STOPPED: "stopped",
+}
+
+_VALIDATION = {"top1": None, "top5": None, "loss": None, "images": None}
+_RESULTS: dict[str, Any] = {
+    "train": {
+        "images_per_s": None,
+        "images_per_s_per_device": None,
+        "step_time_s": {"p50": None, "p95": None, "p99": None},
+        "data_wait_fraction": None,
+        "epochs": None,
+        "steps": None,
+        "images": None,
+    },
+    "validation": _VALIDATION,
+    "validation_ema": _VALIDATION,
+    "inference": None,
+    "data": {"images_per_s": None},
+    "time_s": {"total": None, "train": None, "validation": None, "first_step": None},
+}
+_INFERENCE = {
+    "batch": None,
+    "images_per_s": None,
+    "latency_ms": {"mean": None, "p50": None, "p90": None, "p95": None, "p99": None},
+}
+_TELEMETRY = {"devices": None, "energy_j": None, "images_per_joule": None, "source": None}
+_TELEMETRY_DEVICE = {
+    "name": None,
+    "power_w_mean": None,
+    "power_w_max": None,
+    "energy_j": None,
+    "memory_peak_bytes": None,
+    "utilization_mean": None,
+    "temperature_c_max": None,
+    "throttled": None,
+}
+_ENVIRONMENT = {
+    "python": None,
+    "torch": None,
+    "torchvision": None,
+    "dali": None,
+    "cuda": None,
+    "cudnn": None,
+    "driver": None,
+    "devices": None,
+    "cpu": None,
+    "container": None,
+    "git_commit": None,
+}
+
+
+def build_report(
+    config: RunConfig,
+    *,
+    devices: DevicesFound,
+    environment: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
+    telemetry: Mapping[str, Any] | None = None,
+    exit_code: int = EXIT_DONE,
+    exit_message: str = "",
+) -> RunReport:
+    """Assemble the report of a run.
+
+    devices: what this node has, for the comparison with published figures. environment: what only
+    the engine can know (torch, torchvision, dali, cuda, cudnn, driver, devices); the rest is
+    collected here. results: that section of report.json as far as it was measured; None for a
+    run that ended before it measured anything.
+
+    Raises:
+        ValueError: a key the report's schema does not have, or an exit code without a status.
+    """
+    if exit_code not in STATUSES:
+        raise ValueError(f"no status for exit code {exit_code}")
+    measured = fill_results(results or {})
+    return RunReport(
+        name=asdict(config.names),
+        config=finite(to_dict(config)),
+        environment=_fill(_ENVIRONMENT, {**host_environment(), **environment}, "environment"),
+        results=measured,
+        telemetry=_fill_telemetry(telemetry or {}),
+        published=compare(config, measured, devices),
+        exit={"status": STATUSES[exit_code], "code": exit_code, "message": exit_message},
+    )
+
+
+def fill_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete ``results`` with nulls for what was not measured; NaN becomes null.
+
+    Raises:
+        ValueError: a key the report's schema does not have.
+    """
+    filled = _fill(_RESULTS, results, "results")
+    if filled["inference"] is not None:
+        filled["inference"] = [
+            _fill(_INFERENCE, row, "results.inference") for row in filled["inference"]
+        ]
+    return filled
+
+
+def _fill_telemetry(telemetry: Mapping[str, Any]) -> dict[str, Any]:
+    filled = _fill(_TELEMETRY, telemetry, "telemetry")
+    if filled["devices"] is not None:
+        filled["devices"] = [
+            _fill(_TELEMETRY_DEVICE, row, "telemetry.devices") for row in filled["devices"]
+        ]
+    return filled
+
+
+def _fill(template: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    unknown = set(given) - set(template)
+    if unknown:
+        raise ValueError(f"{where} has no key {', '.join(sorted(unknown))}")
+    filled = {}
+    for key, empty in template.items():
+        value = given.get(key)
+        if isinstance(empty, Mapping):
+            filled[key] = _fill(empty, value or {}, f"{where}.{key}")
+        else:
+            filled[key] = finite(value)
+    return filled
+
+
+def host_environment() -> dict[str, Any]:
+    """What can be known of this machine without torch: python, cpu, container, git_commit."""
+    return {
+        "python": platform.python_version(),
+        "cpu": _cpu(Path("/proc/cpuinfo")),
+        "container": _container(Path("/")),
+        "git_commit": _git_commit(Path(__file__).resolve().parents[2]),
+    }
+
+
+def _cpu(cpuinfo: Path) -> str:
+    name = platform.processor() or platform.machine()
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+                break
+    # Cores this process may use; a container or Slurm often grants fewer than there are.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {usable} usable cores"
+
+
+def _container(root: Path) -> str | None:
+    if "APPTAINER_CONTAINER" in os.environ or "SINGULARITY_CONTAINER" in os.environ:
+        return "apptainer"
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return "kubernetes"
+    if (root / ".dockerenv").exists():
+        return "docker"
+    if (root / "run" / ".containerenv").exists():
+        return "podman"
+    return None
+
+
+def _git_commit(checkout: Path) -> str | None:
+    """Commit of ``checkout``, with ``-dirty`` when files differ; None where it is not one."""
+    # Installed into an environment inside some other repository, that one's commit says nothing.
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def write_report(report: RunReport, folder: Path) -> Path:
+    """Write ``report.json`` into ``folder`` at once or not at all; return its path.
+
+    Raises:
+        WorkspaceError: the folder cannot be written.
+    """
+    path = folder / REPORT_NAME
+    content = json.dumps(finite(asdict(report)), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, content)
+    return path
+
+
+def read_report(path: Path) -> RunReport:
+    """Read a ``report.json`` back.
+
+    Raises:
+        WorkspaceError: missing, not JSON, or of another schema version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WorkspaceError(
+            f"cannot read {path}: {error.strerror or error}; name the folder of a finished run"
+        ) from error
+    except ValueError as error:
+        raise WorkspaceError(f"{path} is not JSON ({error}); run again to write it anew") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != 1:
+        raise WorkspaceError(
+            f"{path} has schema version {version}, this release reads 1; use the release it is of"
+        )
+    names = {entry.name for entry in fields(RunReport)}
+    if set(content) != names:
+        odd = ", ".join(sorted(set(content) ^ names))
+        raise WorkspaceError(f"{path} is not a whole report ({odd}); run again to write it anew")
+    return RunReport(**content)

@@ -1,0 +1,141 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from image_classification.reporting.plots import draw
+from image_classification.reporting.published import bands
+from image_classification.reporting.render import render, write_page
+from image_classification.reporting.summary import build_report
+
+VOID = {"meta", "br", "link", "img"}
+
+
+class Checker(HTMLParser):
+    """Collects tags, text and outside references; fails on tags that do not nest."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text, self.references, self.ids = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href"):
+                self.references.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def parse(page):
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture
+def report(make_config, dgx1, results):
+    environment = {"torch": "2.10.0", "devices": [{"name": name} for name in dgx1.names]}
+    return build_report(make_config(), devices=dgx1, environment=environment, results=results)
+
+
+def test_the_page_holds_names_verdicts_results_and_configuration(report, make_config):
+    page = render(report, provenance=make_config().provenance)
+    text = " ".join(parse(page).text)
+    for expected in (
+        "resnet50 on DGX1V",
+        "76.88 %",
+        "76.80 %",
+        "8,322 images/s",
+        "-0.08 points, tolerance 0.32",
+        "8 x Tesla V100-SXM2-16GB",
+        "2.10.0",
+        "label_smoothing",
+        "configs.yml:123, recipe 90e",
+    ):
+        assert expected in text
+    assert page.count('class="verdict reproduced"') == 2
+
+
+def test_the_page_needs_no_script_and_no_network(report, records, tmp_path, make_config):
+    draw(records, tmp_path / "plots", bands(make_config(), report.published))
+    page = write_page(report, tmp_path).read_text()
+    checker = parse(page)
+    assert checker.tags.count("svg") == 4
+    assert not {"script", "link", "img", "iframe"} & set(checker.tags)
+    assert all(reference.startswith("#") for reference in checker.references)
+    assert "url(http" not in page and "@import" not in page
+    # The namespaces of SVG are names, never fetched.
+    outside = set(re.findall(r"https?://[^\"' <]+", page))
+    assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_references_within_one_plot_are_not_answered_by_another(report, records, tmp_path):
+    draw(records, tmp_path / "plots")
+    page = write_page(report, tmp_path).read_text()
+    clips = re.findall(r'<clipPath id="([^"]+)"', page)
+    assert clips and len(clips) == len(set(clips))
+
+
+def test_plots_come_in_reading_order(report, records, tmp_path):
+    draw(records, tmp_path / "plots")
+    page = write_page(report, tmp_path).read_text()
+    titles = ["Loss", "Validation accuracy", "Learning rate", "Training throughput"]
+    at = [page.index(f">{title}</text>") for title in titles]
+    assert at == sorted(at)
+
+
+def test_everything_from_outside_is_escaped(make_config, dgx1, results):
+    evil = "<script>alert('x')</script> & $title"
+    config = make_config(
+        names={"model": evil, "recipe": evil}, data={"path": evil}, platform={"name": evil}
+    )
+    report = build_report(
+        config,
+        devices=dgx1,
+        environment={"driver": evil, "devices": [{"name": evil}]},
+        results=results,
+        exit_code=2,
+        exit_message=evil,
+    )
+    page = render(report, provenance={"data.path": evil})
+    assert "<script" not in page
+    assert parse(page).tags.count("script") == 0
+    assert "&lt;script&gt;" in page
+    assert "$title" in page
+
+
+def test_a_run_without_published_figures_or_plots(make_config, dgx1, tmp_path):
+    config = replace(make_config(names={"platform": "CPU"}), sources=())
+    report = build_report(
+        config,
+        devices=dgx1,
+        environment={},
+        results={"inference": [{"batch": 8, "images_per_s": 800.0}]},
+        telemetry={"devices": [{"name": "V100", "power_w_mean": 250.0}], "source": "nvml"},
+        exit_code=3,
+        exit_message="loss is not finite at step 7",
+    )
+    page = write_page(report, tmp_path).read_text()
+    text = " ".join(parse(page).text)
+    assert "No published figure belongs to this configuration." in text
+    assert "Curves" not in text
+    assert "diverged" in text and "loss is not finite at step 7" in text
+    assert "800.0" in text
+    assert "power w mean" in text
