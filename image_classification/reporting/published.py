@@ -1,9 +1,9 @@
 """Published figures, and the verdict of a run against them.
 
 A verdict needs a comparison that means something. Accuracy holds for any machine of the published
-kind of device, as long as data, precision, global batch and number of epochs are the published
-ones. Throughput holds for the same devices, as many of them, with the same per-device batch.
-Everything else is ``not-comparable``, and ``why`` says what differs.
+kind of device, as long as data, precision, global batch, learning rate, mixup and number of epochs
+are the published ones. Throughput holds for the same devices, as many of them, with the same
+per-device batch. Everything else is ``not-comparable``, and ``why`` says what differs.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class PublishedRow:
     hardware: Hardware
     num_devices: int
     source: str
+    lr: float | None = None
+    mixup: float | None = None
     note: str | None = None
 
     def __post_init__(self) -> None:
@@ -130,21 +132,30 @@ def load_published() -> tuple[PublishedRow, ...]:
 def rows_for(config: RunConfig) -> list[PublishedRow]:
     """Choose the rows a run is measured against.
 
-    Those its configuration names as its sources; without any, the newest ones of the same model,
-    platform and precision (and recipe, for accuracy). Where a run has throughput rows for several
-    numbers of devices, the one with as many as this run, else the one with the most.
+    Those its configuration names as its sources; where these have none of a figure, or their
+    number of epochs is not this run's, the newest row of the same model, platform and precision
+    (and as many epochs, for accuracy). Published command lines turn the 250-epoch configuration
+    into the 90-epoch run, so the number of epochs decides, not the recipe's name. Where a run has
+    throughput rows for several numbers of devices, the one with as many as this run, else the one
+    with the most. A figure that two documents print is taken once.
     """
-    candidates = [row for row in load_published() if row.id in config.sources]
-    if not candidates:
-        named = [row for row in load_published() if _matches_names(row, config)]
-        newest = {row.figure: row.id for row in reversed(named)}
-        candidates = [row for row in named if newest[row.figure] == row.id]
+    sourced = [row for row in load_published() if row.id in config.sources]
+    fitting = {row.figure for row in sourced if _fits_length(row, config)}
+    named = [row for row in load_published() if _matches_names(row, config)]
+    newest = {row.figure: row.id for row in reversed(named) if row.figure not in fitting}
+    candidates = [row for row in sourced if row.figure in fitting or row.figure not in newest]
+    candidates += [row for row in named if newest.get(row.figure) == row.id]
     chosen: dict[tuple[str, str], PublishedRow] = {}
     for row in candidates:
         best = chosen.get((row.id, row.figure))
         if best is None or _nearness(row, config) > _nearness(best, config):
             chosen[row.id, row.figure] = row
-    return list(chosen.values())
+    once = {(row.figure, row.value, row.spread): row for row in reversed(list(chosen.values()))}
+    return list(reversed(once.values()))
+
+
+def _fits_length(row: PublishedRow, config: RunConfig) -> bool:
+    return row.figure != "top1" or row.epochs == config.schedule.epochs
 
 
 def _matches_names(row: PublishedRow, config: RunConfig) -> bool:
@@ -153,7 +164,7 @@ def _matches_names(row: PublishedRow, config: RunConfig) -> bool:
         row.model == names.model
         and row.platform == _SAME_PLATFORM.get(names.platform, names.platform)
         and row.precision == names.precision
-        and (row.figure != "top1" or row.recipe == names.recipe)
+        and _fits_length(row, config)
     )
 
 
@@ -262,6 +273,10 @@ def _accuracy_obstacles(
         obstacles.append(f"stopped after {done:g} of {config.schedule.epochs} epochs")
     if row.global_batch is not None and config.batch.global_batch != row.global_batch:
         obstacles.append(f"global batch {config.batch.global_batch}, published {row.global_batch}")
+    if row.lr is not None and config.optim.lr != row.lr:
+        obstacles.append(f"learning rate {config.optim.lr:g}, published {row.lr:g}")
+    if row.mixup is not None and config.mixing.mixup != row.mixup:
+        obstacles.append(f"mixup {config.mixing.mixup:g}, published {row.mixup:g}")
     return obstacles
 
 

@@ -106,6 +106,7 @@ def test_without_a_printed_spread_the_stated_tolerance_holds(make_config, result
     config = make_config(
         names={"platform": "BI-V100x8", "precision": "FP32"},
         batch={"per_device_batch": 300, "global_batch": 2400},
+        optim={"lr": 0.1},
     )
     config = replace(config, sources=("iluvatar-resnet50-bi-v100-x8-fp32-90e",))
     iluvatar = DevicesFound("cuda", ("Iluvatar BI-V100",) * 8)
@@ -126,12 +127,14 @@ def test_without_a_printed_spread_the_stated_tolerance_holds(make_config, result
         ({"names": {"precision": "FP32"}}, "both", "precision FP32, published in AMP"),
         ({"platform": {"device": "cpu"}}, "both", "ran on cpu, published on DGX-1 V100 16GB"),
         (
-            {"schedule": {"epochs": 50}},
+            {"schedule": {"epochs": 60}},
             "top1",
-            "schedule of 50 epochs, published 90",
+            "schedule of 60 epochs, published 90",
         ),
         ({"schedule": {"epochs": 100}}, "top1", "stopped after 90 of 100 epochs"),
         ({"batch": {"global_batch": 1024}}, "top1", "global batch 1024, published 2048"),
+        ({"optim": {"lr": 0.1}}, "top1", "learning rate 0.1, published 2.048"),
+        ({"mixing": {"mixup": 0.2}}, "top1", "mixup 0.2, published 0"),
         ({"model": {"pretrained_from_file": "w.safetensors"}}, "top1", "pretrained weights"),
         ({"run": {"mode": "evaluate"}}, "top1", "evaluation only"),
         (
@@ -188,6 +191,38 @@ def test_without_sources_the_newest_rows_of_the_same_names_are_used(make_config)
         ("nvidia-resnet50-dgx1v-amp-90e", "train_images_per_s"),
     }
     assert rows_for(replace(make_config(names={"platform": "CPU"}), sources=())) == []
+
+
+def test_the_number_of_epochs_chooses_the_row_not_the_name_of_the_recipe(
+    make_config, results, dgx1
+):
+    # The published command line of the 90-epoch run changes the 250-epoch configuration.
+    config = make_config(names={"recipe": "250e"})
+    config = replace(config, sources=("nvidia-resnet50-dgx1v-amp-250e",))
+    entries = by_figure(config, results, dgx1)
+    assert entries["top1"]["id"] == "nvidia-resnet50-dgx1v-amp-90e"
+    assert entries["top1"]["verdict"] == "reproduced"
+    assert entries["train_images_per_s"]["id"] == "nvidia-resnet50-dgx1v-amp-250e"
+
+
+def test_a_figure_the_source_lacks_comes_from_another_publication(make_config):
+    config = make_config(
+        names={"platform": "DGX2V"}, platform={"num_devices": 16}, batch={"global_batch": 4096}
+    )
+    config = replace(config, sources=("nvidia-resnet50-dgx2v-amp-90e",))
+    ids = {row.figure: row.id for row in rows_for(config)}
+    assert ids["top1"] == "nvidia-resnet50-dgx2v-amp-90e"
+    assert ids["train_images_per_s"].startswith("nvidia-pyt1910-resnet50-dgx2v-amp")
+
+
+def test_a_figure_that_two_documents_print_is_taken_once(make_config):
+    run = "resnet50-bi-v100-x8-fp32"
+    config = make_config(names={"platform": "BI-V100x8", "precision": "FP32"})
+    config = replace(config, sources=(f"iluvatar-{run}-90e", f"biv100-readme-{run}"))
+    assert {(row.id, row.figure) for row in rows_for(config)} == {
+        (f"iluvatar-{run}-90e", "top1"),
+        (f"iluvatar-{run}-90e", "train_images_per_s"),
+    }
 
 
 def test_a_doubtful_figure_carries_its_note(make_config, results, dgx1):
