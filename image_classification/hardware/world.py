@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -208,11 +208,10 @@ def init_process_group(
     backend: str,
     timeout_s: float = 1800.0,
     device: torch.device | None = None,
-    environ: MutableMapping[str, str] = os.environ,
 ) -> None:
     """Join the other ranks; in a world of one, do nothing.
 
-    Sets ``MASTER_ADDR`` and ``MASTER_PORT`` in ``environ`` where a Slurm step left them out.
+    Sets ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment where a Slurm step left them out.
     timeout_s: for joining and for every collective. device: bind an NCCL group to it.
 
     Raises:
@@ -221,8 +220,8 @@ def init_process_group(
     global _control
     if world.world_size == 1:
         return
-    address, port = rendezvous(environ)
-    environ["MASTER_ADDR"], environ["MASTER_PORT"] = address, str(port)
+    address, port = rendezvous(os.environ)
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
     timeout = timedelta(seconds=timeout_s)
     try:
         dist.init_process_group(
