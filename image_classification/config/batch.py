@@ -31,17 +31,25 @@ def formula(global_batch: int, per_device_batch: int, world_size: int) -> str:
     return f"formula: {global_batch} / ({per_device_batch} x {world_size})"
 
 
+def largest_per_device(global_batch: int, at_most: int, world_size: int) -> int | None:
+    """Return the largest per-device batch up to ``at_most`` that makes the global batch whole."""
+    return max((d for d in _per_device(global_batch, world_size) if d <= at_most), default=None)
+
+
 def nearest_per_device(global_batch: int, per_device_batch: int, world_size: int) -> list[int]:
-    """Return the per-device batches next below and above that divide the global batch."""
+    """Return the per-device batches next below and above that make the global batch whole."""
+    works = _per_device(global_batch, world_size)
+    below = [d for d in works if d <= per_device_batch][-1:]
+    above = [d for d in works if d > per_device_batch][:1]
+    return below + above
+
+
+def _per_device(global_batch: int, world_size: int) -> list[int]:
     if global_batch % world_size:
         return []
     share = global_batch // world_size
-    divisors = sorted(
-        {d for n in range(1, int(share**0.5) + 1) if share % n == 0 for d in (n, share // n)}
-    )
-    below = [d for d in divisors if d <= per_device_batch][-1:]
-    above = [d for d in divisors if d > per_device_batch][:1]
-    return below + above
+    halves = [n for n in range(1, int(share**0.5) + 1) if share % n == 0]
+    return sorted({d for n in halves for d in (n, share // n)})
 
 
 def nearest_global(global_batch: int, per_device_batch: int, world_size: int) -> list[int]:

@@ -5,6 +5,7 @@ Line numbers are left out of the origins: moving a line in configs.yml changes n
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any, TypeAlias
 
@@ -19,9 +20,15 @@ Flat: TypeAlias = dict[str, Any]
 
 def flatten(config: RunConfig) -> Flat:
     """Return ``{"section.key": [value, origin]}`` plus ``warnings`` and ``sources``."""
-    told = explanation(config)
+    told, names = explanation(config), config.names
+
+    def layer(key: str) -> str:
+        origin = without_line(told["provenance"][key])
+        origin = origin.replace(f"{names.model} {names.platform} {names.precision}", "the entry")
+        return origin.replace(f", platform {names.platform}", ", the platform")
+
     flat: Flat = {
-        f"{section}.{key}": [value, without_line(told["provenance"][f"{section}.{key}"])]
+        f"{section}.{key}": [value, layer(f"{section}.{key}")]
         for section, content in told["config"].items()
         for key, value in content.items()
     }
@@ -34,7 +41,8 @@ def golden_configs() -> dict[str, Any]:
     """Return every listed run, in convergence mode, and one run in every mode.
 
     ``common`` holds the most frequent value of every key, ``runs`` and ``modes`` what differs
-    from it, so that a change of one value shows as the few lines it is.
+    from it, so that a change of one value shows as the few lines it is. Origins call the run's
+    own entry and platform that, instead of by name.
     """
     runs = {
         f"{r.model} {r.platform} {r.precision} {r.recipe}": flatten(
@@ -52,6 +60,23 @@ def golden_configs() -> dict[str, Any]:
         "runs": {name: _difference(flat, common) for name, flat in sorted(runs.items())},
         "modes": {name: _difference(flat, common) for name, flat in modes.items()},
     }
+
+
+def dump_golden(golden: dict[str, Any]) -> str:
+    """Return the golden configurations as JSON with one line a key."""
+    parts = [f'"common": {_dump_flat(golden["common"])}']
+    for group in ("runs", "modes"):
+        runs = [f"{json.dumps(name)}: {_dump_flat(flat)}" for name, flat in golden[group].items()]
+        body = ",\n".join(runs)
+        parts.append(f'"{group}": {{\n{body}\n}}')
+    body = ",\n".join(parts)
+    return f"{{\n{body}\n}}\n"
+
+
+def _dump_flat(flat: Flat) -> str:
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in flat.items()]
+    body = ",\n".join(lines)
+    return f"{{\n{body}\n}}"
 
 
 def _keys(runs: dict[str, Flat]) -> list[str]:

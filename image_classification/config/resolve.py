@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from image_classification.config.batch import accumulation, formula
+from image_classification.config.batch import accumulation, formula, largest_per_device
 from image_classification.config.catalogue import Block, Catalogue, Entry, load_catalogue
 from image_classification.config.checks import check_together
 from image_classification.config.keys import KEYS
@@ -75,8 +75,11 @@ def resolve(
     warnings = [*notes]
     warnings += _choose_backend(values)
     warnings += _choose_arithmetic(values)
+    published_world = values.underneath("platform.num_devices") * values.underneath(
+        "platform.num_nodes"
+    )
     warnings += place(values, available, world_size, num_nodes)
-    _settle_batch(values, mode)
+    warnings += _settle_batch(values, mode, published_world)
     check_together(values.values(), values.origins())
     blocks = (catalogue.platforms[platform], entry.block, entry.recipes[recipe])
     warnings += [f"assumption: {line}" for line in _collect(blocks, "assumptions")]
@@ -165,25 +168,33 @@ def _choose_arithmetic(values: Values) -> list[str]:
     return notes
 
 
-def _settle_batch(values: Values, mode: str) -> None:
+def _settle_batch(values: Values, mode: str, published_world: int) -> list[str]:
     world = values["platform.num_devices"] * values["platform.num_nodes"]
     per_device, global_batch = values["batch.per_device"], values["batch.global"]
-    origin = formula(global_batch or per_device * world, per_device, world)
+    notes = []
     if global_batch is None:
-        values.put(
-            "batch.global",
-            per_device * world,
-            f"{values.origin('batch.global')}: {per_device} x {world}",
-        )
+        global_batch = per_device * world
+        origin = f"{values.origin('batch.global')}: {per_device} x {world}"
+        values.put("batch.global", global_batch, origin)
     elif mode in NO_UPDATE_MODES and global_batch % (per_device * world):
-        values.put(
-            "batch.global",
-            per_device * world,
-            f"formula: {per_device} x {world}, as {mode} makes no optimizer step",
-        )
-        origin = formula(per_device * world, per_device, world)
-    count = accumulation(values["batch.global"], per_device, world)
-    values.put("batch.accumulation", count, origin)
+        global_batch = per_device * world
+        origin = f"formula: {per_device} x {world}, as {mode} makes no optimizer step"
+        values.put("batch.global", global_batch, origin)
+    elif world != published_world and not values.given("batch.per_device"):
+        fitting = largest_per_device(global_batch, per_device, world)
+        if fitting is not None and fitting != per_device:
+            origin = (
+                f"formula: the largest up to {per_device} that divides {global_batch} / {world}"
+            )
+            values.put("batch.per_device", fitting, origin)
+            notes.append(
+                f"{fitting} images a device instead of {per_device}, so that {world} devices "
+                f"make the global batch of {global_batch}; batch normalization sees them apart"
+            )
+            per_device = fitting
+    count = accumulation(global_batch, per_device, world)
+    values.put("batch.accumulation", count, formula(global_batch, per_device, world))
+    return notes
 
 
 def _freeze(
