@@ -191,7 +191,10 @@ def _unexpected(parser: _Parser, extra: Sequence[str]) -> str:
     if not first.startswith("-"):
         return f"unexpected argument {first!r}; DATA is one folder, and is given already"
     option = first.partition("=")[0]
-    hint = nearest(option, [flag for action in parser._actions for flag in action.option_strings])
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    # A shortened option is most likely the one it begins.
+    begun = [flag for flag in flags if flag.startswith(option)]
+    hint = min(begun, key=len) if begun else nearest(option, flags)
     meant = f"; did you mean {hint}?" if hint else ""
     return f"unknown option {option}{meant} (--help lists them, --set reaches every setting)"
 

@@ -1,0 +1,215 @@
+from pathlib import Path
+
+import pytest
+
+from image_classification.cli.parse import Request, parse
+from image_classification.config.compat import OPTIONS
+from image_classification.core.errors import ConfigError
+
+NAMES = [
+    "--model",
+    "resnet50",
+    "--precision",
+    "AMP",
+    "--mode",
+    "convergence",
+    "--platform",
+    "DGX1V",
+]
+
+# The option names of the published command lines, each with an argument it takes.
+PUBLISHED = {
+    "--data-backend": "pytorch",
+    "-j": "8",
+    "--workers": "8",
+    "--prefetch": "2",
+    "--epochs": "90",
+    "--run-epochs": "-1",
+    "--early-stopping-patience": "-1",
+    "--image-size": "224",
+    "-b": "256",
+    "--batch-size": "256",
+    "--batch_size": "256",
+    "--optimizer-batch-size": "2048",
+    "--lr": "2.048",
+    "--learning-rate": "2.048",
+    "--learning_rate": "2.048",
+    "--lr-schedule": "cosine",
+    "--end-lr": "0",
+    "--warmup": "8",
+    "--label-smoothing": "0.1",
+    "--mixup": "0.0",
+    "--optimizer": "sgd",
+    "--momentum": "0.875",
+    "--weight-decay": "3.0517578125e-05",
+    "--wd": "3.0517578125e-05",
+    "--bn-weight-decay": None,
+    "--rmsprop-alpha": "0.9",
+    "--rmsprop-eps": "1e-3",
+    "--nesterov": None,
+    "-p": "10",
+    "--print-freq": "10",
+    "--resume": "auto",
+    "--static-loss-scale": "128",
+    "--dynamic-loss-scale": None,
+    "--prof": "100",
+    "--amp": None,
+    "--seed": "1",
+    "--gather-checkpoints": "3",
+    "--raport-file": "r.json",
+    "--raport_file": "r.json",
+    "--evaluate": None,
+    "--training-only": None,
+    "--no-checkpoints": None,
+    "--jit": "no",
+    "--checkpoint-filename": "checkpoint.pth.tar",
+    "--workspace": "/tmp/w",
+    "--memory-format": "nhwc",
+    "--memory_format": "nhwc",
+    "--use-ema": "0.9999",
+    "--augmentation": "autoaugment",
+    "--gpu-affinity": "socket_unique_interleaved",
+    "--topk": "5",
+    "--interpolation": "bicubic",
+    "--num_classes": "1000",
+    "--pretrained-from-file": "w.safetensors",
+    "-c": "fanin",
+    "--model-config": "fanin",
+}
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(argv)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize("option", PUBLISHED)
+def test_every_published_option_is_taken_and_resolves(option: str) -> None:
+    value = PUBLISHED[option]
+    request = parse([*NAMES, option, *([] if value is None else [value]), "/imagenet"])
+    assert request.data == "/imagenet"
+    config = request.resolve()
+    assert config.data.path == "/imagenet"
+
+
+def test_no_option_of_the_table_is_without_a_test() -> None:
+    assert {option.name for option in OPTIONS} - {"--save-every"} <= set(PUBLISHED)
+
+
+def test_a_published_command_line_runs_verbatim() -> None:
+    line = (
+        "--model resnet50 --precision AMP --mode convergence --platform DGX1V /imagenet "
+        "--workspace /out --raport-file raport.json --epochs 90 --mixup 0.0"
+    )
+    config = parse(line.split()).resolve()
+    assert (config.schedule.epochs, config.mixing.mixup) == (90, 0.0)
+    assert config.provenance["schedule.epochs"] == "--epochs on the command line"
+    assert (config.run.workspace, config.run.raport_file) == ("/out", "raport.json")
+
+
+def test_a_published_benchmark_stops_early_on_the_published_schedule() -> None:
+    line = (
+        "--model resnet50 --precision AMP --mode benchmark_training --platform DGX1V "
+        "/imagenet --raport-file benchmark.json --epochs 1 --prof 100"
+    )
+    config = parse(line.split()).resolve()
+    assert (config.run.stop_epoch, config.run.max_steps) == (1, 100)
+    assert config.schedule.epochs == 250
+
+
+@pytest.mark.parametrize("place", range(0, 9, 2))
+def test_data_may_stand_anywhere(place: int) -> None:
+    argv = [*NAMES[:place], "/imagenet", *NAMES[place:]]
+    assert parse(argv).data == "/imagenet"
+    assert parse([*argv, "--lr", "1", "--nesterov"]).data == "/imagenet"
+
+
+def test_names_and_flags() -> None:
+    request = parse([*NAMES, "--recipe", "90e", "--explain", "--json"])
+    assert request == Request(
+        "resnet50", "AMP", "convergence", "DGX1V", recipe="90e", explain=True, json=True
+    )
+    assert parse([*NAMES, "--cfg_file", "c.yml"]).config_file == Path("c.yml")
+    assert parse(["--arch", "resnet50", *NAMES[2:]]).model == "resnet50"
+    assert "keep one" in refused("--arch", "resnet18", *NAMES)
+
+
+def test_set_reaches_every_setting() -> None:
+    config = parse([*NAMES, "--set", "run.deterministic=true", "--set=data.resize=288"]).resolve()
+    assert (config.run.deterministic, config.data.resize) == (True, 288)
+
+
+def test_amp_is_a_precision_and_evaluate_a_mode() -> None:
+    rest = ["--model", "resnet50", "--platform", "DGX1V"]
+    request = parse([*rest, "--amp", "--evaluate"])
+    assert (request.precision, request.mode) == ("AMP", "evaluate")
+    assert "--amp contradicts --precision FP32" in refused(
+        *rest, "--mode", "convergence", "--precision", "FP32", "--amp"
+    )
+    assert "--evaluate contradicts --mode benchmark_training" in refused(
+        *rest, "--mode", "benchmark_training", "--precision", "AMP", "--evaluate"
+    )
+
+
+def test_a_dynamic_loss_scale_goes_before_a_static_one() -> None:
+    line = [*NAMES, "--dynamic-loss-scale", "--static-loss-scale", "128"]
+    assert parse(line).resolve().precision.loss_scale == "dynamic"
+
+
+def test_the_last_of_a_repeated_option_counts_but_set_may_not_contradict() -> None:
+    assert parse([*NAMES, "--lr", "1", "--lr", "2"]).resolve().optim.lr == 2.0
+    request = parse([*NAMES, "--lr", "1", "--set", "optim.lr=2"])
+    with pytest.raises(ConfigError, match="given twice"):
+        request.resolve()
+
+
+def test_one_parse_does_not_leak_into_the_next() -> None:
+    parse([*NAMES, "--lr", "1"])
+    assert parse(NAMES).overrides == ()
+
+
+def test_missing_names_are_listed_with_what_is_valid() -> None:
+    message = refused("--model", "resnet50")
+    for part in ("--precision (valid: FP32", "--mode (valid: convergence", "--platform (valid: C"):
+        assert part in message
+    assert "--model (" not in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (("--lrr", "1"), "unknown option --lrr; did you mean --lr?"),
+        (("--memory-fromat=nhwc",), "did you mean --memory-format?"),
+        (("--batch",), "unknown option --batch; did you mean --batch-size?"),
+        (("--lr",), "expected one argument"),
+        (("--lr", "fast"), "--lr: optim.lr must be a number, got 'fast'"),
+        (("/a", "/b"), "unexpected argument '/b'"),
+        (("--memory-format", "nhcw"), "did you mean 'nhwc'?"),
+        (("--data-backend", "pytroch"), "did you mean 'pytorch'?"),
+        (("--data-backend", "dali"), "unknown data backend 'dali'"),
+        (("--jit", "script"), "--set model.compile=true"),
+        (("--set", "optim.weight_decya=1"), "did you mean 'weight_decay'?"),
+        (("--set", "optim.lr"), "write section.key=value"),
+        (("--json",), "add one of them"),
+        (("--list",), "leave the rest out"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_remedy(argv: tuple[str, ...], part: str) -> None:
+    assert part in refused(*NAMES, *argv)
+
+
+def test_lists() -> None:
+    assert parse(["--list"]) == Request(list_what="all")
+    assert parse(["--list", "models", "--json"]) == Request(list_what="models", json=True)
+    assert "did you mean 'models'?" in refused("--list", "model")
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for option in OPTIONS:
+        assert option.name in text
