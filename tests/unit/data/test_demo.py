@@ -62,6 +62,7 @@ def test_incomplete_demo_is_made_anew(tmp_path: Path, demo: Path, damage: str) -
     assert os.listdir(tmp_path) == [folder.name]
 
 
+@pytest.mark.slow
 def test_several_at_once(tmp_path: Path, demo: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         folders = list(pool.map(ensure_demo, [tmp_path] * 3))
