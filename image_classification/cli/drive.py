@@ -39,9 +39,11 @@ from image_classification.hardware.agreement import AnyRank, broadcast_text
 from image_classification.hardware.world import detect_world, process_group
 from image_classification.reporting.console import open_console_sink
 from image_classification.reporting.dllogger import DLLoggerSink
-from image_classification.reporting.pages import write_pages
+from image_classification.reporting.plots import draw
+from image_classification.reporting.published import bands
+from image_classification.reporting.render import write_page
 from image_classification.reporting.results_table import print_results
-from image_classification.reporting.sinks import JsonlSink, MultiSink, Sink
+from image_classification.reporting.sinks import JsonlSink, MultiSink, Sink, read_metrics
 from image_classification.reporting.summary import build_report, write_report
 
 
@@ -96,7 +98,7 @@ def _run_in_world(
     set_affinity(config.platform.gpu_affinity, world.local_rank, world.local_world_size)
     device = accelerator.device(world.local_rank)
     with ExitStack() as stack:
-        stack.enter_context(process_group(world, accelerator.process_group_backend))
+        stack.enter_context(process_group(world, accelerator.process_group_backend, device=device))
         workspace = stack.enter_context(_shared_workspace(config, world))
         config = replace(config, run=replace(config.run, workspace=str(workspace)))
         any_rank = AnyRank()
@@ -223,5 +225,7 @@ class _Session:
             exit_message=message,
         )
         write_report(report, run.workspace)
-        write_pages(report, run.config, run.workspace)
+        records = read_metrics(run.workspace / "metrics.jsonl")
+        draw(records, run.workspace / "plots", bands(run.config, report.published))
+        write_page(report, run.workspace, provenance=run.config.provenance)
         print_results(self.console, report, folder=run.workspace, checkpoint=self.checkpoint)

@@ -103,7 +103,9 @@ def launch(platform: PlatformConfig, script: str, argv: Sequence[str]) -> int:
             min_nodes=platform.num_nodes,
             max_nodes=platform.num_nodes,
             nproc_per_node=processes,
-            run_id=os.environ.get("RUN_ID", "image-classification" if several else uuid.uuid4().hex),
+            run_id=os.environ.get(
+                "RUN_ID", "image-classification" if several else uuid.uuid4().hex
+            ),
             rdzv_backend="static" if several else "c10d",
             rdzv_endpoint=endpoint,
             rdzv_configs={"rank": node_rank} if several else {},

@@ -237,8 +237,8 @@ class RunControl:
         pattern=r"[1-9][0-9]* (steps|minutes|epochs)",
     )
     checkpoint_name: str = _key(
-        "checkpoint",
-        doc="what the name of every checkpoint folder but the best one's starts with",
+        "step",
+        doc="what the names of checkpoint folders start with; their step follows",
         pattern=r"[A-Za-z0-9_][A-Za-z0-9_.-]*",
     )
     keep_checkpoints: int = _key(

@@ -88,7 +88,7 @@ def build_model(config: RunConfig) -> nn.Module:
         m.num_classes,
         init=m.init,
         zero_init_last_gamma=m.zero_init_last_gamma,
-        **({"se_reduction": m.se_reduction} if models.spec(m.name).has_se else {}),
+        se_reduction=m.se_reduction,
     )
     if m.pretrained_from_file is not None:
         load_weights(model, Path(m.pretrained_from_file))

@@ -43,7 +43,7 @@ MODEL, STATE, META, MANIFEST = (
     "state.json",
     "manifest.json",
 )
-_NAME = re.compile(r"step-(\d{10,})")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-(\d{10,})")
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,16 @@ def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def save(folder: Path, step: int, snapshot: Snapshot) -> Saved:
+def save(folder: Path, step: int, snapshot: Snapshot, prefix: str = "step") -> Saved:
     """Write the checkpoint of ``step`` into ``folder`` (the run's ``checkpoints/``).
+
+    prefix: what the checkpoint folder's name starts with.
 
     Raises:
         WorkspaceError: it could not be written; earlier checkpoints are untouched and nothing
             half-written has a checkpoint's name.
     """
-    final = folder / f"step-{step:010d}"
+    final = folder / f"{prefix}-{step:010d}"
     beside = folder / f".tmp-{step:010d}-{os.getpid()}"
     with explained(final, "write checkpoint"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,12 @@ def save(run: Run, top1: float | None = None) -> Record:
         )
     values: dict[str, Any] = {"is_best": top1 is not None}
     if run.world.rank == 0:
-        saved = checkpoint.save(run.checkpoints, run.progress.step, snapshot(run))
+        saved = checkpoint.save(
+            run.checkpoints,
+            run.progress.step,
+            snapshot(run),
+            prefix=run.config.run.checkpoint_name,
+        )
         if top1 is not None:
             checkpoint.note_best(run.checkpoints, saved, top1)
         best = checkpoint.best_step(run.checkpoints)

@@ -85,7 +85,7 @@ def train_step(
         with nullcontext() if last or parts.ddp is None else parts.ddp.no_sync():
             with run.accelerator.autocast(config.precision.dtype):
                 loss = parts.loss_fn(parts.stepped(images), labels)
-            parts.scaler.scale(loss / accumulation).backward()
+            parts.scaler.scale(loss / accumulation).backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach().float()
     loss_mean = loss_sum / accumulation
     _update(run, loss_mean, step, watch)
@@ -114,11 +114,11 @@ def _update(run: Run, loss: torch.Tensor, step: int, watch: Watch) -> None:
         overflow = scale_after < scale_before
         watch.skipped += overflow
         watch.skipped_in_a_row.add_(1).mul_(overflow)
-        applied = ~overflow
+        applied: torch.Tensor | None = ~overflow
         # An overflow may show in the loss as well; it costs that step, not the run.
         finite = finite | overflow
     else:
-        applied = torch.ones((), dtype=torch.bool, device=loss.device)
+        applied = None
     watch.first_bad_step.copy_(
         torch.where(
             (watch.first_bad_step < 0) & ~finite,

@@ -306,7 +306,8 @@ def _start_record(t: _Training, end: int, resumed_from: str | None) -> Record:
 def _end_record(t: _Training) -> Record:
     run = t.run
     t.meter.flush()
-    done_epochs = t.meter.total_steps / t.steps_per_epoch
+    # Since the run's start, resumed or not: it is what a published figure was reached after.
+    done_epochs = run.progress.step / t.steps_per_epoch
     results = {
         "train": t.meter.results(run.world.world_size, done_epochs)
         if t.meter.total_steps

@@ -34,7 +34,7 @@ def test_two_runs_in_one_second_get_two_folders(config, tmp_path, monkeypatch):
 def test_a_folder_with_another_run_is_refused_and_untouched(config):
     path = prepare_workspace(config)
     (path / "report.json").write_text("kept")
-    with pytest.raises(WorkspaceError, match="holds another run.*--resume auto"):
+    with pytest.raises(WorkspaceError, match=r"holds another run.*--resume auto"):
         prepare_workspace(config)
     assert (path / "report.json").read_text() == "kept"
 

@@ -1,0 +1,105 @@
+"""Parts the tests of engine and command line share: small real images, small configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def write_images(folder: Path, per_class: int, seed: int) -> None:
+    """Write ``folder/<class>/<n>.JPEG``: noise around a colour that tells the class."""
+    random = np.random.default_rng(seed)
+    for k, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for n in range(per_class):
+            height, width = random.integers(36, 56, size=2)
+            pixels = random.normal(96, 40, size=(height, width, 3))
+            pixels[..., k] += 60
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / name / f"{n:03d}.JPEG", quality=90)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 36 train and 15 validation JPEGs in 3 classes; read only."""
+    root = tmp_path_factory.mktemp("images")
+    write_images(root / "train", per_class=12, seed=1)
+    write_images(root / "val", per_class=5, seed=2)
+    return root
+
+
+@pytest.fixture
+def own_image_folder(tmp_path: Path) -> Path:
+    """The same, for tests that damage it."""
+    root = tmp_path / "images"
+    write_images(root / "train", per_class=12, seed=1)
+    write_images(root / "val", per_class=5, seed=2)
+    return root
+
+
+SMALL: dict[str, Any] = {
+    "model.num_classes": 3,
+    "data.image_size": 32,
+    "data.resize": 32,
+    "data.workers": 0,
+    "batch.per_device": 8,
+    "batch.global": 8,
+    "schedule.epochs": 3,
+    "schedule.warmup_epochs": 1.0,
+    "optim.lr": 0.02,
+    "run.log_every_steps": 1,
+    "run.benchmark_warmup_steps": 1,
+}
+
+
+@pytest.fixture
+def small_config(image_folder: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Resolve resnet18 on the small images: 4 steps an epoch, 3 epochs."""
+    from image_classification.config.resolve import resolve
+
+    def make(mode: str = "convergence", precision: str = "FP32", **sections: Any) -> Any:
+        overrides = {**SMALL, "run.workspace": str(tmp_path / "run")}
+        overrides |= {name.replace("__", "."): value for name, value in sections.items()}
+        return resolve(
+            "resnet18", precision, mode, "CPU", data=str(image_folder), overrides=overrides
+        )
+
+    return make
+
+
+@pytest.fixture
+def open_run() -> Iterator[Callable[..., Any]]:
+    """Build a run in this process; closed at the end of the test."""
+    from image_classification.core.types import WorldInfo
+    from image_classification.engine.build import build_run
+    from image_classification.hardware.accelerator import get_accelerator
+
+    with ExitStack() as stack:
+
+        def make(config: Any, **control: Any) -> Any:
+            config = replace(config, run=replace(config.run, **control))
+            accelerator = get_accelerator("cpu")
+            workspace = Path(config.run.workspace)
+            workspace.mkdir(parents=True, exist_ok=True)
+            run = build_run(config, WorldInfo(), accelerator, accelerator.device(0), workspace)
+            stack.callback(run.close)
+            return run
+
+        yield make
+
+
+@pytest.fixture
+def small_arguments(image_folder: Path) -> list[str]:
+    """The command line of the small configuration, in FP32."""
+    settings = [f"--set={key}={value}" for key, value in SMALL.items()]
+    names = ["--model=resnet18", "--precision=FP32", "--mode=convergence", "--platform=CPU"]
+    return [*names, str(image_folder), *settings]

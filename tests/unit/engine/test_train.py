@@ -1,0 +1,252 @@
+"""Training in one process: records, resuming, stopping, diverging."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from image_classification.core.errors import CheckpointError, DivergedError
+from image_classification.engine import checkpoint, saving
+from image_classification.engine.modes import DRIVERS
+from image_classification.engine.stopping import Stopped, StopRequest
+from image_classification.engine.train import last_step, train
+
+
+def drive(run):
+    return list(train(run, StopRequest()))
+
+
+def weights(run):
+    return {k: v.clone() for k, v in run.parts.model.state_dict().items()}
+
+
+def kinds(records):
+    return [r.kind for r in records]
+
+
+# Everything that has state or randomness, at once.
+RICH = {
+    "mixing__mixup": 0.2,
+    "mixing__cutmix": 1.0,
+    "loss__label_smoothing": 0.1,
+    "ema__decay": 0.9,
+    "batch__per_device": 4,
+    "data__hflip_prob": 0.5,
+}
+
+
+def test_the_records_of_a_run(small_config, open_run):
+    records = drive(open_run(small_config()))
+    steps = [r for r in records if r.kind == "step"]
+    assert [r.step for r in steps] == list(range(1, 13))
+    assert kinds(records)[0] == "start"
+    assert kinds(records)[-1] == "end"
+    assert kinds(records).count("epoch") == kinds(records).count("validation") == 3
+    results = records[-1].values["results"]
+    assert results["train"]["steps"] == 12
+    assert results["train"]["images"] == 96
+    assert results["train"]["epochs"] == 3
+    assert results["train"]["images_per_s"] > 0
+    assert results["validation"]["images"] == 15
+    assert steps[-1].values["loss"] < steps[0].values["loss"]
+
+
+def test_the_rate_follows_the_schedule_not_the_stopping_point(small_config, open_run):
+    config = small_config(schedule__epochs=50)
+    short = drive(open_run(config, max_steps=6, workspace=config.run.workspace + "-short"))
+    longer = drive(open_run(config, max_steps=9, workspace=config.run.workspace + "-longer"))
+    lr = [[r.values["lr"] for r in records if r.kind == "step"] for records in (short, longer)]
+    assert len(lr[0]) == 6
+    assert lr[0] == lr[1][:6]
+
+
+@pytest.mark.parametrize("cuts", [(5,), (1, 4, 8), (3, 6, 11)])
+def test_stopped_and_resumed_is_bit_equal_to_never_stopped(small_config, open_run, cuts):
+    config = small_config(**RICH)
+    whole = open_run(config, workspace=config.run.workspace + "-whole")
+    unbroken = drive(whole)
+
+    pieces = []
+    for stop_at in (*cuts, None):
+        run = open_run(config, max_steps=stop_at, resume="auto")
+        pieces.append(drive(run))
+
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, run.parts.model.state_dict()[name]), name
+    for name, tensor in whole.parts.ema.state_dict().items():
+        assert torch.equal(tensor, run.parts.ema.state_dict()[name]), name
+    joined = [r for r in itertools.chain(*pieces) if r.kind == "step"]
+    expected = [r for r in unbroken if r.kind == "step"]
+    assert [r.step for r in joined] == [r.step for r in expected]
+    for key in ("lr", "loss"):
+        assert [r.values[key] for r in joined] == [r.values[key] for r in expected], key
+    scores = [r.values["top1"] for r in itertools.chain(*pieces) if r.kind == "validation"]
+    assert scores == [r.values["top1"] for r in unbroken if r.kind == "validation"]
+
+
+def test_a_signal_saves_at_a_step_boundary_and_the_next_start_continues(small_config, open_run):
+    config = small_config(**RICH)
+    whole = open_run(config, workspace=config.run.workspace + "-whole")
+    drive(whole)
+
+    run = open_run(config)
+    stop = StopRequest()
+    seen = []
+    with pytest.raises(Stopped, match="SIGTERM"):
+        for record in train(run, stop):
+            seen.append(record)
+            if record.kind == "step" and record.step == 6:
+                stop.signal_name = "SIGTERM"
+    assert [s.step for s in checkpoint.listed(run.checkpoints)][-1] == 6
+    assert seen[-1].kind == "end"
+
+    resumed = open_run(config, resume="auto")
+    drive(resumed)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_resuming_a_finished_run_does_nothing_and_succeeds(small_config, open_run):
+    config = small_config()
+    drive(open_run(config))
+    records = drive(open_run(config, resume="auto"))
+    assert [k for k in kinds(records) if k not in ("start", "end")] == []
+
+
+def test_resuming_under_other_settings_names_the_difference(small_config, open_run):
+    drive(open_run(small_config(), max_steps=2))
+    other = small_config(optim__lr=0.5)
+    with pytest.raises(CheckpointError, match=r"optim\.lr 0\.02 -> 0\.5"):
+        drive(open_run(other, resume="auto"))
+
+
+def test_the_way_a_run_is_driven_may_change_on_resume(small_config, open_run):
+    drive(open_run(small_config(), max_steps=2))
+    # Twice the micro-batch, half the accumulation: the same global batch.
+    config = small_config(batch__per_device=4, run__save_every="2 steps")
+    assert drive(open_run(config, resume="auto", max_steps=3))[-1].kind == "end"
+
+
+def test_a_missing_target_is_an_error_not_a_fresh_start(small_config, open_run, tmp_path):
+    run = open_run(small_config(), resume=str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        drive(run)
+
+
+def test_divergence_is_found_and_the_last_good_checkpoint_kept(small_config, open_run):
+    config = small_config(optim__lr=0.02)
+    drive(open_run(config, max_steps=3))
+    good = checkpoint.listed(open_run(config).checkpoints)[-1]
+    run = open_run(config, resume="auto")
+    with pytest.raises(DivergedError) as caught:
+        for record in train(run, StopRequest()):
+            if record.kind == "start":
+                with torch.no_grad():
+                    next(run.parts.model.parameters()).fill_(math.nan)
+    assert caught.value.step == 3
+    assert checkpoint.listed(run.checkpoints)[-1] == good
+    checkpoint.verify(good.path)
+
+
+def test_weights_that_are_not_finite_are_never_saved(small_config, open_run):
+    run = open_run(small_config())
+    with torch.no_grad():
+        next(run.parts.model.parameters()).fill_(math.inf)
+    with pytest.raises(DivergedError):
+        saving.save(run)
+    assert checkpoint.listed(run.checkpoints) == []
+
+
+def test_early_stopping_counts_validations_without_gain(small_config, open_run):
+    config = small_config(optim__lr=0.0, schedule__epochs=9)
+    run = open_run(config, early_stopping_patience=1, save_checkpoints=False)
+    scores = [r.values["top1"] for r in drive(run) if r.kind == "validation"]
+    assert len(scores) < 9
+    assert scores[-1] <= max(scores[:-1])
+    assert all(later > max(scores[:i]) for i, later in enumerate(scores[:-1]) if i)
+
+
+def test_run_epochs_counts_from_where_the_run_is(small_config, open_run):
+    config = small_config(schedule__epochs=9)
+    drive(open_run(config, run_epochs=1))
+    run = open_run(config, run_epochs=1, resume="auto")
+    drive(run)
+    assert run.progress.step == 8
+    assert last_step(run, 8) == 12
+
+
+def test_rotation_and_best(small_config, open_run):
+    run = open_run(small_config(), save_every="1 steps", keep_checkpoints=2)
+    drive(run)
+    kept = [s.step for s in checkpoint.listed(run.checkpoints)]
+    assert kept[-2:] == [11, 12]
+    assert checkpoint.best_step(run.checkpoints) in kept
+    assert len(kept) <= 3
+
+
+def frozen_statistics(run):
+    """Keep BN in evaluation mode: only then do micro-batches not see one another."""
+    run.parts.model.eval()
+    run.parts.model.train = lambda mode=True: run.parts.model
+
+
+def test_accumulation_changes_memory_not_the_update(small_config, open_run):
+    losses = []
+    for per_device in (8, 4):
+        config = small_config(batch__per_device=per_device)
+        folder = f"{config.run.workspace}-{per_device}"
+        run = open_run(config, max_steps=3, workspace=folder)
+        frozen_statistics(run)
+        losses.append([r.values["loss"] for r in drive(run) if r.kind == "step"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_evaluating_a_checkpoint_gives_what_training_recorded(small_config, open_run, tmp_path):
+    config = small_config()
+    records = drive(open_run(config))
+    trained = [r.values for r in records if r.kind == "validation"][-1]
+    evaluation = small_config(mode="evaluate", run__workspace=str(tmp_path / "evaluation"))
+    run = open_run(evaluation, resume=str(tmp_path / "run"))
+    best = checkpoint.best_step(tmp_path / "run" / "checkpoints")
+    newest = checkpoint.listed(tmp_path / "run" / "checkpoints")[-1].step
+    assert best is not None
+    found = list(DRIVERS.get("evaluate")(run, StopRequest()))[-1].values["results"]["validation"]
+    assert newest == 12
+    assert found == {k: trained[k] for k in ("top1", "top5", "loss", "images")}
+
+
+def test_benchmark_training_measures_and_saves_nothing(small_config, open_run):
+    config = small_config(mode="benchmark_training")
+    run = open_run(config)
+    records = drive(run)
+    assert "checkpoint" not in kinds(records)
+    assert "validation" not in kinds(records)
+    assert records[-1].values["results"]["train"]["images_per_s"] > 0
+
+
+def test_benchmark_inference_has_percentiles_per_batch(small_config, open_run):
+    config = small_config(mode="benchmark_inference")
+    run = open_run(config, inference_batches=(1, 3, 40), inference_iterations=4)
+    records = list(DRIVERS.get("benchmark_inference")(run, StopRequest()))
+    rows = records[-1].values["results"]["inference"]
+    assert [row["batch"] for row in rows] == [1, 3, 40]
+    for row in rows:
+        latency = row["latency_ms"]
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"]
+        assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / latency["mean"])
+    assert any("random" in r.values.get("message", "") for r in records if r.kind == "warning")
+
+
+def test_benchmark_data_counts_the_loader_alone(small_config, open_run):
+    run = open_run(small_config(mode="benchmark_data"))
+    records = list(DRIVERS.get("benchmark_data")(run, StopRequest()))
+    assert run.parts is None
+    assert records[-1].values["results"]["data"]["images_per_s"] > 0
+
+
+@pytest.mark.parametrize("precision", ["AMP", "BF16"])
+def test_reduced_precision_trains(small_config, open_run, precision):
+    records = drive(open_run(small_config(precision=precision), max_steps=8))
+    losses = [r.values["loss"] for r in records if r.kind == "step"]
+    assert losses[-1] < losses[0]
