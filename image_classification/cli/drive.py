@@ -17,6 +17,7 @@ from image_classification.cli.processes import Outcome, launch, leave_outcome
 from image_classification.config.schema import RunConfig
 from image_classification.config.serialise import to_dict, to_yaml
 from image_classification.core.errors import (
+    EXIT_BUG,
     EXIT_DIVERGED,
     EXIT_DONE,
     EXIT_STOPPED,
@@ -36,7 +37,7 @@ from image_classification.engine.workspace import held, prepare_workspace
 from image_classification.hardware.accelerator import Accelerator, get_accelerator
 from image_classification.hardware.affinity import set_affinity
 from image_classification.hardware.agreement import AnyRank, broadcast_text
-from image_classification.hardware.world import detect_world, process_group
+from image_classification.hardware.world import detect_world, lost_peer, process_group
 from image_classification.reporting.console import open_console_sink
 from image_classification.reporting.dllogger import DLLoggerSink
 from image_classification.reporting.plots import draw
@@ -90,6 +91,14 @@ def _run_rank(
         if leave_outcome(Outcome(world.rank, error.exit_code, error.message)):
             return error.exit_code
         raise
+    except RuntimeError as error:
+        if world.world_size == 1 or not lost_peer(error):
+            raise
+        # Another rank failed first; its own error is the one to show.
+        message = "lost contact with another rank; see its error"
+        if not leave_outcome(Outcome(world.rank, EXIT_BUG, message)):
+            print(f"error: [rank {world.rank}] {message}", file=sys.stderr)
+        return EXIT_BUG
 
 
 def _run_in_world(
@@ -189,7 +198,7 @@ class _Session:
                 self._take(record)
         except Stopped as stopped:
             code = EXIT_STOPPED
-            message = f"stopped by {stopped} after saving; start again with --resume auto"
+            message = f"{stopped} came; {_how_to_go_on(self.run)}"
         except DivergedError as error:
             code, message = EXIT_DIVERGED, f"{error}; the last good checkpoint is kept"
         except UserError as error:
@@ -229,3 +238,10 @@ class _Session:
         draw(records, run.workspace / "plots", bands(run.config, report.published))
         write_page(report, run.workspace, provenance=run.config.provenance)
         print_results(self.console, report, folder=run.workspace, checkpoint=self.checkpoint)
+
+
+def _how_to_go_on(run: Run) -> str:
+    control = run.config.run
+    if control.mode != "convergence" or not control.save_checkpoints:
+        return "nothing was to be saved"
+    return f"step {run.progress.step} is saved, start again with --resume auto to continue"

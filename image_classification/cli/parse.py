@@ -245,7 +245,7 @@ def _settings(args: argparse.Namespace, mode: str) -> tuple[list[Override], list
         settings, remarks = translate(option, text, mode)
         overrides += settings
         notes += remarks
-    overrides += [read_setting(text) for text in args.settings]
+    overrides += {setting.key: setting for setting in map(read_setting, args.settings)}.values()
     for override in overrides:
         if override.key == "data.backend" and override.value not in BACKENDS:
             raise ConfigError(unknown("data backend", override.value, BACKENDS))

@@ -88,8 +88,7 @@ def launch(platform: PlatformConfig, script: str, argv: Sequence[str]) -> int:
     Raises:
         ConfigError: see `nodes_from_environment`.
     """
-    # The agent logs every child's end with a traceback; ours is one line, printed below.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _quieten()
     processes = platform.num_devices
     node_rank, endpoint = nodes_from_environment(platform, os.environ)
     several = platform.num_nodes > 1
@@ -126,6 +125,14 @@ def launch(platform: PlatformConfig, script: str, argv: Sequence[str]) -> int:
                 return _explain(outcomes, None)
             print(f"error: stopped by {signal.Signals(error.sigval).name}", file=sys.stderr)
             return EXIT_BUG
+
+
+def _quieten() -> None:
+    """Silence the agent's log of every child's end: ours is one line, printed by `_explain`."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            # Each has a level of its own, so the parent's would not do.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _explain(outcomes: list[Outcome], error: ChildFailedError | None) -> int:

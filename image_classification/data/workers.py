@@ -30,10 +30,12 @@ def worker_context() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    # First, because starting the tracker unblocks SIGTERM in this thread.
-    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINING_PROCESS)
     try:
+        # multiprocessing's own tracker ignores SIGTERM but would die of SIGUSR1. Starting it
+        # unblocks SIGTERM in this thread, so the signals are blocked once more after it.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINING_PROCESS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -6,7 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-import torchvision
 
 from image_classification.engine.build import Run
 from image_classification.hardware.accelerator import Accelerator
@@ -16,7 +15,7 @@ def torch_environment(accelerator: Accelerator) -> dict[str, Any]:
     """Return torch, torchvision, dali, cuda, cudnn, driver and devices; None where absent."""
     return {
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": _version("torchvision"),
         "dali": _dali_version(),
         **accelerator.environment(),
     }

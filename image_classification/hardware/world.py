@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -224,14 +225,15 @@ def init_process_group(
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
     timeout = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(
-            backend,
-            init_method="env://",
-            rank=world.rank,
-            world_size=world.world_size,
-            timeout=timeout,
-            device_id=device if backend == "nccl" else None,
-        )
+        with _quiet_stdout():
+            dist.init_process_group(
+                backend,
+                init_method="env://",
+                rank=world.rank,
+                world_size=world.world_size,
+                timeout=timeout,
+                device_id=device if backend == "nccl" else None,
+            )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(
@@ -242,7 +244,34 @@ def init_process_group(
     if backend == "gloo":
         _control = dist.group.WORLD
     else:
-        _control = dist.new_group(backend="gloo", timeout=timeout)
+        with _quiet_stdout():
+            _control = dist.new_group(backend="gloo", timeout=timeout)
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Drop what C++ prints to stdout: gloo announces every connection of every rank there."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Return whether ``error`` says that another rank has gone or does not answer.
+
+    Gloo raises plain RuntimeErrors, known by their text alone.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def destroy() -> None:
