@@ -1,0 +1,91 @@
+"""Who may import whom (DESIGN: core <- config <- parts <- engine <- cli), and what stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "image_classification"
+NAME = PACKAGE.name
+
+PARTS = {"models", "data", "optim", "hardware"}
+ALLOWED = {
+    "core": set(),
+    "config": {"core"},
+    **{part: {"core", "config"} for part in PARTS},
+    "reporting": {"core", "config"},
+    "engine": {"core", "config", *PARTS},
+    "cli": {"core", "config", *PARTS, "engine", "reporting"},
+}
+WITHOUT_TORCH = ("core", "config", "reporting")
+
+
+def modules(folder: str) -> list[Path]:
+    found = sorted((PACKAGE / folder).rglob("*.py"))
+    assert found, folder
+    return found
+
+
+def imported(path: Path, type_checking: bool = True) -> set[str]:
+    """Every module ``path`` names in an import, at any depth of the file."""
+    names: set[str] = set()
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            if not type_checking:
+                skipped.update(child for part in node.body for child in ast.walk(part))
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def layers_used(path: Path) -> set[str]:
+    own = (name.split(".") for name in imported(path) if name.split(".")[0] == NAME)
+    return {parts[1] for parts in own if len(parts) > 1 and (PACKAGE / parts[1]).is_dir()}
+
+
+def test_every_folder_has_a_layer():
+    folders = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert folders == set(ALLOWED)
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_a_layer_imports_only_those_below_it(layer):
+    for path in modules(layer):
+        above = layers_used(path) - ALLOWED[layer] - {layer}
+        assert not above, f"{path.relative_to(PACKAGE)} imports {sorted(above)}"
+
+
+@pytest.mark.parametrize("layer", WITHOUT_TORCH)
+def test_light_layers_never_import_torch(layer):
+    for path in modules(layer):
+        roots = {name.split(".")[0] for name in imported(path, type_checking=False)}
+        assert not roots & {"torch", "torchvision"}, path
+
+
+def test_importing_the_light_layers_loads_no_torch():
+    names = [
+        f"{NAME}.{path.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}"
+        for layer in WITHOUT_TORCH
+        for path in modules(layer)
+        if path.name != "__init__.py"
+    ]
+    code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_argparse_stays_in_the_command_line():
+    for layer in set(ALLOWED) - {"cli"}:
+        for path in modules(layer):
+            assert "argparse" not in imported(path), path
