@@ -35,9 +35,9 @@ def imported(path: Path, type_checking: bool = True) -> set[str]:
     names: set[str] = set()
     skipped: set[ast.AST] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            if not type_checking:
-                skipped.update(child for part in node.body for child in ast.walk(part))
+        guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if guarded and not type_checking:
+            skipped.update(child for part in node.body for child in ast.walk(part))
         if node in skipped:
             continue
         if isinstance(node, ast.Import):
