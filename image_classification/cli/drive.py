@@ -28,6 +28,7 @@ from image_classification.core.errors import (
 from image_classification.core.types import DevicesFound, Record, WorldInfo
 from image_classification.data.demo import resolve_data_path
 from image_classification.data.formats import check_classes
+from image_classification.engine import checkpoint
 from image_classification.engine.build import Run, build_run
 from image_classification.engine.environment import device_telemetry, torch_environment
 from image_classification.engine.files import explained, replace_file
@@ -200,7 +201,7 @@ class _Session:
             code = EXIT_STOPPED
             message = f"{stopped} came; {_how_to_go_on(self.run)}"
         except DivergedError as error:
-            code, message = EXIT_DIVERGED, f"{error}; the last good checkpoint is kept"
+            code, message = EXIT_DIVERGED, f"{error}; {_what_is_kept(self.run)}"
         except UserError as error:
             self._report(error.exit_code, error.message)
             raise
@@ -245,3 +246,8 @@ def _how_to_go_on(run: Run) -> str:
     if control.mode != "convergence" or not control.save_checkpoints:
         return "nothing was to be saved"
     return f"step {run.progress.step} is saved, start again with --resume auto to continue"
+
+
+def _what_is_kept(run: Run) -> str:
+    saved = checkpoint.listed(run.checkpoints)
+    return f"{saved[-1].path} is kept" if saved else "no checkpoint had been saved"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from image_classification import models
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import WorldInfo
 from image_classification.data.backend import Loader, LoaderSpec, open_loader
-from image_classification.data.demo import resolve_data_path
 from image_classification.engine.state import Progress
 from image_classification.hardware.accelerator import Accelerator
 from image_classification.models.weights import load_weights
@@ -153,12 +152,9 @@ def open_split(config: RunConfig, split: str, world: WorldInfo, device: torch.de
     Raises:
         DataError: the data set cannot be used as it is. ConfigError: no such backend.
     """
-    data = config.data
-    if data.backend != "synthetic":
-        data = replace(data, path=str(resolve_data_path(data.path)))
     return open_loader(
         LoaderSpec(
-            data=data,
+            data=config.data,
             split=split,
             per_device_batch=config.batch.per_device_batch,
             accumulation=config.batch.accumulation,

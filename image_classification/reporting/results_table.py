@@ -77,7 +77,7 @@ def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:
             ", ".join(f"{q} {duration(step[q])}" for q in ("p50", "p95", "p99")),
         )
     if train["steps"]:
-        epochs = "" if train["epochs"] is None else f" ({train['epochs']:g} epochs done)"
+        epochs = "" if train["epochs"] is None else f" ({train['epochs']:.4g} epochs done)"
         yield "trained", f"{train['steps']:,} steps{epochs}"
     if results["data"]["images_per_s"] is not None:
         yield "loading", f"{rate(results['data']['images_per_s'])} images/s"
