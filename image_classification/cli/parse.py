@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,7 @@ def parse(argv: Sequence[str]) -> Request:
         ConfigError: an unknown option, name, key or value, with the nearest valid one; or a
             name that is missing. SystemExit(0): after ``--help``.
     """
+    _check_text(argv)
     parser = _build_parser()
     args, extra = parser.parse_known_args(argv)
     if extra:
@@ -178,6 +180,18 @@ def parse(argv: Sequence[str]) -> Request:
         explain=args.explain,
         json=args.json,
     )
+
+
+def _check_text(argv: Sequence[str]) -> None:
+    """Refuse bytes that are no text: they could not be written to ``config.yml`` or a report."""
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(argument).decode(errors="backslashreplace")
+            raise ConfigError(
+                f"the argument {shown} is not UTF-8 text; rename the file or folder it names"
+            ) from None
 
 
 def _anything_else(args: argparse.Namespace) -> bool:

@@ -10,8 +10,13 @@ from typing import Any
 from image_classification.config.keys import KEYS, Key, unknown_key
 from image_classification.core.errors import ConfigError, nearest
 
+LARGEST_WHOLE = 2**31 - 1
+"""Bound of whole numbers whose key has none of its own: far above any count of a run."""
+
 _KIND = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_NULLS = ("null", "none", "~", "")
+_NULLS = ("null", "none", "~")
+_LONG = 1e15
+_DIGITS = 40
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _DTYPES = {
     "FP32": ("float32",),
@@ -48,6 +53,8 @@ def check_value(key: Key, value: Any, where: str) -> Any:
         return _check_scalar(key, value, where)
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{where}: {key.name} must be a list, got {value!r}")
+    if not value and key.nonempty:
+        raise ConfigError(f"{where}: {key.name} must have a value, got none ({key.doc})")
     if key.length and len(value) != key.length:
         raise ConfigError(f"{where}: {key.name} must have {key.length} values, got {len(value)}")
     return tuple(_check_scalar(key, v, where) for v in value)
@@ -67,10 +74,13 @@ def _check_scalar(key: Key, value: Any, where: str) -> Any:
             bound = f"{key.minimum:g} or more"
             near = f"the nearest valid value is {key.minimum:g}"
             raise ConfigError(f"{where}: {key.name} must be {bound}, got {value!r}; {near}")
-        if key.maximum is not None and value > key.maximum:
-            bound = f"{key.maximum:g} or less"
-            near = f"the nearest valid value is {key.maximum:g}"
-            raise ConfigError(f"{where}: {key.name} must be {bound}, got {value!r}; {near}")
+        maximum = LARGEST_WHOLE if key.maximum is None and key.kind is int else key.maximum
+        if maximum is not None and value > maximum:
+            limit = str(maximum) if key.kind is int else f"{maximum:g}"
+            near = f"the nearest valid value is {limit}"
+            raise ConfigError(
+                f"{where}: {key.name} must be {limit} or less, got {_shown(value)}; {near}"
+            )
     return value
 
 
@@ -92,8 +102,13 @@ def _coerce(key: Key, value: Any, where: str) -> Any:
         # YAML 1.1 reads 1e-4, which has no dot, as text.
         if isinstance(value, (int, float, str)) and _is_number(str(value)):
             return float(value)
-    also = "".join(f" or {w!r}" for w in key.words)
+    also = "".join(f" or {w!r}" for w in key.words) + (" or null" if key.optional else "")
     raise ConfigError(f"{where}: {key.name} must be {_KIND[kind]}{also}, got {value!r}")
+
+
+def _shown(value: float) -> str:
+    """Word a number that may be too long to print."""
+    return f"{value:g}" if abs(value) < _LONG else "a number far above that"
 
 
 def _is_number(text: str) -> bool:
@@ -121,8 +136,9 @@ def from_text(key: Key, text: str, where: str) -> Any:
 def _scalar_from_text(key: Key, text: str) -> Any:
     if key.kind is bool:
         return _BOOLS.get(text.casefold(), text)
-    if key.kind is int and re.fullmatch(r"[+-]?[0-9][0-9_]*", text):
-        return int(text)
+    # Longer ones are out of every key's range, and Python refuses to read the longest.
+    if key.kind is int and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
+        return int(text[:_DIGITS])
     return text
 
 
@@ -156,6 +172,12 @@ def check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> Non
         raise ConfigError(
             f"optim.nesterov needs optim.name sgd, not {values['optim.name']}; "
             "leave --nesterov out or use --optimizer sgd"
+        )
+    if values["run.early_stopping_patience"] is not None and not values["run.validate"]:
+        raise ConfigError(
+            "run.early_stopping_patience "
+            f"({origins['run.early_stopping_patience']}) counts validations and run.validate is "
+            f"false ({origins['run.validate']}); leave one of them out"
         )
     _check_schedule(values, origins)
 

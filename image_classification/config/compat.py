@@ -43,6 +43,10 @@ class Option:
         return self.constant is None
 
 
+# More are out of every range, and Python refuses to read thousands.
+_DIGITS = 40
+
+
 def _none_below_one(key: str) -> Callable[[str, str], Any]:
     """Return the reader of a count whose published 'no limit' is -1."""
 
@@ -55,7 +59,7 @@ def _none_below_one(key: str) -> Callable[[str, str], Any]:
 
 def _whole(text: str, option: str) -> int:
     try:
-        return int(text)
+        return int(text[:_DIGITS])
     except ValueError:
         raise ConfigError(f"{option} must be a whole number, got {text!r}") from None
 
@@ -65,7 +69,8 @@ def _kept_checkpoints(text: str, option: str) -> int:
     value = _whole(text, option)
     if value < -1:
         raise ConfigError(f"{option} must be -1 or more, got {value}; -1 keeps all")
-    return max(value, 1) if value >= 0 else -1
+    checked: int = check_value(find_key("run.keep_checkpoints", option), value, option)
+    return max(checked, 1) if checked >= 0 else -1
 
 
 def _every(text: str, option: str) -> str:
@@ -137,7 +142,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(("--label-smoothing",), "loss.label_smoothing", "label smoothing", "S"),
     Option(("--mixup",), "mixing.mixup", "alpha of mixup; 0: off", "ALPHA"),
     Option(("--optimizer",), "optim.name", "optimizer", "NAME"),
-    Option(("--momentum",), "optim.momentum", "momentum", "M"),
+    Option(("--momentum", "--mom"), "optim.momentum", "momentum", "M"),
     Option(("--weight-decay", "--wd"), "optim.weight_decay", "weight decay", "W"),
     Option(
         ("--bn-weight-decay",),
@@ -181,7 +186,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(("--training-only",), "run.validate", "do not evaluate", constant=False),
     Option(("--no-checkpoints",), "run.save_checkpoints", "write no checkpoint", constant=False),
     Option(
-        ("--checkpoint-filename",),
+        ("--checkpoint-filename", "--checkpoint"),
         "run.checkpoint_name",
         "what checkpoint folders' names start with",
         "NAME",
@@ -232,6 +237,8 @@ _NO_EFFECT = {
     ("evaluate", "--epochs"): "nothing is trained",
     ("evaluate", "--run-epochs"): "nothing is trained",
     ("evaluate", "--prof"): "every image is counted",
+    ("benchmark_data", "--resume"): "no weights are used",
+    ("benchmark_data", "--pretrained-from-file"): "no weights are used",
 }
 
 

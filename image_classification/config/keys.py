@@ -25,7 +25,7 @@ class Key:
     """One setting: its dotted name, its type and its bounds.
 
     kind: element type (``str``, ``int``, ``float`` or ``bool``). length: None for a scalar, 0
-    for a list of any length, n for a list of n. words: strings taken beside numbers.
+    for a list of any length, n for a list of n. nonempty: the list has an element. words: strings taken beside numbers.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Key:
     minimum: float | None
     maximum: float | None
     pattern: str | None
+    nonempty: bool
     words: tuple[str, ...]
     computed: bool
 
@@ -89,6 +90,7 @@ def _read_schema() -> dict[str, Key]:
                 minimum=f.metadata.get("min"),
                 maximum=f.metadata.get("max"),
                 pattern=f.metadata.get("pattern"),
+                nonempty=f.metadata.get("nonempty", False),
                 words=words,
                 computed=f.metadata.get("computed", False),
             )

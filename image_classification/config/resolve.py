@@ -54,7 +54,8 @@ def resolve(
     if mode not in MODES:
         raise ConfigError(unknown("mode", mode, MODES))
     entry = catalogue.find(model, platform, precision)
-    recipe = recipe or entry.default_recipe
+    if recipe is None:
+        recipe = entry.default_recipe
     if recipe not in entry.recipes:
         kind = f"recipe of {model} {platform} {precision}"
         raise ConfigError(unknown(kind, recipe, entry.recipes))

@@ -148,10 +148,12 @@ class ScheduleConfig:
     end_lr: float = _key(0.0, doc="value at the end", min=0.0)
     power: float = _key(2.0, doc="exponent of 'polynomial'", min=0.0)
     milestone_epochs: tuple[float, ...] = _key(
-        (30.0, 60.0, 80.0), doc="where 'step' and 'list' change"
+        (30.0, 60.0, 80.0), doc="where 'step' and 'list' change", min=0.0
     )
     gamma: float = _key(0.1, doc="factor of 'step' at each milestone", min=0.0)
-    milestone_lrs: tuple[float, ...] = _key((), doc="values of 'list' from each milestone on")
+    milestone_lrs: tuple[float, ...] = _key(
+        (), doc="values of 'list' from each milestone on", min=0.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +221,9 @@ class RunControl:
     """How a run is driven; nothing here changes what is learnt in a step."""
 
     mode: str = _key(doc="what to do", choices=MODES)
-    seed: int = _key(0, doc="of weights, sample order, augmentation and mixing", min=0)
+    seed: int = _key(
+        0, doc="of weights, sample order, augmentation and mixing", min=0, max=2**63 - 1
+    )
     workspace: str | None = _key(None, doc="the run's folder; null: runs/<names>-<UTC time>")
     resume: str | None = _key(None, doc="checkpoint folder, or 'auto': the newest good one")
     stop_epoch: int | None = _key(None, doc="stop after this many epochs", min=1)
@@ -247,7 +251,10 @@ class RunControl:
     log_every_steps: int = _key(20, doc="optimizer steps between records", min=1)
     raport_file: str | None = _key(None, doc="DLLogger lines go to this file as well")
     inference_batches: tuple[int, ...] = _key(
-        (1, 2, 4, 8, 16, 32, 64, 128, 256), doc="batch sizes of benchmark_inference"
+        (1, 2, 4, 8, 16, 32, 64, 128, 256),
+        doc="batch sizes of benchmark_inference",
+        min=1,
+        nonempty=True,
     )
     inference_iterations: int = _key(100, doc="timed forward passes a batch size", min=1)
     benchmark_warmup_steps: int = _key(20, doc="steps before the measured window", min=0)

@@ -74,7 +74,7 @@ def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     if step["p50"] is not None:
         yield (
             "step time",
-            ", ".join(f"{q} {duration(step[q])}" for q in ("p50", "p95", "p99")),
+            ", ".join(f"{q} {number(1000 * step[q], 1)} ms" for q in ("p50", "p95", "p99")),
         )
     if train["steps"]:
         epochs = "" if train["epochs"] is None else f" ({train['epochs']:.4g} epochs done)"
