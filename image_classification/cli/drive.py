@@ -14,6 +14,7 @@ from rich.console import Console
 
 from image_classification.cli.parse import Request
 from image_classification.cli.processes import Outcome, launch, leave_outcome
+from image_classification.config.provenance import Override
 from image_classification.config.schema import RunConfig
 from image_classification.config.serialise import to_dict, to_yaml
 from image_classification.core.errors import (
@@ -21,6 +22,8 @@ from image_classification.core.errors import (
     EXIT_DIVERGED,
     EXIT_DONE,
     EXIT_STOPPED,
+    ConfigError,
+    DeviceError,
     DivergedError,
     UserError,
     WorkspaceError,
@@ -35,7 +38,7 @@ from image_classification.engine.files import explained, replace_file
 from image_classification.engine.modes import DRIVERS
 from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.engine.workspace import held, prepare_workspace
-from image_classification.hardware.accelerator import Accelerator, get_accelerator
+from image_classification.hardware.accelerator import Accelerator, get_accelerator, out_of_memory
 from image_classification.hardware.affinity import set_affinity
 from image_classification.hardware.agreement import AnyRank, broadcast_text
 from image_classification.hardware.world import detect_world, lost_peer, process_group
@@ -58,6 +61,8 @@ def drive(request: Request, script: str, argv: Sequence[str]) -> int:
         UserError: to be shown as one line.
     """
     world = detect_world(os.environ)
+    if world is None and "NODE_RANK" in os.environ:
+        request = _on_several_nodes(request)
     # The names first: a wrong one shows before any device is touched.
     asked = request.resolve()
     accelerator = get_accelerator(asked.platform.device)
@@ -76,6 +81,17 @@ def drive(request: Request, script: str, argv: Sequence[str]) -> int:
     return _run_rank(config, world or WorldInfo(), accelerator, found)
 
 
+def _on_several_nodes(request: Request) -> Request:
+    """Take the number of machines from NNODES, or the platform's, where NODE_RANK is set."""
+    text = os.environ.get("NNODES", str(request.resolve().platform.num_nodes))
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"NNODES={text} in the environment is not a number of machines")
+    origin = "NNODES and NODE_RANK in the environment"
+    nodes = Override("platform.num_nodes", int(text), origin)
+    others = (o for o in request.overrides if o.key != nodes.key)
+    return replace(request, overrides=(*others, nodes))
+
+
 def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
     """Find in one process what would otherwise fail in each."""
     accelerator.check_precision(config.precision.name, config.precision.dtype)
@@ -87,7 +103,12 @@ def _run_rank(
     config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
 ) -> int:
     try:
-        return _run_in_world(config, world, accelerator, found)
+        try:
+            return _run_in_world(config, world, accelerator, found)
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                raise _lighter(config) from error
+            raise
     except UserError as error:
         if leave_outcome(Outcome(world.rank, error.exit_code, error.message)):
             return error.exit_code
@@ -100,6 +121,26 @@ def _run_rank(
         if not leave_outcome(Outcome(world.rank, EXIT_BUG, message)):
             print(f"error: [rank {world.rank}] {message}", file=sys.stderr)
         return EXIT_BUG
+
+
+def _lighter(config: RunConfig) -> DeviceError:
+    batch = config.batch
+    if config.run.mode == "benchmark_inference":
+        remedy = f"give smaller batches than {max(config.run.inference_batches)} with --batch-size"
+    elif batch.per_device_batch > 1:
+        smaller = max(
+            d for d in range(1, batch.per_device_batch // 2 + 1) if batch.per_device_batch % d == 0
+        )
+        remedy = (
+            f"--batch-size {smaller} --optimizer-batch-size {batch.global_batch} trains the same "
+            "global batch in smaller parts"
+        )
+    else:
+        remedy = "make --image-size smaller"
+    return DeviceError(
+        f"no memory left on {config.platform.device} with {batch.per_device_batch} images of "
+        f"{config.data.image_size} px a device; {remedy}"
+    )
 
 
 def _run_in_world(
@@ -117,9 +158,7 @@ def _run_in_world(
         run = build_run(config, world, accelerator, device, workspace)
         stack.callback(run.close)
         session = _Session(run, found)
-        if world.rank == 0:
-            session.open_sinks()
-            stack.callback(session.close_sinks)
+        stack.callback(session.close_sinks)
         return session.drive(stop)
 
 
@@ -131,7 +170,8 @@ def _shared_workspace(config: RunConfig, world: WorldInfo) -> Iterator[Path]:
         made: Path | None = None
         if world.rank == 0:
             try:
-                existed = config.run.workspace is not None and Path(config.run.workspace).exists()
+                given = config.run.workspace
+                existed = given is not None and os.path.lexists(given)
                 made = prepare_workspace(config)
                 stack.enter_context(held(made))
                 if not existed:
@@ -166,13 +206,9 @@ class _Session:
     def open_sinks(self) -> None:
         """Open every sink of rank 0 and write ``config.yml``."""
         config, folder = self.run.config, self.run.workspace
-        with explained(folder / "config.yml", "write"):
-            replace_file(folder / "config.yml", to_yaml(config).encode())
         append = config.run.resume is not None
-        sinks: list[Sink] = [
-            open_console_sink(self.console, config),
-            JsonlSink(folder / "metrics.jsonl", append=append),
-        ]
+        sinks: list[Sink] = []
+        # First what the user named: where that fails, the folder is still unused.
         if config.run.raport_file is not None:
             flat = {
                 f"{section}.{key}": value
@@ -181,6 +217,12 @@ class _Session:
             }
             path = folder / config.run.raport_file
             sinks.append(DLLoggerSink(path, parameters=flat, append=append and path.exists()))
+        with explained(folder / "config.yml", "write"):
+            replace_file(folder / "config.yml", to_yaml(config).encode())
+        sinks += [
+            open_console_sink(self.console, config),
+            JsonlSink(folder / "metrics.jsonl", append=append),
+        ]
         self.sink = MultiSink(sinks)
         for message in config.warnings:
             self.sink.write(Record("warning", 0, 0, {"message": message}))
@@ -217,8 +259,13 @@ class _Session:
             self.results = record.values["results"]
         if record.kind == "checkpoint":
             self.checkpoint = record.values.get("path", self.checkpoint)
-        if self.sink is not None:
-            self.sink.write(record)
+        if self.run.world.rank != 0:
+            return
+        if self.sink is None:
+            # Not before: a run that cannot begin leaves nothing behind.
+            self.open_sinks()
+        assert self.sink is not None
+        self.sink.write(record)
 
     def _report(self, code: int, message: str) -> None:
         if self.sink is None:

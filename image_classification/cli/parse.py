@@ -184,14 +184,12 @@ def parse(argv: Sequence[str]) -> Request:
 
 def _check_text(argv: Sequence[str]) -> None:
     """Refuse bytes that are no text: they could not be written to ``config.yml`` or a report."""
-    for argument in argv:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            shown = os.fsencode(argument).decode(errors="backslashreplace")
+    for argument in map(os.fsencode, argv):
+        shown = argument.decode(errors="backslashreplace")
+        if shown.encode() != argument:
             raise ConfigError(
                 f"the argument {shown} is not UTF-8 text; rename the file or folder it names"
-            ) from None
+            )
 
 
 def _anything_else(args: argparse.Namespace) -> bool:

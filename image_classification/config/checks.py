@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +16,18 @@ LARGEST_WHOLE = 2**31 - 1
 
 _KIND = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _NULLS = ("null", "none", "~")
-_LONG = 1e15
-_DIGITS = 40
+_SHOWN = 60
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_OWN_FILES = (
+    ".",
+    ".lock",
+    "checkpoints",
+    "config.yml",
+    "metrics.jsonl",
+    "plots",
+    "report.html",
+    "report.json",
+)
 _DTYPES = {
     "FP32": ("float32",),
     "TF32": ("float32",),
@@ -79,7 +89,7 @@ def _check_scalar(key: Key, value: Any, where: str) -> Any:
             limit = str(maximum) if key.kind is int else f"{maximum:g}"
             near = f"the nearest valid value is {limit}"
             raise ConfigError(
-                f"{where}: {key.name} must be {limit} or less, got {_shown(value)}; {near}"
+                f"{where}: {key.name} must be {limit} or less, got {clipped(value)}; {near}"
             )
     return value
 
@@ -103,12 +113,20 @@ def _coerce(key: Key, value: Any, where: str) -> Any:
         if isinstance(value, (int, float, str)) and _is_number(str(value)):
             return float(value)
     also = "".join(f" or {w!r}" for w in key.words) + (" or null" if key.optional else "")
-    raise ConfigError(f"{where}: {key.name} must be {_KIND[kind]}{also}, got {value!r}")
+    raise ConfigError(f"{where}: {key.name} must be {_KIND[kind]}{also}, got {clipped(value)}")
 
 
-def _shown(value: float) -> str:
-    """Word a number that may be too long to print."""
-    return f"{value:g}" if abs(value) < _LONG else "a number far above that"
+def clipped(value: Any) -> str:
+    """Return ``value`` as a message shows it, which is not with thousands of digits."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number ``text`` is, None where it is none or has more digits than any count."""
+    if len(text) <= _SHOWN and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
+        return int(text)
+    return None
 
 
 def _is_number(text: str) -> bool:
@@ -125,6 +143,10 @@ def from_text(key: Key, text: str, where: str) -> Any:
         ConfigError: as `check_value`.
     """
     text = text.strip()
+    if not text and key.length is None:
+        # Most often a shell variable that is not set: never to be taken for a default.
+        null = ", null for none," if key.optional else ""
+        raise ConfigError(f"{where}: {key.name} is empty; give a value{null} or leave it out")
     if key.optional and text.casefold() in _NULLS:
         return None
     if key.length is not None:
@@ -136,9 +158,9 @@ def from_text(key: Key, text: str, where: str) -> Any:
 def _scalar_from_text(key: Key, text: str) -> Any:
     if key.kind is bool:
         return _BOOLS.get(text.casefold(), text)
-    # Longer ones are out of every key's range, and Python refuses to read the longest.
-    if key.kind is int and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
-        return int(text[:_DIGITS])
+    if key.kind is int:
+        number = whole_number(text)
+        return text if number is None else number
     return text
 
 
@@ -172,6 +194,12 @@ def check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> Non
         raise ConfigError(
             f"optim.nesterov needs optim.name sgd, not {values['optim.name']}; "
             "leave --nesterov out or use --optimizer sgd"
+        )
+    raport = values["run.raport_file"]
+    if raport is not None and posixpath.normpath(raport).split("/")[0] in _OWN_FILES:
+        raise ConfigError(
+            f"run.raport_file {raport!r} ({origins['run.raport_file']}) is what the run itself "
+            "writes in its folder; name another file, such as raport.json"
         )
     if values["run.early_stopping_patience"] is not None and not values["run.validate"]:
         raise ConfigError(

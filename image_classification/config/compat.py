@@ -11,7 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from image_classification.config.checks import check_value, find_key, from_text
+from image_classification.config.checks import (
+    check_value,
+    clipped,
+    find_key,
+    from_text,
+    whole_number,
+)
 from image_classification.config.provenance import Override
 from image_classification.core.errors import ConfigError, nearest
 
@@ -43,10 +49,6 @@ class Option:
         return self.constant is None
 
 
-# More are out of every range, and Python refuses to read thousands.
-_DIGITS = 40
-
-
 def _none_below_one(key: str) -> Callable[[str, str], Any]:
     """Return the reader of a count whose published 'no limit' is -1."""
 
@@ -58,10 +60,10 @@ def _none_below_one(key: str) -> Callable[[str, str], Any]:
 
 
 def _whole(text: str, option: str) -> int:
-    try:
-        return int(text[:_DIGITS])
-    except ValueError:
-        raise ConfigError(f"{option} must be a whole number, got {text!r}") from None
+    number = whole_number(text.strip())
+    if number is None:
+        raise ConfigError(f"{option} must be a whole number, got {clipped(text)}")
+    return number
 
 
 def _kept_checkpoints(text: str, option: str) -> int:

@@ -25,7 +25,8 @@ class Key:
     """One setting: its dotted name, its type and its bounds.
 
     kind: element type (``str``, ``int``, ``float`` or ``bool``). length: None for a scalar, 0
-    for a list of any length, n for a list of n. nonempty: the list has an element. words: strings taken beside numbers.
+    for a list of any length, n for a list of n. nonempty: the list has an element.
+    words: strings taken beside numbers.
     """
 
     name: str

@@ -40,13 +40,18 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Exact evaluation over a whole validation set; top1 and top5 in percent."""
+    """Exact evaluation over a whole validation set; top1, top5 and topk in percent.
+
+    topk counts the k best classes, k being ``run.topk``; with fewer classes than 5 or k, all.
+    """
 
     top1: float
     top5: float
     loss: float
     images: int
     time_s: float = 0.0
+    k: int = 5
+    topk: float | None = None
 
 
 @dataclass(frozen=True)

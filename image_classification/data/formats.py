@@ -6,6 +6,8 @@ The one layout so far is ``folder``: ``train/<class>/<image>`` and ``val/<class>
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,9 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png")
 """Recognised in any case; ImageNet has ``.JPEG``."""
 
 SPLITS = ("train", "val")
+AUTO = "auto"
+"""``data.format`` where the layout is to be recognised."""
+
 _SHOWN = 3
 
 
@@ -44,6 +49,9 @@ class ImageIndex:
         return path_at(self.folder, self.path_bytes, self.path_ends, index)
 
 
+_Indexer = Callable[[Path, str, int], "ImageIndex"]
+
+
 def path_at(
     folder: Path, path_bytes: npt.NDArray[np.uint8], path_ends: npt.NDArray[np.int64], index: int
 ) -> str:
@@ -52,8 +60,23 @@ def path_at(
     return os.path.join(folder, os.fsdecode(path_bytes[start : int(path_ends[index])].tobytes()))
 
 
-def index_images(root: Path, split: str, num_classes: int) -> ImageIndex:
-    """Index ``split`` of the folder data set at ``root`` for a model of ``num_classes``.
+def index_images(root: Path, split: str, num_classes: int, layout: str = AUTO) -> ImageIndex:
+    """Index ``split`` of the data set at ``root`` for a model of ``num_classes``.
+
+    layout: ``data.format``; ``auto`` looks at what is there.
+
+    Raises:
+        DataError: no data set there, or not as its layout asks; see `index_folder`.
+        ValueError: an unknown layout.
+    """
+    name = recognise(root, split) if layout == AUTO else layout
+    if name not in _INDEXERS:
+        raise ValueError(f"layout {name!r} is none of {', '.join(_INDEXERS)}")
+    return _INDEXERS[name](root, split, num_classes)
+
+
+def index_folder(root: Path, split: str, num_classes: int) -> ImageIndex:
+    """Index ``root/split/<class>/<image>``.
 
     Classes are the sorted names of the split's folders; names that start with a dot are passed
     over, and so are files without an image's extension. Nothing is opened.
@@ -83,6 +106,10 @@ def index_images(root: Path, split: str, num_classes: int) -> ImageIndex:
         path_bytes=np.frombuffer(bytearray(b"".join(relative)), dtype=np.uint8),
         path_ends=np.cumsum([len(path) for path in relative], dtype=np.int64),
     )
+
+
+_INDEXERS: dict[str, _Indexer] = {"folder": index_folder}
+"""A data format: its layout's name, and what indexes it."""
 
 
 def check_classes(root: Path, split: str, num_classes: int) -> None:
@@ -119,11 +146,16 @@ def recognise(root: Path, split: str) -> str:
         f"docker run -v /your/imagenet:{root.absolute()} …), or 'demo' (small real images, made "
         "on the spot), or 'synthetic'"
     )
-    if not root.exists():
-        raise DataError(f"no data set at {root}: {remedy}")
-    if not root.is_dir():
+    try:
+        mode = os.stat(root).st_mode
+        has_split = stat.S_ISDIR(mode) and (root / split).is_dir()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no data set at {root}: {remedy}") from None
+    except OSError as error:
+        raise _unreadable(root, error) from error
+    if not stat.S_ISDIR(mode):
         raise DataError(f"data set {root} is not a folder: {remedy}")
-    if not (root / split).is_dir():
+    if not has_split:
         raise DataError(f"{root} has no {split}/ folder: {remedy}")
     return "folder"
 

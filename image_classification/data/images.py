@@ -6,6 +6,9 @@ orientation is not applied, as in the published runs.
 
 from __future__ import annotations
 
+import os
+import stat
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -115,6 +118,9 @@ def decode_rgb(path: str) -> torch.Tensor:
         DataError: the file cannot be read or decoded, or is animated.
     """
     try:
+        # Opening a named pipe would wait for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise RuntimeError("it is not a file")
         content = np.fromfile(path, dtype=np.uint8)
         if not len(content):
             raise RuntimeError("the file is empty")

@@ -33,8 +33,8 @@ def open_loader(spec: LoaderSpec) -> TorchvisionLoader:
         DataError: see `image_classification.data.formats.index_images`; or the train images do
             not fill one global batch. ConfigError: sizes or ranges that contradict each other.
     """
-    root = resolve_data_path(spec.data.path)
-    return TorchvisionLoader(spec, index_images(root, spec.split, spec.num_classes))
+    root, layout = resolve_data_path(spec.data.path), spec.data.format
+    return TorchvisionLoader(spec, index_images(root, spec.split, spec.num_classes, layout))
 
 
 class TorchvisionLoader:

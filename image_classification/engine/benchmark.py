@@ -12,7 +12,7 @@ from image_classification.core.errors import ConfigError, DataError
 from image_classification.core.types import Record
 from image_classification.engine import saving
 from image_classification.engine.build import Run
-from image_classification.engine.evaluate import evaluate
+from image_classification.engine.evaluate import evaluate, figures
 from image_classification.engine.meter import percentiles
 from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.engine.train import validation_record
@@ -45,12 +45,7 @@ def evaluate_run(run: Run, stop: StopRequest) -> Iterator[Record]:
     if parts.ema is not None and restored.path is not None:
         found["validation_ema"] = evaluate(run, parts.ema.module)
     for kind, result in found.items():
-        results[kind] = {
-            "top1": result.top1,
-            "top5": result.top5,
-            "loss": result.loss,
-            "images": result.images,
-        }
+        results[kind] = figures(result)
         yield validation_record(run, kind, 0, result, is_best=False)
     results["time_s"] = {
         "total": time.perf_counter() - started,

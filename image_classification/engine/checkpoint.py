@@ -254,6 +254,12 @@ def find(target: str, own_folder: Path) -> tuple[Saved | None, list[str]]:
             )
         return saved, complaints
     path = Path(target)
+    try:
+        path.stat()
+    except OSError as error:
+        raise CheckpointError(
+            f"no checkpoint at {path} ({error.strerror}): give an existing folder to --resume"
+        ) from error
     inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if path.is_dir() and listed(inner):
         saved, complaints = newest_good(inner)

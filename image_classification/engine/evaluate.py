@@ -14,21 +14,35 @@ from image_classification.engine.build import Run
 from image_classification.hardware.world import all_reduce_sum
 
 
+def figures(result: EvalResult) -> dict[str, float]:
+    """Return the figures by name: ``topN`` beside the usual ones where another k was asked."""
+    named = {
+        "top1": result.top1,
+        "top5": result.top5,
+        "loss": result.loss,
+        "images": result.images,
+    }
+    if result.topk is not None and result.k not in (1, 5):
+        named[f"top{result.k}"] = result.topk
+    return named
+
+
 @torch.no_grad()
 def evaluate(run: Run, model: nn.Module, epoch: int = 0) -> EvalResult:
     """Evaluate ``model`` on every validation image exactly once, whatever ranks and batch.
 
-    top1 and topk (``run.topk``) in percent, loss is plain cross-entropy (no smoothing) in nats,
-    averaged over images. The model is left in the mode it came in.
+    top1, top5 and topk (``run.topk``) in percent, loss is plain cross-entropy (no smoothing) in
+    nats, averaged over images. The model is left in the mode it came in.
 
     Raises:
         DataError: the images counted are not the data set's, so no figure can be trusted.
     """
     loader = run.val_loader
     assert loader is not None
-    k = min(run.config.run.topk, run.config.model.num_classes)
+    classes = run.config.model.num_classes
+    five, k = min(5, classes), min(run.config.run.topk, classes)
     # float64 holds integer counts exactly up to 2**53, so one tensor and one reduction do.
-    sums = torch.zeros(4, dtype=torch.float64, device=run.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=run.device)
     was_training = model.training
     model.eval()
     started = time.perf_counter()
@@ -38,12 +52,13 @@ def evaluate(run: Run, model: nn.Module, epoch: int = 0) -> EvalResult:
                 logits = model(batch.images)
             logits = logits.float()
             losses = F.cross_entropy(logits, batch.labels, reduction="none")
-            hits = logits.topk(k, dim=1).indices == batch.labels[:, None]
+            hits = logits.topk(max(five, k), dim=1).indices == batch.labels[:, None]
             valid = batch.valid
             sums += torch.stack(
                 [
                     (hits[:, 0] & valid).sum(),
-                    (hits.any(dim=1) & valid).sum(),
+                    (hits[:, :five].any(dim=1) & valid).sum(),
+                    (hits[:, :k].any(dim=1) & valid).sum(),
                     valid.sum(),
                     # where, not a product: padding may hold anything, even NaN.
                     torch.where(valid, losses, 0.0).double().sum(),
@@ -51,7 +66,7 @@ def evaluate(run: Run, model: nn.Module, epoch: int = 0) -> EvalResult:
             )
     finally:
         model.train(was_training)
-    top1, topk, images, loss = all_reduce_sum(sums).tolist()
+    top1, top5, topk, images, loss = all_reduce_sum(sums).tolist()
     time_s = time.perf_counter() - started
     if int(images) != loader.num_images:
         raise DataError(
@@ -60,8 +75,10 @@ def evaluate(run: Run, model: nn.Module, epoch: int = 0) -> EvalResult:
         )
     return EvalResult(
         top1=100.0 * top1 / images,
-        top5=100.0 * topk / images,
+        top5=100.0 * top5 / images,
         loss=loss / images,
         images=int(images),
         time_s=time_s,
+        k=run.config.run.topk,
+        topk=100.0 * topk / images,
     )

@@ -26,7 +26,8 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, error.strerror or str(error))
+        reason = f"{error.strerror or error}: give another --workspace"
+        remedy = _REMEDIES.get(error.errno or 0, reason)
         raise WorkspaceError(f"cannot {doing} {path}: {remedy}") from error
 
 

@@ -14,7 +14,7 @@ from image_classification.core.errors import DivergedError
 from image_classification.core.types import EvalResult, Record
 from image_classification.engine import saving
 from image_classification.engine.build import Run
-from image_classification.engine.evaluate import evaluate
+from image_classification.engine.evaluate import evaluate, figures
 from image_classification.engine.meter import TrainMeter, Window
 from image_classification.engine.step import Watch, scale_tensor, train_step
 from image_classification.engine.stopping import Stopped, StopRequest
@@ -184,22 +184,14 @@ def _validate(t: _Training, epoch: int) -> Iterator[Record]:
     is_best = run.progress.note_validation(deciding.top1)
     for kind, result in found.items():
         t.validation_time_s += result.time_s
-        t.results[kind] = {
-            "top1": result.top1,
-            "top5": result.top5,
-            "loss": result.loss,
-            "images": result.images,
-        }
+        t.results[kind] = figures(result)
         yield validation_record(run, kind, epoch, result, is_best and result is deciding)
 
 
 def validation_record(run: Run, kind: str, epoch: int, result: EvalResult, is_best: bool) -> Record:
     """Build the record of one evaluation."""
     values = {
-        "top1": result.top1,
-        "top5": result.top5,
-        "loss": result.loss,
-        "images": result.images,
+        **figures(result),
         "time_s": result.time_s,
         "images_per_s": result.images / result.time_s if result.time_s > 0 else None,
         "is_best": is_best,

@@ -40,7 +40,8 @@ def prepare_workspace(config: RunConfig) -> Path:
     with explained(path, "make the run's folder"):
         path.mkdir(parents=True, exist_ok=True)
     continuing = config.run.resume is not None and config.run.mode == "convergence"
-    taken = [m for m in _MARKS if (path / m).exists()]
+    with explained(path, "look into the run's folder"):
+        taken = [m for m in _MARKS if (path / m).exists()]
     if taken and not continuing:
         raise WorkspaceError(
             f"{path} holds another run ({', '.join(taken)}): continue it with --resume auto, or "

@@ -63,6 +63,14 @@ class Accelerator(Protocol):
         ...
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` says that a device or the host has no memory left."""
+    # The CPU's allocator raises a plain RuntimeError, known by its text alone.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    )
+
+
 ACCELERATORS: Registry[type[Accelerator]] = Registry("device kind")
 ACCELERATORS.add("cuda", "image_classification.hardware.cuda:CudaAccelerator")
 ACCELERATORS.add("cpu", "image_classification.hardware.cpu:CpuAccelerator")

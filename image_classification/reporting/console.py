@@ -18,7 +18,7 @@ from rich.text import Text
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import Record
-from image_classification.reporting.plain import duration, number, percent, rate, size
+from image_classification.reporting.plain import duration, number, other_topk, percent, rate, size
 from image_classification.reporting.sinks import Sink
 
 
@@ -237,6 +237,7 @@ def _validation_figures(record: Record) -> list[str]:
     figures = [
         f"validation{ema} top-1 {number(values.get('top1'))} %",
         f"top-5 {number(values.get('top5'))} %",
+        *(f"top-{name[3:]} {number(values[name])} %" for name in other_topk(values)),
         f"loss {number(values.get('loss'), 4)}",
     ]
     if values.get("images") is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from image_classification.core.types import Record
 from image_classification.reporting.files import LineFile
-from image_classification.reporting.plain import finite
+from image_classification.reporting.plain import finite, other_topk
 
 _LOSS = {"format": ":.5f"}
 _RATE = {"unit": "img/s", "format": ":.2f"}
@@ -162,6 +162,7 @@ def _validation(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
         f"{prefix}.loss": values.get("loss"),
         f"{prefix}.compute_ips": values.get("compute_images_per_s"),
         f"{prefix}.total_ips": values.get("images_per_s"),
+        **{f"{prefix}.{name}": values[name] for name in other_topk(values)},
     }
 
 
@@ -178,5 +179,6 @@ def _run(results: Mapping[str, Any]) -> dict[str, Any]:
     data = {"train.total_ips": (results.get("train") or {}).get("images_per_s")}
     for section, prefix in _PREFIXES.items():
         figures = results.get(section) or {}
-        data |= {f"{prefix}.{name}": figures.get(name) for name in ("top1", "top5", "loss")}
+        names = ("top1", "top5", *other_topk(figures), "loss")
+        data |= {f"{prefix}.{name}": figures.get(name) for name in names}
     return data

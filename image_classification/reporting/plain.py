@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,3 +68,8 @@ def size(num_bytes: float | None) -> str:
             return f"{amount:.0f} B" if prefix == "B" else f"{amount:.1f} {prefix}"
         amount /= 1024
     return f"{amount:.1f} {_BINARY_PREFIXES[-1]}"
+
+
+def other_topk(values: Mapping[str, Any]) -> list[str]:
+    """Return which ``topN`` there are beside ``top1`` and ``top5``."""
+    return [n for n in values if re.fullmatch("top[0-9]+", n) and n not in ("top1", "top5")]

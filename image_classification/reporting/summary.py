@@ -23,7 +23,7 @@ from image_classification.core.errors import (
 )
 from image_classification.core.types import DevicesFound, RunReport
 from image_classification.reporting.files import write_atomically
-from image_classification.reporting.plain import finite
+from image_classification.reporting.plain import finite, other_topk
 from image_classification.reporting.published import compare
 
 REPORT_NAME = "report.json"
@@ -124,7 +124,11 @@ def fill_results(results: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a key the report's schema does not have.
     """
-    filled = _fill(_RESULTS, results, "results")
+    validations = {
+        section: _VALIDATION | dict.fromkeys(other_topk(results.get(section) or {}))
+        for section in ("validation", "validation_ema")
+    }
+    filled = _fill(_RESULTS | validations, results, "results")
     if filled["inference"] is not None:
         filled["inference"] = [
             _fill(_INFERENCE, row, "results.inference") for row in filled["inference"]
