@@ -18,7 +18,7 @@ from image_classification.reporting.sinks import read_metrics
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
-MIXED = ["--mixup=0.2", "--label-smoothing=0.1", "--use-ema=0.9"]
+MIXED = ["--mixup=0.2", "--label-smoothing=0.1", "--use-ema=0.9", "--no-checkpoints"]
 
 
 def command(arguments: list[str], *more: str) -> list[str]:
@@ -87,8 +87,18 @@ def test_two_processes_learn_what_one_learns(half_batches, tmp_path):
     assert found.returncode == 0, found.stderr
     assert losses(joined) == losses(two)
 
+    # Two machines of one device each, as launch.py is started by hand on both.
+    apart = tmp_path / "apart"
+    nodes = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
+    there = start(half_batches, *MIXED, f"--workspace={apart}", NODE_RANK="1", **nodes)
+    here = start(half_batches, *MIXED, f"--workspace={apart}", NODE_RANK="0", **nodes)
+    for process in (here, there):
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    assert losses(apart) == losses(two)
+
     # Fifteen images on two ranks in batches of four: each counted once.
-    for folder in (one, two, joined):
+    for folder in (one, two, joined, apart):
         validations = [
             r.values for r in read_metrics(folder / "metrics.jsonl") if "validation" in r.kind
         ]
@@ -98,10 +108,10 @@ def test_two_processes_learn_what_one_learns(half_batches, tmp_path):
         )
 
 
-def start(arguments: list[str], *more: str) -> subprocess.Popen[str]:
+def start(arguments: list[str], *more: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(arguments, *more),
-        env=environment(),
+        env={**environment(), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
