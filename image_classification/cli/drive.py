@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 
 from image_classification.cli.parse import Request
 from image_classification.cli.processes import Outcome, launch, leave_outcome
+from image_classification.cli.terminal import LastingStdout
 from image_classification.config.provenance import Override
 from image_classification.config.schema import RunConfig
 from image_classification.config.serialise import to_dict, to_yaml
@@ -192,13 +194,18 @@ def _remove_if_unused(path: Path) -> None:
         path.rmdir()
 
 
+def _output() -> TextIO:
+    # Started with stdout closed, Python has none at all.
+    return cast(TextIO, LastingStdout()) if sys.stdout is not None else io.StringIO()
+
+
 @dataclass
 class _Session:
     """One rank's drive through its mode, with rank 0's records and report."""
 
     run: Run
     found: DevicesFound
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=lambda: Console(file=_output()))
     sink: Sink | None = None
     results: dict[str, Any] | None = None
     checkpoint: str | None = None

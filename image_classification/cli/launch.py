@@ -10,6 +10,7 @@ from image_classification.cli.explain import render_explanation
 from image_classification.cli.listing import render_listing
 from image_classification.cli.outcome import exit_with_one_line
 from image_classification.cli.parse import parse
+from image_classification.cli.terminal import show
 from image_classification.config.catalogue import load_catalogue
 
 
@@ -17,10 +18,10 @@ def _main(argv: Sequence[str]) -> int:
     request = parse(argv)
     if request.list_what is not None:
         catalogue = load_catalogue(request.config_file)
-        print(render_listing(catalogue, request.list_what, request.json))
+        show(render_listing(catalogue, request.list_what, request.json))
         return 0
     if request.explain:
-        print(render_explanation(request.resolve(), request.json))
+        show(render_explanation(request.resolve(), request.json))
         return 0
     # Imported on demand: --list and --explain answer at once, without torch.
     from image_classification.cli.drive import drive

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 
+from image_classification.cli.terminal import mute_stdout
 from image_classification.core.errors import UserError
 
 
 def exit_with_one_line(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run ``main(argv)``; print ``error: …`` for a UserError and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that lacks a character gets a question mark, not a traceback.
+        sys.stdout.reconfigure(errors="replace")
     try:
         return main(argv)
     except UserError as error:
@@ -21,5 +26,5 @@ def exit_with_one_line(main: Callable[[Sequence[str]], int], argv: Sequence[str]
         return error.exit_code
     except BrokenPipeError:
         # The reader (head, less) has gone; point stdout elsewhere so that exit stays quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute_stdout()
         return 0

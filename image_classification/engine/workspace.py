@@ -38,6 +38,7 @@ def prepare_workspace(config: RunConfig) -> Path:
     if given is None:
         path = _first_free(path)
     with explained(path, "make the run's folder"):
+        existed = path.exists()
         path.mkdir(parents=True, exist_ok=True)
     continuing = config.run.resume is not None and config.run.mode == "convergence"
     with explained(path, "look into the run's folder"):
@@ -52,8 +53,12 @@ def prepare_workspace(config: RunConfig) -> Path:
         with explained(path, "write to the run's folder"):
             # A block's worth: an empty file can still be made on a full disk.
             probe.write_bytes(b"\0" * 65536)
-    finally:
+    except WorkspaceError:
         probe.unlink(missing_ok=True)
+        if not existed:
+            path.rmdir()
+        raise
+    probe.unlink(missing_ok=True)
     return path
 
 

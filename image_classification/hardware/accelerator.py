@@ -67,7 +67,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Return whether ``error`` says that a device or the host has no memory left."""
     # The CPU's allocator raises a plain RuntimeError, known by its text alone.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from image_classification.cli.launch import main
@@ -219,3 +220,35 @@ def test_the_benchmark_modes_report(small_arguments, tmp_path, mode):
     else:
         assert results["train"]["images_per_s"] > 0
     assert not (folder / "checkpoints").exists()
+
+
+def test_a_run_that_cannot_begin_leaves_its_folder_unmade(fails, small_arguments, tmp_path):
+    folder = tmp_path / "run"
+    line = [*small_arguments, f"--workspace={folder}"]
+    assert "no checkpoint at" in fails(*line, f"--resume={tmp_path / 'none'}")
+    assert "cannot write" in fails(*line, "--raport-file=/proc/none/raport.json")
+    assert "File name too long" in fails(*small_arguments, f"--workspace={'a' * 300}")
+    assert not folder.exists()
+
+
+def test_another_k_stands_beside_top5(small_arguments, tmp_path, capfd):
+    folder = tmp_path / "run"
+    line = [*small_arguments, f"--workspace={folder}", "--topk=2", "--run-epochs=1"]
+    assert main([*line, "--raport-file=raport.json"]) == 0
+    figures = json.loads((folder / "report.json").read_text())["results"]["validation"]
+    assert figures["top5"] == 100.0  # three classes
+    assert figures["top1"] <= figures["top2"] <= 100.0
+    assert "val.top2" in (folder / "raport.json").read_text()
+    assert "top-2 " in capfd.readouterr().out
+
+
+def test_memory_that_runs_out_is_one_line_with_a_smaller_batch(
+    fails, small_arguments, tmp_path, monkeypatch
+):
+    def exhausted(*_: object) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr("image_classification.engine.train.train_step", exhausted)
+    message = fails(*small_arguments, f"--workspace={tmp_path / 'run'}")
+    assert "no memory left on cpu with 8 images of 32 px a device" in message
+    assert "--batch-size 4 --optimizer-batch-size 8" in message

@@ -41,6 +41,7 @@ PUBLISHED = {
     "--mixup": "0.0",
     "--optimizer": "sgd",
     "--momentum": "0.875",
+    "--mom": "0.875",
     "--weight-decay": "3.0517578125e-05",
     "--wd": "3.0517578125e-05",
     "--bn-weight-decay": None,
@@ -63,6 +64,7 @@ PUBLISHED = {
     "--no-checkpoints": None,
     "--jit": "no",
     "--checkpoint-filename": "checkpoint.pth.tar",
+    "--checkpoint": "checkpoint_2.pth.tar",
     "--workspace": "/tmp/w",
     "--memory-format": "nhwc",
     "--memory_format": "nhwc",
@@ -193,6 +195,12 @@ def test_missing_names_are_listed_with_what_is_valid() -> None:
         (("--set", "optim.weight_decya=1"), "did you mean 'weight_decay'?"),
         (("--set", "optim.lr"), "write section.key=value"),
         (("--json",), "add one of them"),
+        (("--resume", ""), "--resume: run.resume is empty; give a value"),
+        (("--workspace", ""), "run.workspace is empty"),
+        (("--epochs", "9" * 5000), "--epochs: schedule.epochs must be a whole number, got '999"),
+        (("--run-epochs", "9" * 5000), "--run-epochs must be a whole number, got '999"),
+        (("--epochs", "1__000"), "must be a whole number, got '1__000'"),
+        (("/tmp/\udcff",), r"the argument /tmp/\xff is not UTF-8 text"),
         (("--list",), "leave the rest out"),
     ],
 )
@@ -213,3 +221,28 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in OPTIONS:
         assert option.name in text
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("--epochs 99999999999", "2147483647 or less"),
+        ("--seed 9223372036854775808", "9223372036854775807 or less"),
+        ("--set run.inference_batches=", "run.inference_batches must have a value"),
+        ("--set run.inference_batches=4,0", "run.inference_batches must be 1 or more"),
+        ("--set schedule.milestone_epochs=-1", "must be 0 or more"),
+        ("--raport-file ./metrics.jsonl", "name another file"),
+        ("--raport-file .", "name another file"),
+        ("--early-stopping-patience 3 --training-only", "leave one of them out"),
+    ],
+)
+def test_values_that_no_run_can_have(line: str, part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse([*NAMES, *line.split()]).resolve()
+    assert part in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+def test_an_empty_recipe_is_not_the_default() -> None:
+    with pytest.raises(ConfigError, match="unknown recipe"):
+        parse([*NAMES, "--recipe", ""]).resolve()

@@ -115,3 +115,15 @@ def test_check_classes_opens_no_class_folder(image_folder: Path) -> None:
 def test_unknown_split_is_a_programming_error(image_folder: Path) -> None:
     with pytest.raises(ValueError, match="split"):
         recognise(image_folder, "test")
+
+
+def test_a_folder_nobody_may_look_into_or_name(image_folder: Path) -> None:
+    assert "File name too long" in error_of(image_folder / ("a" * 300))
+    assert "no data set at" in error_of(image_folder / "train" / "README" / "x")
+
+
+def test_the_layout_may_be_named(image_folder: Path) -> None:
+    named = index_images(image_folder, "val", 2, layout="folder")
+    assert named.classes == index_images(image_folder, "val", 2).classes
+    with pytest.raises(ValueError, match="none of folder"):
+        index_images(image_folder, "val", 2, layout="shards")

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,3 +176,9 @@ def test_padding_and_errors(make_batches: MakeBatches, image_folder: Path) -> No
     assert not batch.images[1].any()
     (image_folder / "train" / "dog" / "1.JPEG").write_bytes(b"not an image")
     assert "dog/1.JPEG" in batches[(0, np.array([8], dtype=np.int64))].error
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match="it is not a file"):
+        decode_rgb(str(tmp_path / "pipe.jpg"))
