@@ -79,6 +79,8 @@ run() {
   check "$name" "$PYTHON" launch.py "$@" --workspace "$work/$name"
 }
 
+# Without a GPU the tests would be skipped, which is no pass.
+check gpu-visible "$PYTHON" -c 'import torch; print(torch.cuda.get_device_name())'
 check pytest-gpu "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider tests/gpu
 
 for precision in AMP TF32 BF16; do
