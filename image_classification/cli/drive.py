@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO, cast
-
-from rich.console import Console
 
 from image_classification.cli.parse import Request
 from image_classification.cli.processes import Outcome, launch, leave_outcome
-from image_classification.cli.terminal import LastingStdout
+from image_classification.cli.session import Session
 from image_classification.config.provenance import Override
 from image_classification.config.schema import RunConfig
-from image_classification.config.serialise import to_dict, to_yaml
 from image_classification.core.errors import (
     EXIT_BUG,
-    EXIT_DIVERGED,
-    EXIT_DONE,
-    EXIT_STOPPED,
     ConfigError,
     DeviceError,
-    DivergedError,
     UserError,
     WorkspaceError,
 )
-from image_classification.core.types import DevicesFound, Record, WorldInfo
+from image_classification.core.types import DevicesFound, WorldInfo
 from image_classification.data.demo import resolve_data_path
 from image_classification.data.formats import check_classes
-from image_classification.engine import checkpoint
-from image_classification.engine.build import Run, build_run
-from image_classification.engine.environment import device_telemetry, torch_environment
-from image_classification.engine.files import explained, replace_file
-from image_classification.engine.modes import DRIVERS
-from image_classification.engine.stopping import Stopped, StopRequest
+from image_classification.engine.build import build_run
+from image_classification.engine.stopping import StopRequest
 from image_classification.engine.workspace import held, prepare_workspace
 from image_classification.hardware.accelerator import Accelerator, get_accelerator, out_of_memory
 from image_classification.hardware.affinity import set_affinity
 from image_classification.hardware.agreement import AnyRank, broadcast_text
 from image_classification.hardware.world import detect_world, lost_peer, process_group
-from image_classification.reporting.console import open_console_sink
-from image_classification.reporting.dllogger import DLLoggerSink
-from image_classification.reporting.plots import draw
-from image_classification.reporting.published import bands
-from image_classification.reporting.render import write_page
-from image_classification.reporting.results_table import print_results
-from image_classification.reporting.sinks import JsonlSink, MultiSink, Sink, read_metrics
-from image_classification.reporting.summary import build_report, write_report
 
 
 def drive(request: Request, script: str, argv: Sequence[str]) -> int:
@@ -159,7 +138,7 @@ def _run_in_world(
         stop = stack.enter_context(StopRequest(any_rank))
         run = build_run(config, world, accelerator, device, workspace)
         stack.callback(run.close)
-        session = _Session(run, found)
+        session = Session(run, found)
         stack.callback(session.close_sinks)
         return session.drive(stop)
 
@@ -192,116 +171,3 @@ def _remove_if_unused(path: Path) -> None:
     if path.is_dir() and {entry.name for entry in path.iterdir()} <= {".lock"}:
         (path / ".lock").unlink(missing_ok=True)
         path.rmdir()
-
-
-def _output() -> TextIO:
-    # Started with stdout closed, Python has none at all.
-    return cast(TextIO, LastingStdout()) if sys.stdout is not None else io.StringIO()
-
-
-@dataclass
-class _Session:
-    """One rank's drive through its mode, with rank 0's records and report."""
-
-    run: Run
-    found: DevicesFound
-    console: Console = field(default_factory=lambda: Console(file=_output()))
-    sink: Sink | None = None
-    results: dict[str, Any] | None = None
-    checkpoint: str | None = None
-
-    def open_sinks(self) -> None:
-        """Open every sink of rank 0 and write ``config.yml``."""
-        config, folder = self.run.config, self.run.workspace
-        append = config.run.resume is not None
-        sinks: list[Sink] = []
-        # First what the user named: where that fails, the folder is still unused.
-        if config.run.raport_file is not None:
-            flat = {
-                f"{section}.{key}": value
-                for section, values in to_dict(config).items()
-                for key, value in values.items()
-            }
-            path = folder / config.run.raport_file
-            sinks.append(DLLoggerSink(path, parameters=flat, append=append and path.exists()))
-        with explained(folder / "config.yml", "write"):
-            replace_file(folder / "config.yml", to_yaml(config).encode())
-        sinks += [
-            open_console_sink(self.console, config),
-            JsonlSink(folder / "metrics.jsonl", append=append),
-        ]
-        self.sink = MultiSink(sinks)
-        for message in config.warnings:
-            self.sink.write(Record("warning", 0, 0, {"message": message}))
-
-    def close_sinks(self) -> None:
-        """Close them; may be called twice."""
-        if self.sink is not None:
-            self.sink.close()
-
-    def drive(self, stop: StopRequest) -> int:
-        """Run the mode to its end and report; return the exit code."""
-        code, message = EXIT_DONE, ""
-        driver = DRIVERS.get(self.run.config.run.mode)
-        try:
-            for record in driver(self.run, stop):
-                self._take(record)
-        except Stopped as stopped:
-            code = EXIT_STOPPED
-            message = f"{stopped} came; {_how_to_go_on(self.run)}"
-        except DivergedError as error:
-            code, message = EXIT_DIVERGED, f"{error}; {_what_is_kept(self.run)}"
-        except UserError as error:
-            self._report(error.exit_code, error.message)
-            raise
-        self._report(code, message)
-        told = code == EXIT_DONE or leave_outcome(Outcome(self.run.world.rank, code, message))
-        if not told and self.run.world.rank == 0:
-            kind = "stopped: " if code == EXIT_STOPPED else "error: "
-            print(f"{kind}{message}", file=sys.stderr)
-        return code
-
-    def _take(self, record: Record) -> None:
-        if record.kind == "end":
-            self.results = record.values["results"]
-        if record.kind == "checkpoint":
-            self.checkpoint = record.values.get("path", self.checkpoint)
-        if self.run.world.rank != 0:
-            return
-        if self.sink is None:
-            # Not before: a run that cannot begin leaves nothing behind.
-            self.open_sinks()
-        assert self.sink is not None
-        self.sink.write(record)
-
-    def _report(self, code: int, message: str) -> None:
-        if self.sink is None:
-            return
-        self.sink.close()
-        run = self.run
-        report = build_report(
-            run.config,
-            devices=self.found,
-            environment=torch_environment(run.accelerator),
-            results=self.results,
-            telemetry=device_telemetry(run),
-            exit_code=code,
-            exit_message=message,
-        )
-        write_report(report, run.workspace)
-        records = read_metrics(run.workspace / "metrics.jsonl")
-        draw(records, run.workspace / "plots", bands(run.config, report.published))
-        write_page(report, run.workspace, provenance=run.config.provenance)
-        print_results(self.console, report, folder=run.workspace, checkpoint=self.checkpoint)
-
-
-def _how_to_go_on(run: Run) -> str:
-    control = run.config.run
-    if control.mode != "convergence" or not control.save_checkpoints:
-        return "nothing was to be saved"
-    return f"step {run.progress.step} is saved, start again with --resume auto to continue"
-
-
-def _what_is_kept(run: Run) -> str:
-    saved = checkpoint.listed(run.checkpoints)
-    return f"{saved[-1].path} is kept" if saved else "no checkpoint had been saved"

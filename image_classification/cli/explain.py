@@ -30,7 +30,7 @@ def render_explanation(config: RunConfig, as_json: bool = False) -> str:
                 lines.append("")
         lines.append(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
     if config.sources:
-        lines += ["", "published runs this configuration reproduces:"]
+        lines += ["", "published runs this configuration rests on:"]
         lines += [f"  {source}" for source in config.sources]
     if config.warnings:
         lines += ["", "notes:"]

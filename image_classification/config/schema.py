@@ -284,7 +284,7 @@ class RunConfig:
     provenance: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
-    """Ids of the published runs this configuration reproduces."""
+    """Ids of the published runs this configuration rests on."""
 
     @property
     def world_size(self) -> int:
