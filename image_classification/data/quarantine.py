@@ -1,0 +1,67 @@
+"""The list of images a data set is better off without: ``<data root>/quarantine.json``.
+
+``{"format": 1, "images": {"train/n01440764/n01440764_18.JPEG": "the file is empty"}}``: names as
+the index of the split gives them, each with why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from image_classification.core.errors import DataError
+
+QUARANTINE_FILE = "quarantine.json"
+
+_FORMAT = 1
+
+
+def load(root: Path) -> dict[str, str]:
+    """Return what ``root/quarantine.json`` lists, name -> reason; empty where there is none.
+
+    Raises:
+        DataError: the file cannot be read, or is not such a list.
+    """
+    path = root / QUARANTINE_FILE
+    remedy = "remove it, or write it anew with `python -m image_classification dataset check`"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}: check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged (no JSON): {remedy}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise DataError(f"{path} is no quarantine list of format {_FORMAT}: {remedy}")
+    images = content.get("images")
+    if not isinstance(images, dict) or not all(isinstance(r, str) for r in images.values()):
+        raise DataError(f"{path} is damaged ('images' must map names to reasons): {remedy}")
+    return images
+
+
+def save(path: Path, images: Mapping[str, str]) -> None:
+    """Write the list ``images`` (name -> reason) to ``path``, whole or not at all.
+
+    Raises:
+        DataError: it cannot be written there.
+    """
+    content = {"format": _FORMAT, "images": dict(sorted(images.items()))}
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            with open(scratch, "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the quarantine list to {path}: {error.strerror}: name a file that can "
+            f"be written with -o"
+        ) from error
