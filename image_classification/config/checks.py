@@ -190,6 +190,7 @@ def check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> Non
     _check_pair(values, origins, "data.image_size", "data.resize")
     if min(values["data.std"]) <= 0:
         raise ConfigError(f"data.std must be above 0 everywhere, got {list(values['data.std'])}")
+    _check_augmentation(values, origins)
     if values["optim.nesterov"] and values["optim.name"] != "sgd":
         raise ConfigError(
             f"optim.nesterov needs optim.name sgd, not {values['optim.name']}; "
@@ -216,6 +217,22 @@ def _check_pair(values: Mapping[str, Any], origins: Mapping[str, str], low: str,
             f"{low} {values[low]:g} ({origins[low]}) is above {high} {values[high]:g} "
             f"({origins[high]}); set both"
         )
+
+
+def _check_augmentation(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Refuse a policy's setting in a run without that policy: it would do nothing."""
+    policy = values["data.augmentation"]
+    idle = [] if policy != "none" else ["data.augmentation_fill"]
+    if policy != "randaugment":
+        idle += ["data.randaugment_ops", "data.randaugment_magnitude"]
+    for name in idle:
+        if values[name] != KEYS[name].default:
+            wanted = "a policy" if name == "data.augmentation_fill" else "randaugment"
+            raise ConfigError(
+                f"{name} {values[name]} ({origins[name]}) does nothing with data.augmentation "
+                f"{policy} ({origins['data.augmentation']}); set data.augmentation to {wanted} "
+                "or leave it out"
+            )
 
 
 def _check_schedule(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:

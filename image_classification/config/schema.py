@@ -92,7 +92,35 @@ class DataConfig:
     crop_ratio_max: float = _key(4 / 3, doc="largest width/height of the random crop", min=0.0)
     hflip_prob: float = _key(0.5, doc="probability of a horizontal flip", min=0.0, max=1.0)
     augmentation: str = _key(
-        "none", doc="further augmentation of the training images", choices=("none", "autoaugment")
+        "none",
+        doc="policy applied to the training images after crop and flip (AutoAugment "
+        "arXiv:1805.09501, RandAugment arXiv:1909.13719, TrivialAugment wide arXiv:2103.10158)",
+        choices=("none", "autoaugment", "randaugment", "trivialaugment"),
+    )
+    augmentation_fill: int = _key(
+        128, doc="grey value the policy fills with where it moves the image away", min=0, max=255
+    )
+    randaugment_ops: int = _key(2, doc="operations an image (randaugment only)", min=1, max=16)
+    randaugment_magnitude: int = _key(
+        9, doc="strength of the operations, of 31 steps (randaugment only)", min=0, max=30
+    )
+    colour_jitter_brightness: float = _key(
+        0.0, doc="x: brightness times a factor in max(0, 1-x)..1+x; 0: off", min=0.0
+    )
+    colour_jitter_contrast: float = _key(
+        0.0, doc="x: contrast times a factor in max(0, 1-x)..1+x; 0: off", min=0.0
+    )
+    colour_jitter_saturation: float = _key(
+        0.0, doc="x: saturation times a factor in max(0, 1-x)..1+x; 0: off", min=0.0
+    )
+    colour_jitter_hue: float = _key(
+        0.0, doc="x: hue turned by a share of the circle in -x..x; 0: off", min=0.0, max=0.5
+    )
+    random_erasing: float = _key(
+        0.0,
+        doc="probability of filling a random rectangle with the mean colour (arXiv:1708.04896)",
+        min=0.0,
+        max=1.0,
     )
     mean: tuple[float, float, float] = _key(
         (0.485, 0.456, 0.406), doc="per-channel mean of images in 0..1, subtracted"

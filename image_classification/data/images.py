@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import AutoAugment, InterpolationMode
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as ops
 
 from image_classification.core.errors import DataError
+from image_classification.data.augment import augment
 from image_classification.data.feed import MEMORY_FORMATS, HostBatch
 from image_classification.data.formats import ImageIndex, path_at
 from image_classification.data.sharding import PADDING, Indices, sample_random
@@ -55,10 +56,6 @@ class ImageBatches(Dataset[HostBatch]):
         self._seed = seed
         # The name: a torch.memory_format does not unpickle where __main__ has imported torch.
         self._memory_format = memory_format
-        self._autoaugment: AutoAugment | None = None
-        if isinstance(transform, TrainTransform) and transform.augmentation == "autoaugment":
-            # The paper's implementation fills with mid-grey; torchvision's default is black.
-            self._autoaugment = AutoAugment(interpolation=InterpolationMode.BILINEAR, fill=128)
 
     def __getitem__(self, request: Request) -> HostBatch:
         epoch, indices = request
@@ -103,9 +100,7 @@ class ImageBatches(Dataset[HostBatch]):
         )
         if random.random() < transform.hflip_prob:
             crop = crop.flip(-1)
-        if self._autoaugment is not None:
-            crop = _with_torch_seed(self._autoaugment, crop, random)
-        return crop
+        return augment(crop, transform, random)
 
     def _path(self, index: int) -> str:
         return path_at(self._folder, self._path_bytes.numpy(), self._path_ends.numpy(), index)
@@ -146,19 +141,3 @@ def eval_image(image: torch.Tensor, transform: EvalTransform) -> torch.Tensor:
     )
     box = transform.crop_box(width, height)
     return resized[:, box.top : box.top + box.height, box.left : box.left + box.width]
-
-
-def _with_torch_seed(
-    augment: AutoAugment, image: torch.Tensor, random: np.random.Generator
-) -> torch.Tensor:
-    """Apply ``augment``, whose only source of chance is torch's global generator, from ``random``.
-
-    The generator is put back: with ``data.workers=0`` it is the training process's own.
-    """
-    generator = torch.default_generator
-    before = generator.get_state()
-    try:
-        generator.manual_seed(int(random.bit_generator.random_raw()) >> 1)
-        return torch.as_tensor(augment(image))
-    finally:
-        generator.set_state(before)

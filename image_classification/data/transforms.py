@@ -29,11 +29,15 @@ class CropBox:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop (arXiv:1409.4842), horizontal flip, then ``augmentation``.
+    """Random resized crop (arXiv:1409.4842), horizontal flip, policy, colour jitter, erasing.
 
+    In this order, each where it is on, on uint8 pixels; ``augmentation`` names the policy.
     area: share of the image's area a crop has, least and largest; the largest may exceed 1, as
     the published BI-V100 runs have it (0.08 to 1.25): such draws never fit and are drawn again.
     ratio: width / height of the crop, least and largest. image_size: side of the result in pixels.
+    augmentation_fill: grey value of what a policy moves in from outside the image. jitter: see
+    `image_classification.data.policies.draw_colour_jitter`; 0 is off. erasing_colour: the mean
+    the images are normalised with, rounded to whole values of 0..255.
     """
 
     area_min: float
@@ -45,6 +49,15 @@ class TrainTransform:
     interpolation: str
     antialias: bool
     augmentation: str
+    augmentation_fill: int
+    randaugment_ops: int
+    randaugment_magnitude: int
+    jitter_brightness: float
+    jitter_contrast: float
+    jitter_saturation: float
+    jitter_hue: float
+    erasing_prob: float
+    erasing_colour: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,7 @@ def train_transform(data: DataConfig) -> TrainTransform:
     """
     _check_range("crop_area", data.crop_area_min, data.crop_area_max)
     _check_range("crop_ratio", data.crop_ratio_min, data.crop_ratio_max)
+    red, green, blue = data.mean
     return TrainTransform(
         area_min=data.crop_area_min,
         area_max=data.crop_area_max,
@@ -97,6 +111,15 @@ def train_transform(data: DataConfig) -> TrainTransform:
         interpolation=data.interpolation,
         antialias=data.antialias,
         augmentation=data.augmentation,
+        augmentation_fill=data.augmentation_fill,
+        randaugment_ops=data.randaugment_ops,
+        randaugment_magnitude=data.randaugment_magnitude,
+        jitter_brightness=data.colour_jitter_brightness,
+        jitter_contrast=data.colour_jitter_contrast,
+        jitter_saturation=data.colour_jitter_saturation,
+        jitter_hue=data.colour_jitter_hue,
+        erasing_prob=data.random_erasing,
+        erasing_colour=(_to_255(red), _to_255(green), _to_255(blue)),
     )
 
 
@@ -145,6 +168,10 @@ def sample_crop(
     elif width_px > transform.ratio_max * height_px:
         width = max(1, round(height_px * transform.ratio_max))
     return CropBox((height_px - height) // 2, (width_px - width) // 2, height, width)
+
+
+def _to_255(share: float) -> int:
+    return min(max(round(share * 255), 0), 255)
 
 
 def _check_range(name: str, low: float, high: float) -> None:
