@@ -1,0 +1,84 @@
+"""Normalising on the host: the arithmetic of `feed.normalise`, without its memory traffic."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_SPARE_BUFFERS = 4
+
+
+class HostNormaliser:
+    """Turns uint8 batches in the host's memory into float32.
+
+    The whole batch at once makes three passes over memory that no cache holds, into pages the
+    kernel has to hand out first; an image at a time, into memory used before, takes a tenth of
+    the time and gives the same bits.
+    """
+
+    mean_255, inverse_std_255: three values each, in units of 0..255.
+    """
+
+    def __init__(self, mean_255: torch.Tensor, inverse_std_255: torch.Tensor) -> None:
+        self._mean_255 = mean_255.cpu().reshape(-1)
+        self._inverse_std_255 = inverse_std_255.cpu().reshape(-1)
+        self._buffers = BufferPool(_SPARE_BUFFERS)
+        self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return ``(images - mean) / std`` as float32, in the layout of ``images``.
+
+        images: ``[N, 3, H, W]`` uint8 in the host's memory, contiguous or channels_last.
+        """
+        count, channels, height, width = images.shape
+        if images.is_contiguous(memory_format=torch.channels_last):
+            whole = self._buffers.take((count, height, width, channels), np.float32)
+            # A row of pixels at a time: three values would be too short an inner loop.
+            mean, inverse_std = self._tiled(width)
+            source = images.permute(0, 2, 3, 1).view(count, height, width * channels)
+            target = whole.view(count, height, width * channels)
+            result = whole.permute(0, 3, 1, 2)
+        else:
+            result = self._buffers.take((count, channels, height, width), np.float32)
+            mean = self._mean_255.view(channels, 1, 1)
+            inverse_std = self._inverse_std_255.view(channels, 1, 1)
+            source, target = images, result
+        for pixels, values in zip(source.unbind(), target.unbind(), strict=True):
+            values.copy_(pixels)
+            values.sub_(mean).mul_(inverse_std)
+        return result
+
+    def _tiled(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if width not in self._rows:
+            self._rows[width] = (self._mean_255.repeat(width), self._inverse_std_255.repeat(width))
+        return self._rows[width]
+
+
+class BufferPool:
+    """Memory for batches, handed out again once nothing refers to it any more.
+
+    Fresh memory of a batch's size costs more than what is written to it: a page fault every 4 KB.
+    Whoever keeps a tensor, or any view of it, keeps its memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: list[tuple[npt.NDArray[np.generic], weakref.ref[npt.NDArray[np.generic]]]] = []
+
+    def take(self, shape: tuple[int, ...], dtype: type[np.generic]) -> torch.Tensor:
+        """Return an uninitialised contiguous tensor."""
+        for position, (base, user) in enumerate(self._known):
+            if user() is None and base.shape == shape and base.dtype == dtype:
+                del self._known[position]
+                return self._lend(base)
+        return self._lend(np.empty(shape, dtype))
+
+    def _lend(self, base: npt.NDArray[np.generic]) -> torch.Tensor:
+        # The tensor's storage holds this view until the last tensor on it is gone.
+        view = base[...]
+        self._known.append((base, weakref.ref(view)))
+        del self._known[: -self._limit]
+        return torch.from_numpy(view)
