@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from image_classification.config.keys import KEYS, Key, unknown_key
@@ -190,7 +190,6 @@ def check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> Non
     _check_pair(values, origins, "data.image_size", "data.resize")
     if min(values["data.std"]) <= 0:
         raise ConfigError(f"data.std must be above 0 everywhere, got {list(values['data.std'])}")
-    _check_augmentation(values, origins)
     if values["optim.nesterov"] and values["optim.name"] != "sgd":
         raise ConfigError(
             f"optim.nesterov needs optim.name sgd, not {values['optim.name']}; "
@@ -211,28 +210,36 @@ def check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> Non
     _check_schedule(values, origins)
 
 
+def check_idle(
+    values: Mapping[str, Any], origins: Mapping[str, str], asked: Collection[str]
+) -> None:
+    """Refuse settings of ``asked`` that do nothing in this run.
+
+    ``asked`` are the keys the user has set for this run. A recipe may hold settings of a policy
+    that its user has switched off.
+
+    Raises:
+        ConfigError: a setting of an augmentation policy that this run does not have.
+    """
+    policy = values["data.augmentation"]
+    idle = {} if policy != "none" else {"data.augmentation_fill": "a policy"}
+    if policy != "randaugment":
+        idle |= dict.fromkeys(("data.randaugment_ops", "data.randaugment_magnitude"), "randaugment")
+    for name, wanted in idle.items():
+        if name in asked and values[name] != KEYS[name].default:
+            raise ConfigError(
+                f"{name} {values[name]} ({origins[name]}) does nothing with data.augmentation "
+                f"{policy} ({origins['data.augmentation']}); set data.augmentation to {wanted} "
+                "or leave it out"
+            )
+
+
 def _check_pair(values: Mapping[str, Any], origins: Mapping[str, str], low: str, high: str) -> None:
     if values[low] > values[high]:
         raise ConfigError(
             f"{low} {values[low]:g} ({origins[low]}) is above {high} {values[high]:g} "
             f"({origins[high]}); set both"
         )
-
-
-def _check_augmentation(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-    """Refuse a policy's setting in a run without that policy: it would do nothing."""
-    policy = values["data.augmentation"]
-    idle = [] if policy != "none" else ["data.augmentation_fill"]
-    if policy != "randaugment":
-        idle += ["data.randaugment_ops", "data.randaugment_magnitude"]
-    for name in idle:
-        if values[name] != KEYS[name].default:
-            wanted = "a policy" if name == "data.augmentation_fill" else "randaugment"
-            raise ConfigError(
-                f"{name} {values[name]} ({origins[name]}) does nothing with data.augmentation "
-                f"{policy} ({origins['data.augmentation']}); set data.augmentation to {wanted} "
-                "or leave it out"
-            )
 
 
 def _check_schedule(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:

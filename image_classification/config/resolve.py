@@ -12,7 +12,7 @@ from typing import Any
 
 from image_classification.config.batch import accumulation, formula, largest_per_device
 from image_classification.config.catalogue import Block, Catalogue, Entry, load_catalogue
-from image_classification.config.checks import check_together
+from image_classification.config.checks import check_idle, check_together
 from image_classification.config.keys import KEYS
 from image_classification.config.placement import place
 from image_classification.config.provenance import Override, Values
@@ -82,6 +82,7 @@ def resolve(
     warnings += place(values, available, world_size, num_nodes)
     warnings += _settle_batch(values, mode, published_world)
     check_together(values.values(), values.origins())
+    check_idle(values.values(), values.origins(), {override.key for override in own})
     blocks = (catalogue.platforms[platform], entry.block, entry.recipes[recipe])
     warnings += [f"assumption: {line}" for line in _collect(blocks, "assumptions")]
     return _freeze(values, names, tuple(warnings), tuple(_collect(blocks, "sources")))
