@@ -77,7 +77,9 @@ def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
     """Find in one process what would otherwise fail in each."""
     accelerator.check_precision(config.precision.name, config.precision.dtype)
     if config.data.backend != "synthetic":
-        check_classes(resolve_data_path(config.data.path), "val", config.model.num_classes)
+        data = config.data
+        root = resolve_data_path(data.path)
+        check_classes(root, "val", config.model.num_classes, data.format)
 
 
 def _run_rank(

@@ -74,7 +74,11 @@ class DataConfig:
 
     path: str = _key("/imagenet", doc="folder with train/ and val/, or 'demo', or 'synthetic'")
     backend: str = _key("pytorch", doc="registered data backend")
-    format: str = _key("auto", doc="layout of the folder", choices=("auto", "folder"))
+    format: str = _key(
+        "auto",
+        doc="how the folder holds the images; auto looks at what is there",
+        choices=("auto", "folder", "tfrecord", "recordio", "webdataset"),
+    )
     image_size: int = _key(224, doc="side of the training crop and the validation crop", min=8)
     resize: int = _key(256, doc="validation resize before the centre crop", min=8)
     resize_mode: str = _key(
@@ -130,6 +134,12 @@ class DataConfig:
     )
     workers: int = _key(8, doc="loader processes a device (0: in the training process)", min=0)
     prefetch: int = _key(2, doc="batches each worker prepares ahead", min=1)
+    error_budget: float = _key(
+        0.001,
+        doc="share of the train images that may fail to decode before the run ends",
+        min=0.0,
+        max=1.0,
+    )
     synthetic_train_images: int = _key(1_281_167, doc="train images of 'synthetic'", min=1)
     synthetic_val_images: int = _key(50_000, doc="validation images of 'synthetic'", min=1)
 

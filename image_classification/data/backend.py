@@ -9,6 +9,7 @@ from typing import Protocol
 from image_classification.config.schema import DataConfig
 from image_classification.core.registry import Registry
 from image_classification.core.types import Batch
+from image_classification.data.undecodable import Undecodable
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,23 @@ class Loader(Protocol):
     (seed, e, s) alone, never on rank or worker count. The last incomplete global batch is
     dropped. Val: every rank yields the same number of batches; padding has ``valid`` False, and
     over all ranks each image is valid exactly once.
+
+    num_quarantined: train images that the quarantine list kept out; not among num_images.
+    undecodable: name -> reason of the train images that could not be decoded so far. Such an image
+    costs its sample: the next one of its micro-batch that was decoded takes its place.
     """
 
     num_images: int
+    num_quarantined: int
+    undecodable: Undecodable
     classes: tuple[str, ...]
     steps_per_epoch: int
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield the micro-batches of ``epoch`` from optimizer step ``start_step`` on.
 
-        Skipping decodes nothing. Raises DataError naming the file for an undecodable image.
+        Skipping decodes nothing. Raises DataError: a validation image, a whole micro-batch or
+        more train images than ``data.error_budget`` cannot be decoded; or the data set has gone.
         """
         ...
 

@@ -53,7 +53,7 @@ def ensure_demo(root: Path | None = None) -> Path:
     Raises:
         DataError: the folder cannot be written.
     """
-    folder = (_cache_root() if root is None else root) / DEMO_FOLDER
+    folder = (cache_root() if root is None else root) / DEMO_FOLDER
     try:
         if not _is_complete(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,12 @@ def write_demo(folder: Path) -> Path:
     return folder
 
 
-def _cache_root() -> Path:
+def cache_root() -> Path:
+    """Return the folder for what is made once; see `ensure_demo`.
+
+    Raises:
+        DataError: there is no home folder to put it in.
+    """
     own = os.environ.get(CACHE_VARIABLE)
     if own:
         return Path(own)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 
 from image_classification.core.types import Batch
+from image_classification.data.normalise import HostNormaliser
 
 T = TypeVar("T")
 
@@ -20,13 +21,15 @@ class HostBatch(NamedTuple):
     """What a worker sends: a quarter of the bytes of float images, normalised on the device.
 
     images: ``[N, 3, S, S]`` uint8, already in the run's memory format. labels: ``[N]`` int64.
-    valid: ``[N]`` bool. error: why the batch could not be made; "" where it could.
+    valid: ``[N]`` bool. error: why the batch could not be made; "" where it could. undecodable:
+    (name, reason) of the train images whose rows others have taken, see `replace_rows`.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     valid: torch.Tensor
     error: str
+    undecodable: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,23 @@ def normalise(
     return torch.sub(images, mean_255).mul_(inverse_std_255)
 
 
+def replace_rows(images: torch.Tensor, labels: torch.Tensor, lost: Sequence[int]) -> None:
+    """Fill the ``lost`` rows of a micro-batch, in place, with the next row that was decoded.
+
+    The row after the last is the first. images: ``[N, ...]``; labels: ``[N]``. At least one row
+    must not be lost. What a row becomes depends on the micro-batch alone.
+    """
+    gone = set(lost)
+    if len(gone) >= len(labels):
+        raise ValueError("no row is left to take the place of the lost ones")
+    for row in sorted(gone):
+        heir = (row + 1) % len(labels)
+        while heir in gone:
+            heir = (heir + 1) % len(labels)
+        images[row] = images[heir]
+        labels[row] = labels[heir]
+
+
 class DeviceFeed:
     """Copies and normalises batches, on a stream of its own where the device is a GPU."""
 
@@ -61,6 +81,7 @@ class DeviceFeed:
         shape = (1, 3, 1, 1)
         self._mean_255 = (torch.tensor(mean) * 255).reshape(shape).to(device)
         self._inverse_std_255 = (1 / (torch.tensor(std) * 255)).reshape(shape).to(device)
+        self._on_host = HostNormaliser(self._mean_255, self._inverse_std_255)
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if device.type == "cuda"
@@ -88,9 +109,13 @@ class DeviceFeed:
         return staged.batch
 
     def _convert(self, host: HostBatch) -> Batch:
-        images = host.images.to(self.device, non_blocking=True)
+        if self.device.type == "cpu":
+            images = self._on_host(host.images)
+        else:
+            images = host.images.to(self.device, non_blocking=True)
+            images = normalise(images, self._mean_255, self._inverse_std_255)
         return Batch(
-            images=normalise(images, self._mean_255, self._inverse_std_255),
+            images=images,
             labels=host.labels.to(self.device, non_blocking=True),
             valid=host.valid.to(self.device, non_blocking=True),
         )

@@ -1,20 +1,22 @@
 """Recognise how a data set is stored, and index it.
 
-The one layout so far is ``folder``: ``train/<class>/<image>`` and ``val/<class>/<image>``.
+``folder``: ``train/<class>/<image>`` and ``val/<class>/<image>``. ``tfrecord``, ``recordio`` and
+``webdataset``: shards beside one another in the data set's folder, or in its train/ and val/ (see
+the modules of these names). Whatever the format, the same images come out with the same labels.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from image_classification.core.errors import DataError
+from image_classification.data import quarantine, recordio, tfrecord, webdataset
+from image_classification.data.index import FolderIndex, Index, Names
+from image_classification.data.shards import ShardFormat, check_count, named_classes, open_shards
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png")
 """Recognised in any case; ImageNet has ``.JPEG``."""
@@ -26,56 +28,42 @@ AUTO = "auto"
 _SHOWN = 3
 
 
-@dataclass(frozen=True)
-class ImageIndex:
-    """The images of one split, sorted by class and file name.
-
-    Paths lie end to end in one byte array, so 1.28 million of them take some 40 MB and travel to
-    worker processes as shared memory. labels: ``[N]`` int64, positions in ``classes``.
-    path_bytes: relative to ``folder``, uint8. path_ends: ``[N]`` int64.
-    """
-
-    folder: Path
-    classes: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    path_bytes: npt.NDArray[np.uint8]
-    path_ends: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, index: int) -> str:
-        """Return the path of image ``index``."""
-        return path_at(self.folder, self.path_bytes, self.path_ends, index)
+FOLDER = "folder"
+SHARD_FORMATS: dict[str, ShardFormat] = {
+    f.name: f for f in (tfrecord.FORMAT, recordio.FORMAT, webdataset.FORMAT)
+}
+FORMATS = (FOLDER, *SHARD_FORMATS)
 
 
-_Indexer = Callable[[Path, str, int], "ImageIndex"]
-
-
-def path_at(
-    folder: Path, path_bytes: npt.NDArray[np.uint8], path_ends: npt.NDArray[np.int64], index: int
-) -> str:
-    """Return path number ``index`` of those that lie end to end in ``path_bytes``."""
-    start = 0 if index == 0 else int(path_ends[index - 1])
-    return os.path.join(folder, os.fsdecode(path_bytes[start : int(path_ends[index])].tobytes()))
-
-
-def index_images(root: Path, split: str, num_classes: int, layout: str = AUTO) -> ImageIndex:
+def open_index(root: Path, split: str, num_classes: int | None, layout: str = AUTO) -> Index:
     """Index ``split`` of the data set at ``root`` for a model of ``num_classes``.
 
-    layout: ``data.format``; ``auto`` looks at what is there.
+    layout: ``data.format``; ``auto`` looks at what is there. num_classes: None takes the classes
+    that are there. What ``quarantine.json`` lists is left out of train; val must be complete.
 
     Raises:
-        DataError: no data set there, or not as its layout asks; see `index_folder`.
-        ValueError: an unknown layout.
+        DataError: no data set there, not as its layout asks (see `index_folder` and
+            `image_classification.data.shards.open_shards`), or quarantined images in val.
+        ValueError: an unknown layout or split.
     """
-    name = recognise(root, split) if layout == AUTO else layout
-    if name not in _INDEXERS:
-        raise ValueError(f"layout {name!r} is none of {', '.join(_INDEXERS)}")
-    return _INDEXERS[name](root, split, num_classes)
+    name = _layout(root, split, layout)
+    index: Index
+    if name == FOLDER:
+        index = index_folder(root, split, num_classes)
+    else:
+        index = open_shards(SHARD_FORMATS[name], root, split, num_classes)
+    kept = index.without(set(quarantine.load(root)))
+    if split == "val" and kept.num_quarantined:
+        raise DataError(
+            f"{kept.num_quarantined} of the {len(index)} validation images of {root} are in "
+            f"{quarantine.QUARANTINE_FILE}: validation skips none: replace them and check again"
+        )
+    if not len(kept):
+        raise DataError(f"all {split} images of {root} are in {quarantine.QUARANTINE_FILE}")
+    return kept
 
 
-def index_folder(root: Path, split: str, num_classes: int) -> ImageIndex:
+def index_folder(root: Path, split: str, num_classes: int | None) -> FolderIndex:
     """Index ``root/split/<class>/<image>``.
 
     Classes are the sorted names of the split's folders; names that start with a dot are passed
@@ -85,8 +73,8 @@ def index_folder(root: Path, split: str, num_classes: int) -> ImageIndex:
         DataError: no data set there, the split is missing or flat, a class is empty, train and
             val have different classes, or their number is not the model's.
     """
-    check_classes(root, split, num_classes)
     folder = root / split
+    _check_folder(root, split, num_classes)
     classes = _class_names(folder)
     relative: list[bytes] = []
     counts: list[int] = []
@@ -97,67 +85,112 @@ def index_folder(root: Path, split: str, num_classes: int) -> ImageIndex:
                 f"class folder {folder / name} holds no image ({', '.join(IMAGE_EXTENSIONS)}): "
                 f"fill it, or remove it from train/ and val/"
             )
-        relative.extend(os.fsencode(f"{name}/{file}") for file in files)
+        relative.extend(os.fsencode(f"{split}/{name}/{file}") for file in files)
         counts.append(len(files))
-    return ImageIndex(
-        folder=folder,
+    return FolderIndex(
+        root=root,
+        split=split,
         classes=classes,
         labels=np.repeat(np.arange(len(classes), dtype=np.int64), counts),
-        path_bytes=np.frombuffer(bytearray(b"".join(relative)), dtype=np.uint8),
-        path_ends=np.cumsum([len(path) for path in relative], dtype=np.int64),
+        paths=Names.of(relative),
     )
 
 
-_INDEXERS: dict[str, _Indexer] = {"folder": index_folder}
-"""A data format: its layout's name, and what indexes it."""
+def check_classes(root: Path, split: str, num_classes: int, layout: str = AUTO) -> None:
+    """Check all that a look at the folders can tell; cheap, to be done before a run starts.
 
-
-def check_classes(root: Path, split: str, num_classes: int) -> None:
-    """Check all that a look at the class folders can tell; cheap, to be done before a run starts.
-
-    The other split is compared where it exists: evaluating needs ``val/`` alone.
+    The other split of class folders is compared where it exists: evaluating needs ``val/`` alone.
 
     Raises:
-        DataError: as `index_images`, empty class folders apart.
+        DataError: as `open_index`, as far as no image and no shard need be looked into.
     """
-    recognise(root, split)
+    name = _layout(root, split, layout)
+    if name == FOLDER:
+        _check_folder(root, split, num_classes)
+        return
+    named = named_classes(root)
+    if named is not None:
+        check_count(root, len(named), num_classes)
+
+
+def _check_folder(root: Path, split: str, num_classes: int | None) -> None:
     classes = _class_names(root / split)
     other = root / SPLITS[1 - SPLITS.index(split)]
     if other.is_dir():
         _check_same(root, {split: classes, other.name: _class_names(other)})
-    if len(classes) != num_classes:
-        raise DataError(
-            f"{root / split} has {len(classes)} class folders, the model has {num_classes} "
-            f"classes: give --num_classes {len(classes)}, or the data set the model is for"
-        )
+    if num_classes is not None:
+        check_count(root / split, len(classes), num_classes, "class folders")
 
 
 def recognise(root: Path, split: str) -> str:
-    """Return the layout of the data set at ``root``: ``folder``.
+    """Return the layout of the data set at ``root``: one of `FORMATS`.
 
     Raises:
-        DataError: nothing there, or nothing recognised.
+        DataError: nothing there, nothing recognised, or several layouts at once.
         ValueError: an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is neither 'train' nor 'val'")
-    remedy = (
+    _check_root(root)
+    found = [name for name, kind in SHARD_FORMATS.items() if kind.find(root, split)]
+    try:
+        has_folder = (root / split).is_dir()
+        # A folder of shards is no class folder's parent.
+        if has_folder and (not found or _has_folders(root / split)):
+            found.insert(0, FOLDER)
+    except OSError as error:
+        raise _unreadable(root, error) from error
+    if not found:
+        raise DataError(f"{root} has no {split}/ folder and no {split} shards: {_remedy(root)}")
+    if len(found) > 1:
+        raise DataError(
+            f"{root} holds its {split} images as {' and as '.join(found)}: say which with --set "
+            f"data.format={found[0]}"
+        )
+    return found[0]
+
+
+def _layout(root: Path, split: str, layout: str) -> str:
+    if layout == AUTO:
+        return recognise(root, split)
+    if layout not in FORMATS:
+        raise ValueError(f"layout {layout!r} is none of {', '.join(FORMATS)}")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is neither 'train' nor 'val'")
+    _check_root(root)
+    if layout == FOLDER:
+        if not (root / split).is_dir():
+            raise DataError(f"{root} has no {split}/ folder: {_remedy(root)}")
+    elif not SHARD_FORMATS[layout].find(root, split):
+        raise DataError(
+            f"{root} has no {split} shards of format {layout}: give --set data.format=auto to "
+            f"take what is there"
+        )
+    return layout
+
+
+def _check_root(root: Path) -> None:
+    try:
+        mode = os.stat(root).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no data set at {root}: {_remedy(root)}") from None
+    except OSError as error:
+        raise _unreadable(root, error) from error
+    if not stat.S_ISDIR(mode):
+        raise DataError(f"data set {root} is not a folder: {_remedy(root)}")
+
+
+def _remedy(root: Path) -> str:
+    return (
         "give a folder with train/<class>/ and val/<class>/ (in Docker, mount it: "
         f"docker run -v /your/imagenet:{root.absolute()} …), or 'demo' (small real images, made "
         "on the spot), or 'synthetic'"
     )
-    try:
-        mode = os.stat(root).st_mode
-        has_split = stat.S_ISDIR(mode) and (root / split).is_dir()
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no data set at {root}: {remedy}") from None
-    except OSError as error:
-        raise _unreadable(root, error) from error
-    if not stat.S_ISDIR(mode):
-        raise DataError(f"data set {root} is not a folder: {remedy}")
-    if not has_split:
-        raise DataError(f"{root} has no {split}/ folder: {remedy}")
-    return "folder"
+
+
+def _has_folders(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(e.is_dir() and not e.name.startswith(".") for e in entries)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ orientation is not applied, as in the published runs.
 
 from __future__ import annotations
 
-import os
-import stat
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
@@ -18,8 +18,9 @@ from torchvision.transforms.v2 import functional as ops
 
 from image_classification.core.errors import DataError
 from image_classification.data.augment import augment
-from image_classification.data.feed import MEMORY_FORMATS, HostBatch
-from image_classification.data.formats import ImageIndex, path_at
+from image_classification.data.feed import MEMORY_FORMATS, HostBatch, replace_rows
+from image_classification.data.image_header import check_size
+from image_classification.data.index import Index, VanishedError
 from image_classification.data.sharding import PADDING, Indices, sample_random
 from image_classification.data.transforms import EvalTransform, TrainTransform, sample_crop
 
@@ -42,45 +43,63 @@ class ImageBatches(Dataset[HostBatch]):
 
     def __init__(
         self,
-        index: ImageIndex,
+        index: Index,
         transform: TrainTransform | EvalTransform,
         seed: int,
         memory_format: str,
     ) -> None:
-        self._folder = index.folder
         # Tensors travel to the workers as shared memory, arrays would be copied to each.
-        self._labels = torch.from_numpy(index.labels)
-        self._path_bytes = torch.from_numpy(index.path_bytes)
-        self._path_ends = torch.from_numpy(index.path_ends)
+        self._columns = {name: torch.from_numpy(a) for name, a in index.columns().items()}
+        self._bare = index.with_columns({name: a[:0] for name, a in index.columns().items()})
+        self._whole: Index | None = None
         self._transform = transform
         self._seed = seed
         # The name: a torch.memory_format does not unpickle where __main__ has imported torch.
         self._memory_format = memory_format
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_whole": None}
+
+    @property
+    def _index(self) -> Index:
+        if self._whole is None:
+            arrays = {name: column.numpy() for name, column in self._columns.items()}
+            self._whole = self._bare.with_columns(arrays)
+        return self._whole
+
     def __getitem__(self, request: Request) -> HostBatch:
         epoch, indices = request
         transform = self._transform
+        is_train = isinstance(transform, TrainTransform)
         side = transform.image_size if isinstance(transform, TrainTransform) else transform.crop
         shape = (len(indices), 3, side, side)
         layout = MEMORY_FORMATS[self._memory_format]
         images = torch.empty(shape, dtype=torch.uint8, memory_format=layout).zero_()
         wanted = torch.from_numpy(indices)
         valid = wanted != PADDING
-        labels = torch.where(valid, self._labels[wanted.clamp(min=0)], 0)
+        labels = torch.where(valid, self._columns["labels"][wanted.clamp(min=0)], 0)
+        lost: dict[int, tuple[str, str]] = {}
         for row, index in enumerate(indices.tolist()):
             if index == PADDING:
                 continue
-            path = self._path(index)
             try:
-                image = decode_rgb(path)
+                image = decode_rgb(self._index.read(index), self._index.where(index))
             except DataError as error:
                 # Raised here, it would reach the user wrapped in this process's traceback.
-                return HostBatch(images, labels, valid, error.message)
+                if isinstance(error, VanishedError) or not is_train:
+                    return HostBatch(images, labels, valid, error.message)
+                lost[row] = (self._index.name(index), error.message)
+                continue
             if isinstance(transform, TrainTransform):
                 images[row] = self._train_image(image, transform, epoch, index)
             else:
                 images[row] = eval_image(image, transform)
-        return HostBatch(images, labels, valid, "")
+        if lost and len(lost) == len(indices):
+            reason = f"no image of a micro-batch of {len(lost)} could be read: {lost[0][1]}"
+            return HostBatch(images, labels, valid, reason)
+        if lost:
+            replace_rows(images, labels, tuple(lost))
+        return HostBatch(images, labels, valid, "", tuple(lost.values()))
 
     def _train_image(
         self, image: torch.Tensor, transform: TrainTransform, epoch: int, index: int
@@ -102,29 +121,24 @@ class ImageBatches(Dataset[HostBatch]):
             crop = crop.flip(-1)
         return augment(crop, transform, random)
 
-    def _path(self, index: int) -> str:
-        return path_at(self._folder, self._path_bytes.numpy(), self._path_ends.numpy(), index)
 
-
-def decode_rgb(path: str) -> torch.Tensor:
+def decode_rgb(content: npt.NDArray[np.uint8], name: str) -> torch.Tensor:
     """Return the image as ``[3, H, W]`` uint8; JPEG, PNG, GIF or WebP by its content.
 
+    content: ``[bytes]`` uint8, encoded. name: what errors call it.
+
     Raises:
-        DataError: the file cannot be read or decoded, or is animated.
+        DataError: it cannot be decoded, is animated, or has too many pixels.
     """
+    check_size(content, name)
     try:
-        # Opening a named pipe would wait for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise RuntimeError("it is not a file")
-        content = np.fromfile(path, dtype=np.uint8)
-        if not len(content):
-            raise RuntimeError("the file is empty")
         image: torch.Tensor = decode_image(torch.from_numpy(content), mode=ImageReadMode.RGB)
-        if image.ndim != 3:
-            raise RuntimeError(f"it is an animation of {len(image)} frames")
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"cannot decode {path}: {reason}: replace or remove the file") from error
+    except RuntimeError as error:
+        raise DataError(f"cannot decode {name}: {error}: replace or remove it") from error
+    if image.ndim != 3:
+        raise DataError(
+            f"cannot decode {name}: it is an animation of {len(image)} frames: replace or remove it"
+        )
     if image.dtype != torch.uint8:  # PNG with 16 bits a channel
         image = ops.to_dtype(image, torch.uint8, scale=True)
     return image

@@ -12,7 +12,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,6 +82,10 @@ class Index:
         """Return the name of image ``index``, unique in the data set: quarantine lists have it."""
         raise NotImplementedError
 
+    def where(self, index: int) -> str:
+        """Return the name of image ``index`` with the data set's folder, for messages."""
+        return os.path.join(self.root, self.name(index))
+
     def read(self, index: int) -> Bytes:
         """Return the encoded content of image ``index``: ``[bytes]`` uint8, owned by the caller.
 
@@ -118,17 +122,13 @@ class FolderIndex(Index):
 
     paths: Names
 
-    def path(self, index: int) -> str:
-        """Return the path of image ``index``."""
-        return os.path.join(self.root, self.paths[index])
-
     def name(self, index: int) -> str:
         """Return the path below the data set's folder: ``train/cat/1.JPEG``."""
         return self.paths[index]
 
     def read(self, index: int) -> Bytes:
         """See `Index.read`; an empty file is one that cannot be read."""
-        path = self.path(index)
+        path = self.where(index)
         try:
             # Opening a named pipe would wait for ever.
             if not stat.S_ISREG(os.stat(path).st_mode):
@@ -215,7 +215,7 @@ class ShardIndex(Index):
         path = os.path.join(self.root, self.shards[int(self.shard[index])])
         try:
             file = self.files.get(path)
-            got = os.preadv(file.fileno(), [memoryview(content)], int(self.offset[index]))
+            got = os.preadv(file.fileno(), [content.data], int(self.offset[index]))
             # A shard deleted or replaced under an open descriptor would be read on from unseen.
             gone = os.fstat(file.fileno()).st_nlink == 0
         except OSError as error:
@@ -249,7 +249,12 @@ class ShardIndex(Index):
 
     def with_columns(self, columns: dict[str, npt.NDArray[Any]]) -> ShardIndex:
         """See `Index.with_columns`."""
-        own = {f.name for f in fields(self)}
-        plain = {name: array for name, array in columns.items() if name in own}
-        members = Names(columns["text"], columns["ends"]) if "text" in columns else None
-        return replace(self, **plain, members=members)
+        return replace(
+            self,
+            labels=columns["labels"],
+            shard=columns["shard"],
+            offset=columns["offset"],
+            length=columns["length"],
+            number=columns["number"],
+            members=Names(columns["text"], columns["ends"]) if "text" in columns else None,
+        )

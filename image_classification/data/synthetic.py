@@ -16,6 +16,7 @@ from image_classification.core.types import Batch
 from image_classification.data.backend import LoaderSpec
 from image_classification.data.feed import normalise
 from image_classification.data.sharding import PADDING, make_plan, synthetic_draws
+from image_classification.data.undecodable import Undecodable
 
 POOL_IMAGES = 64
 """Distinct images; few, so that the pool stays small on the device."""
@@ -40,6 +41,8 @@ class SyntheticLoader:
         is_train = spec.split == "train"
         data = spec.data
         self.num_images = data.synthetic_train_images if is_train else data.synthetic_val_images
+        self.num_quarantined = 0
+        self.undecodable = Undecodable(self.num_images, data.error_budget)
         self.classes = tuple(f"{label:04d}" for label in range(spec.num_classes))
         self._plan = make_plan(spec, self.num_images)
         self.steps_per_epoch = self._plan.steps_per_epoch

@@ -14,8 +14,9 @@ from image_classification.core.types import Batch
 from image_classification.data.backend import LoaderSpec
 from image_classification.data.demo import resolve_data_path
 from image_classification.data.feed import DeviceFeed, HostBatch, look_ahead
-from image_classification.data.formats import ImageIndex, index_images
+from image_classification.data.formats import open_index
 from image_classification.data.images import ImageBatches, Request
+from image_classification.data.index import Index
 from image_classification.data.sharding import make_plan
 from image_classification.data.transforms import (
     EvalTransform,
@@ -23,29 +24,32 @@ from image_classification.data.transforms import (
     eval_transform,
     train_transform,
 )
+from image_classification.data.undecodable import Undecodable
 from image_classification.data.workers import WorkerGuard, init_worker, worker_context
 
 
 def open_loader(spec: LoaderSpec) -> TorchvisionLoader:
-    """Open one split of a folder data set, or of ``demo``.
+    """Open one split of a data set in any format, or of ``demo``.
 
     Raises:
-        DataError: see `image_classification.data.formats.index_images`; or the train images do
+        DataError: see `image_classification.data.formats.open_index`; or the train images do
             not fill one global batch. ConfigError: sizes or ranges that contradict each other.
     """
     root, layout = resolve_data_path(spec.data.path), spec.data.format
-    return TorchvisionLoader(spec, index_images(root, spec.split, spec.num_classes, layout))
+    return TorchvisionLoader(spec, open_index(root, spec.split, spec.num_classes, layout))
 
 
 class TorchvisionLoader:
-    """A `image_classification.data.backend.Loader` over image files.
+    """A `image_classification.data.backend.Loader` over the images of an index.
 
     Worker processes start at the first epoch and stay until `close`. One epoch runs at a time:
     asking for another ends the one before.
     """
 
-    def __init__(self, spec: LoaderSpec, index: ImageIndex) -> None:
+    def __init__(self, spec: LoaderSpec, index: Index) -> None:
         self.num_images = len(index)
+        self.num_quarantined = index.num_quarantined
+        self.undecodable = Undecodable(len(index), spec.data.error_budget)
         self.classes = index.classes
         self._plan = make_plan(spec, len(index))
         self.steps_per_epoch = self._plan.steps_per_epoch
@@ -62,7 +66,7 @@ class TorchvisionLoader:
 
         Raises:
             ValueError: a closed loader, or a position outside the epoch. DataError, while
-            iterating: an image that cannot be read (its file is named), or a worker that died.
+            iterating: see `image_classification.data.backend.Loader.epoch`, or a worker that died.
         """
         if self._loader is None:
             raise ValueError("the loader is closed")
@@ -108,6 +112,8 @@ class TorchvisionLoader:
                 ) from error
             if batch.error:
                 raise DataError(batch.error)
+            if batch.undecodable:
+                self.undecodable.note(dict(batch.undecodable))
             yield batch
 
     def _stop_running(self) -> None:
@@ -122,7 +128,7 @@ class TorchvisionLoader:
             self._guard = None
         self._loader = None
 
-    def _make_loader(self, spec: LoaderSpec, index: ImageIndex) -> DataLoader[HostBatch]:
+    def _make_loader(self, spec: LoaderSpec, index: Index) -> DataLoader[HostBatch]:
         data = spec.data
         transform: TrainTransform | EvalTransform
         transform = train_transform(data) if spec.split == "train" else eval_transform(data)

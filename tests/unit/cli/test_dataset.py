@@ -4,7 +4,7 @@ import pytest
 
 from image_classification.cli.dataset import main
 from image_classification.core.errors import ConfigError, DataError
-from image_classification.data.formats import index_images
+from image_classification.data.formats import open_index
 
 
 def test_demo_writes_the_data_set_and_says_where(
@@ -13,7 +13,7 @@ def test_demo_writes_the_data_set_and_says_where(
     out = tmp_path / "digits"
     assert main(["demo", str(out)]) == 0
     assert capsys.readouterr().out == f"demo data set: {out}\n"
-    assert len(index_images(out, "val", 10)) == 360
+    assert len(open_index(out, "val", 10)) == 360
 
 
 def test_demo_refuses_a_filled_folder(tmp_path: Path) -> None:

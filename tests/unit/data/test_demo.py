@@ -10,7 +10,7 @@ from PIL import Image
 
 from image_classification.core.errors import DataError
 from image_classification.data.demo import ensure_demo, resolve_data_path, write_demo
-from image_classification.data.formats import index_images
+from image_classification.data.formats import open_index
 
 
 def digest(folder: Path) -> str:
@@ -26,16 +26,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_demo_is_a_stratified_folder_data_set(demo: Path) -> None:
-    train, val = (index_images(demo, split, 10) for split in ("train", "val"))
+    train, val = (open_index(demo, split, 10) for split in ("train", "val"))
     assert (len(train), len(val)) == (1437, 360)
     assert train.classes == val.classes == tuple("0123456789")
     for label in range(10):
         in_val = int((val.labels == label).sum())
         in_both = in_val + int((train.labels == label).sum())
         assert abs(in_val - 0.2 * in_both) <= 1
-    numbers = [Path(i.path(k)).name for i in (train, val) for k in range(len(i))]
+    numbers = [Path(i.where(k)).name for i in (train, val) for k in range(len(i))]
     assert len(set(numbers)) == 1797
-    with Image.open(val.path(0)) as image:
+    with Image.open(val.where(0)) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 64))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from image_classification.core.errors import DataError
-from image_classification.data.formats import check_classes, index_images, recognise
+from image_classification.data.formats import check_classes, open_index, recognise
 
 
 def test_index_is_sorted_and_complete(image_folder: Path) -> None:
@@ -15,11 +15,11 @@ def test_index_is_sorted_and_complete(image_folder: Path) -> None:
     (image_folder / "train" / "cat" / "._0.JPEG").touch()
     (image_folder / "train" / ".cache").mkdir()
     (image_folder / "train" / "README.md").touch()
-    index = index_images(image_folder, "train", 2)
+    index = open_index(image_folder, "train", 2)
     assert index.classes == ("cat", "dog")
     files = [*(f"cat/{i}.JPEG" for i in range(7)), "cat/a.PNG", "cat/b.jpg"]
     files += [f"dog/{i}.JPEG" for i in range(5)]
-    paths = [index.path(i) for i in range(len(index))]
+    paths = [index.where(i) for i in range(len(index))]
     assert paths == [str(image_folder / "train" / file) for file in files]
     assert index.labels.tolist() == [0] * 9 + [1] * 5
 
@@ -27,13 +27,13 @@ def test_index_is_sorted_and_complete(image_folder: Path) -> None:
 def test_file_names_outside_ascii_survive(image_folder: Path) -> None:
     for split in ("train", "val"):
         (image_folder / split / "cat").rename(image_folder / split / "Kätzchen")
-    index = index_images(image_folder, "val", 2)
-    assert index.path(0) == str(image_folder / "val" / "Kätzchen" / "0.JPEG")
+    index = open_index(image_folder, "val", 2)
+    assert index.where(0) == str(image_folder / "val" / "Kätzchen" / "0.JPEG")
 
 
 def error_of(root: Path, split: str = "train", num_classes: int = 2) -> str:
     with pytest.raises(DataError) as caught:
-        index_images(root, split, num_classes)
+        open_index(root, split, num_classes)
     return caught.value.message
 
 
@@ -53,9 +53,9 @@ def test_a_file_is_not_a_data_set(tmp_path: Path) -> None:
 
 def test_missing_split(image_folder: Path) -> None:
     shutil.rmtree(image_folder / "train")
-    assert "has no train/ folder" in error_of(image_folder)
+    assert "has no train/ folder and no train shards" in error_of(image_folder)
     # Evaluation needs val/ alone.
-    assert len(index_images(image_folder, "val", 2)) == 5
+    assert len(open_index(image_folder, "val", 2)) == 5
 
 
 def test_empty_class_folder_is_named(image_folder: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_folder_nobody_may_look_into_or_name(image_folder: Path) -> None:
 
 
 def test_the_layout_may_be_named(image_folder: Path) -> None:
-    named = index_images(image_folder, "val", 2, layout="folder")
-    assert named.classes == index_images(image_folder, "val", 2).classes
-    with pytest.raises(ValueError, match="none of folder"):
-        index_images(image_folder, "val", 2, layout="shards")
+    named = open_index(image_folder, "val", 2, layout="folder")
+    assert named.classes == open_index(image_folder, "val", 2).classes
+    with pytest.raises(ValueError, match="none of folder, tfrecord"):
+        open_index(image_folder, "val", 2, layout="shards")

@@ -1,4 +1,4 @@
-import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.errors import DataError
-from image_classification.data.formats import index_images
+from image_classification.data.formats import open_index
 from image_classification.data.images import ImageBatches, decode_rgb, eval_image
 from image_classification.data.sharding import PADDING
 from image_classification.data.transforms import eval_transform, train_transform
@@ -25,6 +25,10 @@ def blocks(width_px: int = 96, height_px: int = 64) -> Image.Image:
 def save(image: Image.Image, path: Path, file_format: str, **options: object) -> str:
     image.save(path, file_format, **options)
     return str(path)
+
+
+def decode_file(path: str) -> torch.Tensor:
+    return decode_rgb(np.fromfile(path, dtype=np.uint8), path)
 
 
 EXIF_ROTATED = Image.Exif()
@@ -50,7 +54,7 @@ def test_decodes_to_the_rgb_pil_gives(
 ) -> None:
     """ImageNet has grey and CMYK JPEGs, and a PNG called .JPEG; EXIF rotation is left alone."""
     path = save(blocks().convert(mode), tmp_path / "image.JPEG", file_format, **options)
-    image = decode_rgb(path)
+    image = decode_file(path)
     assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 64, 96))
     with Image.open(path) as reference:
         expected = torch.from_numpy(np.array(reference.convert("RGB"))).permute(2, 0, 1)
@@ -59,22 +63,22 @@ def test_decodes_to_the_rgb_pil_gives(
 
 def test_sixteen_bits_a_channel_become_eight(tmp_path: Path) -> None:
     grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
-    image = decode_rgb(save(Image.fromarray(grey), tmp_path / "deep.png", "PNG"))
+    image = decode_file(save(Image.fromarray(grey), tmp_path / "deep.png", "PNG"))
     assert image.dtype == torch.uint8
     assert (image[0].numpy().astype(int) - grey // 256).max() <= 1
     assert image.float().mean().item() == pytest.approx(127.5, abs=1)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", None, "missing"])
-def test_what_cannot_be_decoded_is_named(tmp_path: Path, content: bytes | str | None) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_what_cannot_be_decoded_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "bad.JPEG"
     if content is None:
         save(blocks(), path, "JPEG")
         path.write_bytes(path.read_bytes()[:400])
-    elif isinstance(content, bytes):
+    else:
         path.write_bytes(content)
     with pytest.raises(DataError) as caught:
-        decode_rgb(str(path))
+        decode_file(str(path))
     assert caught.value.message.startswith(f"cannot decode {path}: ")
     assert caught.value.message.count(str(path)) == 1
 
@@ -83,7 +87,7 @@ def test_animations_are_refused(tmp_path: Path) -> None:
     frames = [blocks(), blocks().rotate(180)]
     path = save(frames[0], tmp_path / "a.jpg", "GIF", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match="animation of 2 frames"):
-        decode_rgb(path)
+        decode_file(path)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -117,7 +121,7 @@ MakeBatches = Callable[..., ImageBatches]
 def make_batches(image_folder: Path) -> MakeBatches:
     def make(seed: int = 0, **data: object) -> ImageBatches:
         config = DataConfig(image_size=24, **data)  # type: ignore[arg-type]
-        index = index_images(image_folder, "train", 2)
+        index = open_index(image_folder, "train", 2)
         return ImageBatches(index, train_transform(config), seed, "nchw")
 
     return make
@@ -167,18 +171,59 @@ def test_flips_happen_as_often_as_asked(make_batches: MakeBatches) -> None:
     assert 90 <= int(flipped.sum()) <= 150  # 120 expected, standard deviation 7.7
 
 
-def test_padding_and_errors(make_batches: MakeBatches, image_folder: Path) -> None:
-    batches = make_batches()
-    batch = batches[(0, np.array([8, PADDING], dtype=np.int64))]
+def test_padding(make_batches: MakeBatches) -> None:
+    batch = make_batches()[(0, np.array([8, PADDING], dtype=np.int64))]
     assert batch.labels.tolist() == [1, 0]
     assert batch.valid.tolist() == [True, False]
     assert batch.images[0].any()
     assert not batch.images[1].any()
+
+
+def test_a_train_image_that_cannot_be_decoded_costs_its_sample(
+    make_batches: MakeBatches, image_folder: Path
+) -> None:
+    request = (0, np.array([2, 8, 9, 3], dtype=np.int64))
+    whole = make_batches()[request]
     (image_folder / "train" / "dog" / "1.JPEG").write_bytes(b"not an image")
-    assert "dog/1.JPEG" in batches[(0, np.array([8], dtype=np.int64))].error
+    (image_folder / "train" / "dog" / "2.JPEG").write_bytes(b"")
+    batch = make_batches()[request]
+    assert batch.error == ""
+    assert torch.equal(batch.images, whole.images[[0, 3, 3, 3]])
+    assert batch.labels.tolist() == [0, 0, 0, 0]
+    assert bool(batch.valid.all())
+    names = [name for name, _ in batch.undecodable]
+    assert names == ["train/dog/1.JPEG", "train/dog/2.JPEG"]
+    assert all(str(image_folder / name) in reason for name, reason in batch.undecodable)
 
 
-def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(DataError, match="it is not a file"):
-        decode_rgb(str(tmp_path / "pipe.jpg"))
+def test_a_micro_batch_without_any_image_is_an_error(
+    make_batches: MakeBatches, image_folder: Path
+) -> None:
+    (image_folder / "train" / "dog" / "1.JPEG").write_bytes(b"not an image")
+    batch = make_batches()[(0, np.array([8], dtype=np.int64))]
+    assert "no image of a micro-batch of 1" in batch.error
+    assert "dog/1.JPEG" in batch.error
+
+
+def test_validation_loses_no_image(image_folder: Path) -> None:
+    (image_folder / "val" / "dog" / "1.JPEG").write_bytes(b"not an image")
+    transform = eval_transform(DataConfig(image_size=24, resize=28))
+    batches = ImageBatches(open_index(image_folder, "val", 2), transform, 0, "nchw")
+    batch = batches[(0, np.arange(5, dtype=np.int64))]
+    assert batch.error.startswith(f"cannot decode {image_folder / 'val' / 'dog' / '1.JPEG'}: ")
+    assert batch.undecodable == ()
+
+
+def test_a_data_set_that_has_gone_is_an_error(
+    make_batches: MakeBatches, image_folder: Path
+) -> None:
+    batches = make_batches()
+    (image_folder / "train").rename(image_folder / "elsewhere")
+    assert "has gone" in batches[(0, np.array([1, 2], dtype=np.int64))].error
+
+
+def test_batches_travel_to_other_processes(make_batches: MakeBatches) -> None:
+    batches = make_batches()
+    expected = images_of(batches, 0, 3, 9)
+    copy = pickle.loads(pickle.dumps(batches))
+    assert torch.equal(images_of(copy, 0, 3, 9), expected)
