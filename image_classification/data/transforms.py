@@ -59,6 +59,17 @@ class TrainTransform:
     erasing_prob: float
     erasing_colour: tuple[int, int, int]
 
+    @property
+    def has_augmentation(self) -> bool:
+        """Whether anything may happen to an image after its flip."""
+        jitter = (
+            self.jitter_brightness,
+            self.jitter_contrast,
+            self.jitter_saturation,
+            self.jitter_hue,
+        )
+        return self.augmentation != "none" or max(jitter) > 0 or self.erasing_prob > 0
+
 
 @dataclass(frozen=True)
 class EvalTransform:

@@ -179,6 +179,15 @@ def test_everything_off_draws_nothing_and_returns_the_image_itself() -> None:
     assert random.bit_generator.state == untouched.bit_generator.state
 
 
+@pytest.mark.parametrize("key", EVERYTHING)
+def test_one_setting_is_an_augmentation(key: str) -> None:
+    """A backend asks this before it leaves the step out, so no setting may be missing from it."""
+    assert not transform_of().has_augmentation
+    alone = transform_of(**{key: EVERYTHING[key]})
+    assert alone.has_augmentation
+    assert any(draw_augmentation(alone, sample_random(0, 0, i)) for i in range(20))
+
+
 @pytest.mark.parametrize("policy", ["autoaugment", "randaugment", "trivialaugment"])
 def test_an_image_depends_on_its_stream_alone(policy: str) -> None:
     transform = transform_of(**{**EVERYTHING, "augmentation": policy})
