@@ -51,9 +51,11 @@ def run_parallel(
     if workers == 0:
         yield from (function(shared, task) for task in tasks)
         return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])  # imports torch once, not in each
     executor = ProcessPoolExecutor(
         max_workers=min(workers, max(1, len(tasks))),
-        mp_context=multiprocessing.get_context("forkserver"),
+        mp_context=context,
         initializer=_start,
         initargs=(function, shared),
     )
