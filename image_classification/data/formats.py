@@ -150,6 +150,16 @@ def recognise(root: Path, split: str) -> str:
     return found[0]
 
 
+def has_split(root: Path, split: str) -> bool:
+    """Return whether ``root`` has anything of ``split``, in whatever format.
+
+    Raises:
+        DataError: no data set there.
+    """
+    _check_root(root)
+    return (root / split).is_dir() or any(f.find(root, split) for f in SHARD_FORMATS.values())
+
+
 def _layout(root: Path, split: str, layout: str) -> str:
     if layout == AUTO:
         return recognise(root, split)

@@ -13,7 +13,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,22 +160,34 @@ class FolderIndex(Index):
         return replace(self, labels=columns["labels"], paths=paths)
 
 
+class Descriptor:
+    """A file opened for reading, closed with the last reference to it."""
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
 class OpenFiles:
     """The files a process has open, the least recently used closed first; travels empty."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[str, FileIO] = OrderedDict()
+        self._files: OrderedDict[str, Descriptor] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
         return OpenFiles, ()
 
-    def get(self, path: str) -> FileIO:
+    def get(self, path: str) -> Descriptor:
         """Return ``path`` opened for reading; it stays open for as long as it is referred to."""
         with self._lock:
             file = self._files.pop(path, None)
             if file is None:
-                file = FileIO(path)
+                file = Descriptor(path)
             self._files[path] = file
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)
@@ -215,9 +226,9 @@ class ShardIndex(Index):
         path = os.path.join(self.root, self.shards[int(self.shard[index])])
         try:
             file = self.files.get(path)
-            got = os.preadv(file.fileno(), [content.data], int(self.offset[index]))
+            got = os.preadv(file.number, [content.data], int(self.offset[index]))
             # A shard deleted or replaced under an open descriptor would be read on from unseen.
-            gone = os.fstat(file.fileno()).st_nlink == 0
+            gone = os.fstat(file.number).st_nlink == 0
         except OSError as error:
             raise VanishedError(
                 f"cannot read shard {path}: {error.strerror}: check the data set and its mount"
