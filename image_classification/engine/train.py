@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from image_classification.engine.evaluate import evaluate, figures
 from image_classification.engine.meter import TrainMeter, Window
 from image_classification.engine.step import Watch, scale_tensor, train_step
 from image_classification.engine.stopping import Stopped, StopRequest
+from image_classification.hardware.agreement import gather_text
 from image_classification.hardware.world import agree_max, all_reduce_sum, broadcast_module_state
 
 # An fp16 scale that is halved this often in a row has met infinities no scale can mend.
@@ -40,6 +42,7 @@ class _Training:
     epoch_steps: int = 0
     validation_time_s: float = 0.0
     results: dict[str, Any] = field(default_factory=dict)
+    undecodable: set[str] = field(default_factory=set)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -93,6 +96,9 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
     )
     end = last_step(run, run.progress.step)
     yield _start_record(t, end, resumed_from)
+    if run.train_loader.num_quarantined:
+        left_out = f"{run.train_loader.num_quarantined} train images are left out"
+        yield _record(run, "warning", message=f"{left_out}: quarantine.json lists them")
     every = Every.parse(config.run.save_every)
     saved_step = run.progress.step if resumed_from is not None else -1
     while True:
@@ -134,6 +140,7 @@ def _part_of_epoch(
         step = run.progress.step
         closing = within + 1 == t.steps_per_epoch
         if step % run.config.run.log_every_steps == 0 or closing or step >= end:
+            yield from _lost_images(t, epoch)
             yield _step_record(t, epoch, within + 1, metrics.lr, end)
         if t.stop.agreed():
             _check_health(t)
@@ -151,6 +158,26 @@ def _part_of_epoch(
             t.meter.begin()
         if step >= end:
             return
+
+
+def _lost_images(t: _Training, epoch: int) -> Iterator[Record]:
+    """Name each train image that could not be decoded once, whichever rank met it.
+
+    Raises:
+        DataError: over all ranks, more of them than ``data.error_budget`` allows.
+    """
+    assert t.run.train_loader is not None
+    known = t.run.train_loader.undecodable
+    mine = {name: reason for name, reason in known.items() if name not in t.undecodable}
+    if not agree_max(len(mine)):
+        return
+    found: dict[str, str] = {}
+    for told in gather_text(json.dumps(mine)):
+        found.update(json.loads(told))
+    for name, reason in found.items():
+        t.undecodable.add(name)
+        yield Record("warning", t.run.progress.step, epoch, {"message": reason})
+    known.note(found)
 
 
 def _close_epoch(t: _Training, epoch: int) -> Iterator[Record]:
@@ -263,6 +290,7 @@ def _epoch_record(t: _Training, epoch: int, window: Window) -> Record:
         "lr": run.schedule.lr(run.progress.step - 1),
         "steps": t.epoch_steps,
         "data_wait_s": window.data_wait_s,
+        "undecodable": len(t.undecodable),
     }
     t.epoch_loss_sum.zero_()
     t.epoch_steps = 0

@@ -23,6 +23,25 @@ def broadcast_text(text: str) -> str:
     return bytes(content.tolist()).decode()
 
 
+def gather_text(text: str) -> list[str]:
+    """Return every rank's ``text``, by rank."""
+    group = control_group()
+    if group is None:
+        return [text]
+    encoded = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8)
+    length = torch.tensor([len(encoded)], dtype=torch.int64)
+    lengths = [torch.zeros_like(length) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(lengths, length, group=group)
+    longest = max(int(length) for length in lengths)
+    padded = torch.nn.functional.pad(encoded, (0, longest - len(encoded)))
+    gathered = [torch.zeros_like(padded) for _ in lengths]
+    dist.all_gather(gathered, padded, group=group)
+    return [
+        bytes(content[: int(length) - 1].tolist()).decode()
+        for content, length in zip(gathered, lengths, strict=True)
+    ]
+
+
 class AnyRank:
     """Asks at each call whether any rank said True, one call late, so that no step waits.
 
