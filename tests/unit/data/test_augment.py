@@ -229,8 +229,9 @@ def test_unknown_operations_and_policies_are_refused() -> None:
 
 
 def test_erasing_takes_a_box_at_the_edge() -> None:
-    erasure = Erasure(CropBox(20, 0, 4, 24), (1, 2, 3))
-    erased = apply_augmentation(photograph(24), (erasure,), 0)
+    erasure, image = Erasure(CropBox(20, 0, 4, 24), (1, 2, 3)), photograph(24)
+    erased = apply_augmentation(image, (erasure,), 0)
+    assert torch.equal(image, photograph(24))
     assert erased[:, 20:].flatten(1).unique(dim=1).tolist() == [[1], [2], [3]]
     assert torch.equal(erased[:, :20], photograph(24)[:, :20])
 
