@@ -20,7 +20,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	  || { echo "error: Python 3.10 or newer is needed: make PYTHON=python3.11 …" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,dali]'
 	touch $@
 
 setup: $(VENV)/.complete
@@ -49,6 +49,7 @@ golden: setup
 bench: setup
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/data_loading.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -132,8 +132,23 @@ class DataConfig:
     std: tuple[float, float, float] = _key(
         (0.229, 0.224, 0.225), doc="per-channel deviation of images in 0..1, divided by"
     )
-    workers: int = _key(8, doc="loader processes a device (0: in the training process)", min=0)
-    prefetch: int = _key(2, doc="batches each worker prepares ahead", min=1)
+    workers: int = _key(
+        8,
+        doc="loader processes (dali: threads) a device; 0: none but the run's own (dali: 1)",
+        min=0,
+    )
+    prefetch: int = _key(
+        2, doc="batches prepared ahead: by each worker, or (dali) by all together", min=1
+    )
+    hw_decoder_load: float = _key(
+        0.65,
+        doc="share of the JPEGs given to the GPU's hardware decoder (dali-gpu only)",
+        min=0.0,
+        max=1.0,
+    )
+    device_memory_padding_mib: int = _key(
+        16, doc="GPU memory a decoding thread takes at the start (dali-gpu only)", min=0
+    )
     error_budget: float = _key(
         0.001,
         doc="share of the train images that may fail to decode before the run ends",

@@ -73,6 +73,8 @@ class Loader(Protocol):
 BackendFactory = Callable[[LoaderSpec], Loader]
 
 BACKENDS: Registry[BackendFactory] = Registry("data backend")
+BACKENDS.add("dali-cpu", "image_classification.data.dali:open_cpu_loader")
+BACKENDS.add("dali-gpu", "image_classification.data.dali:open_gpu_loader")
 BACKENDS.add("pytorch", "image_classification.data.torchvision:open_loader")
 BACKENDS.add("synthetic", "image_classification.data.synthetic:open_loader")
 

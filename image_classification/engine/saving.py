@@ -23,7 +23,15 @@ from image_classification.models.weights import load_state, model_metadata
 # What may differ between a run and its continuation: how it is driven and on what, never what
 # is learnt. Everything else in the configuration must be equal.
 _FREE = {
-    "data": {"path", "workers", "prefetch", "backend", "format"},
+    "data": {
+        "path",
+        "workers",
+        "prefetch",
+        "backend",
+        "format",
+        "hw_decoder_load",
+        "device_memory_padding_mib",
+    },
     "batch": {"per_device", "accumulation"},
     "model": {"pretrained_from_file", "compile"},
 }

@@ -35,7 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.mkdir(parents=True, exist_ok=True)
             pixels = np.full((20 + i, 24, 3), (16 * (i % 15), 16 * (i // 15), blue), np.uint8)
             # Red and green tell the image, so crops and flips cannot.
-            Image.fromarray(pixels).save(target / f"{i:02d}.png")
+            kind = {"quality": 100, "subsampling": 0} if i % 3 else {}
+            Image.fromarray(pixels).save(target / f"{i:02d}.{'jpg' if i % 3 else 'png'}", **kind)
     return root
 
 
@@ -50,6 +51,14 @@ def loader_of(spec: LoaderSpec) -> Iterator[Loader]:
 
 @pytest.fixture(params=list(BACKENDS))
 def make(request: pytest.FixtureRequest, folder: Path) -> Callable[..., LoaderSpec]:
+    if request.param.startswith("dali"):
+        pytest.importorskip("nvidia.dali")
+    device = "cpu"
+    if request.param == "dali-gpu":
+        if torch.cuda.device_count() == 0:
+            pytest.skip("no CUDA device")
+        device = "cuda:0"
+
     def make_spec(**changes: object) -> LoaderSpec:
         values: dict[str, object] = {
             "split": "train",
@@ -59,7 +68,7 @@ def make(request: pytest.FixtureRequest, folder: Path) -> Callable[..., LoaderSp
             "rank": 0,
             "world_size": 1,
             "seed": 11,
-            "device": "cpu",
+            "device": device,
             "memory_format": "nchw",
         }
         data: dict[str, object] = {
@@ -119,7 +128,7 @@ def test_shapes_types_layout_and_range(make: Make, split: str, memory_format: st
         assert batch.images.is_contiguous(memory_format=layout)
         assert (batch.labels.shape, batch.labels.dtype) == ((3,), torch.int64)
         assert (batch.valid.shape, batch.valid.dtype) == ((3,), torch.bool)
-        real = batch.images[batch.valid]
+        real = batch.images[batch.valid].cpu()
         assert bool((real >= lowest - 1e-5).all() and (real <= highest + 1e-5).all())
         assert bool((batch.labels >= 0).all() and (batch.labels < len(CLASSES)).all())
     if split == "train":
