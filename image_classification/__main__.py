@@ -16,8 +16,13 @@ VERBS.add("dataset", "image_classification.cli.dataset:main")
 
 _USAGE = """usage: python -m image_classification VERB …
 
-  dataset demo OUT    write the demo data set (handwritten digits, JPEG class folders) to OUT
+  dataset check DIR     decode every image once; say what would break a run
+  dataset prepare DIR   put ImageNet's official archives, or a flat val/, into class folders
+  dataset pack DIR      write a data set into TFRecord, RecordIO or WebDataset shards
+  dataset fake DIR      make an ImageNet-like data set for trying things out
+  dataset demo OUT      write the demo data set (handwritten digits, JPEG class folders) to OUT
 
+Each has its own --help.
 Runs are started with launch.py; see launch.py --help.
 """
 

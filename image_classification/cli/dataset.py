@@ -1,18 +1,62 @@
-"""``python -m image_classification dataset …``: make and prepare data sets."""
+"""``python -m image_classification dataset …``: check, prepare, pack and make data sets."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from image_classification.core.errors import EXIT_DONE, ConfigError
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from image_classification.cli.terminal import show
+from image_classification.core.errors import EXIT_DONE, ConfigError, DataError
+from image_classification.data import quarantine
 from image_classification.data.demo import write_demo
+from image_classification.data.parallel import default_workers
+
+PACK_FORMATS = ("webdataset", "tfrecord", "recordio")
+
+_QUALITY = 90
+_MB = 1_000_000
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}: see {self.prog} --help")
+
+
+def build_parser() -> _Parser:
+    """Return the parser of every ``dataset`` command; its errors are ConfigError."""
+    parser = _Parser(
+        prog="python -m image_classification dataset",
+        description="Check, prepare, pack and make data sets.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_check(commands)
+    _add_prepare(commands)
+    _add_pack(commands)
+    _add_fake(commands)
+    demo = commands.add_parser(
+        "demo",
+        help="write the demo data set",
+        description="Write scikit-learn's handwritten digits as JPEG folders: OUT/train/<digit>/ "
+        "(1,437 images) and OUT/val/<digit>/ (360).",
+    )
+    demo.add_argument("out", metavar="OUT", type=Path, help="folder to write; new or empty")
+    demo.set_defaults(run=_run_demo)
+    return parser
 
 
 def main(argv: list[str]) -> int:
@@ -21,17 +65,275 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigError: the command line cannot be understood. DataError: the folder cannot be used.
     """
-    parser = _Parser(
-        prog="python -m image_classification dataset", description="Make and prepare data sets."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser(
-        "demo",
-        help="write the demo data set",
-        description="Write scikit-learn's handwritten digits as JPEG folders: OUT/train/<digit>/ "
-        "(1,437 images) and OUT/val/<digit>/ (360).",
-    )
-    demo.add_argument("out", metavar="OUT", type=Path, help="folder to write; new or empty")
-    arguments = parser.parse_args(argv)
-    print(f"demo data set: {write_demo(arguments.out)}")
+    arguments = build_parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], None] = arguments.run
+    try:
+        run(arguments)
+    except KeyboardInterrupt:
+        # Half-made folders are gone by now; end as SIGINT ends a program, without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise
     return EXIT_DONE
+
+
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="decode every image once and say what would break a run",
+        description="Decode every image of DIR once, in parallel, and describe the data set. "
+        "Exits with 2 if anything would break a run; images that cannot be decoded are then "
+        "listed in DIR/quarantine.json, and training leaves them out.",
+    )
+    check.add_argument("folder", metavar="DIR", type=Path, help="a data set of any format")
+    check.add_argument("--json", action="store_true", help="print everything as JSON")
+    check.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="write the list of broken images to FILE, where DIR is read-only",
+    )
+    check.add_argument(
+        "--no-quarantine", action="store_true", help="write no list of broken images"
+    )
+    _add_workers(check)
+    check.set_defaults(run=_run_check)
+
+
+def _add_prepare(commands: argparse._SubParsersAction[_Parser]) -> None:
+    prepare = commands.add_parser(
+        "prepare",
+        help="put ImageNet's official archives, or a flat val/, into class folders",
+        description="Make OUT/train/<class>/ and OUT/val/<class>/ of ILSVRC2012_img_train.tar, "
+        "ILSVRC2012_img_val.tar, or images directly in DIR/val/, whichever are there. Interrupted, "
+        "it goes on where it was when started again.",
+    )
+    prepare.add_argument("folder", metavar="DIR", type=Path, help="the folder that holds them")
+    prepare.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, help="folder to write to (default: DIR)"
+    )
+    prepare.add_argument(
+        "--labels",
+        metavar="FILE",
+        type=Path,
+        help="classes of the validation images: lines 'NAME.JPEG CLASS', or LOC_val_solution.csv "
+        "(default: ILSVRC2012_devkit_t12, packed or unpacked, in DIR)",
+    )
+    prepare.add_argument(
+        "--delete-source",
+        action="store_true",
+        help="delete the archives, or the flat images, once all is in place",
+    )
+    prepare.set_defaults(run=_run_prepare)
+
+
+def _add_pack(commands: argparse._SubParsersAction[_Parser]) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="write a data set into shards, for network storage",
+        description="Write the data set DIR into few large files in OUT, and read them back.",
+    )
+    pack.add_argument("folder", metavar="DIR", type=Path, help="a data set of any format")
+    pack.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="folder to write; new"
+    )
+    pack.add_argument("--format", choices=PACK_FORMATS, required=True, help="how to store them")
+    pack.add_argument(
+        "--max-side",
+        metavar="PIXELS",
+        type=_count,
+        help="make images whose longer side is longer this long (default: keep every byte)",
+    )
+    pack.add_argument(
+        "--quality",
+        metavar="Q",
+        type=_count,
+        help=f"JPEG quality of those made smaller, 1 to 100 (default: {_QUALITY})",
+    )
+    pack.add_argument(
+        "--shard-images", metavar="N", type=_count, help="images a shard (default: 2,500)"
+    )
+    _add_workers(pack)
+    pack.set_defaults(run=_run_pack)
+
+
+def _add_fake(commands: argparse._SubParsersAction[_Parser]) -> None:
+    fake = commands.add_parser(
+        "fake",
+        help="make an ImageNet-like data set for trying things out",
+        description="Write JPEG folders cut from two sample photographs, with ImageNet's spread "
+        "of sizes and file sizes and its known oddities: CMYK, a PNG named .JPEG, grey images, "
+        "EXIF orientations.",
+    )
+    fake.add_argument("folder", metavar="DIR", type=Path, help="folder to write; new or empty")
+    fake.add_argument("--images", metavar="N", type=_count, required=True, help="train images")
+    fake.add_argument("--classes", metavar="C", type=_count, required=True, help="classes")
+    fake.add_argument(
+        "--val-images",
+        metavar="M",
+        type=_count,
+        help="validation images (default: a tenth of N, at least one a class)",
+    )
+    fake.add_argument(
+        "--broken", action="store_true", help="add truncated, empty and text files to train/"
+    )
+    fake.add_argument(
+        "--seed", metavar="S", type=_count, default=0, help="the same S makes the same files"
+    )
+    _add_workers(fake)
+    fake.set_defaults(run=_run_fake)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_count,
+        default=default_workers(),
+        help="how many work at once (default: as many as there are processors)",
+    )
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return value
+
+
+def _run_check(arguments: argparse.Namespace) -> None:
+    # Imports torch, for the decoder of training; the other commands start faster without.
+    from image_classification.cli.dataset_report import check_json, check_text
+    from image_classification.data.check import check_data_set, quarantine_list
+
+    folder: Path = arguments.folder
+    if arguments.output is not None and arguments.no_quarantine:
+        raise ConfigError("-o and --no-quarantine contradict each other: give one of them")
+    with _bars("checking") as step:
+        report = check_data_set(folder, workers=arguments.workers, progress=step)
+    own = folder / quarantine.QUARANTINE_FILE
+    list_file = arguments.output or own
+    listed = quarantine_list(folder, report)
+    # A list that is out of date would go on leaving out images, or refuse mended ones.
+    writes = not arguments.no_quarantine and bool(listed or list_file.exists())
+    text = (
+        check_json(report, list_file if writes else None) if arguments.json else check_text(report)
+    )
+    show(text)
+    if writes:
+        quarantine.save(list_file, listed)
+    if not report.is_usable:
+        raise DataError(_verdict(folder, len(report.broken), report.problems, writes, list_file))
+
+
+def _verdict(
+    folder: Path, num_broken: int, problems: list[str], is_listed: bool, list_file: Path
+) -> str:
+    parts = []
+    if num_broken:
+        images = f"{num_broken:,} broken image{'' if num_broken == 1 else 's'}"
+        where = f" (listed in {list_file})" if is_listed else ""
+        own = folder / quarantine.QUARANTINE_FILE
+        reads = f"training leaves out what {own} lists, validation skips none"
+        parts.append(f"{images}{where}: replace or remove them; {reads}")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        parts.append(f"{problems[0]}{more}")
+    return f"{folder} would break a run: {'; '.join(parts)}"
+
+
+def _run_prepare(arguments: argparse.Namespace) -> None:
+    from image_classification.data.prepare import prepare
+
+    out: Path = arguments.output or arguments.folder
+    with _bars("MB placed") as step:
+        reports = prepare(
+            arguments.folder,
+            out,
+            labels=arguments.labels,
+            delete_source=arguments.delete_source,
+            progress=lambda split, done, total: step(split, done // _MB, total // _MB),
+        )
+    for split, report in reports.items():
+        show(
+            f"{split}: {report.num_classes:,} classes, {report.num_images:,} images "
+            f"({report.num_new_images:,} new) in {out / split}, from {report.source}"
+        )
+        if report.passed_over:
+            show(f"{split}: {len(report.passed_over):,} members of the archive are no images")
+
+
+def _run_pack(arguments: argparse.Namespace) -> None:
+    from image_classification.data.pack import pack
+
+    if arguments.quality is not None and arguments.max_side is None:
+        raise ConfigError("--quality does nothing without --max-side: give both, or neither")
+    with _bars("packing, then reading back") as step:
+        report = pack(
+            arguments.folder,
+            arguments.output,
+            arguments.format,
+            max_side=arguments.max_side,
+            quality=_QUALITY if arguments.quality is None else arguments.quality,
+            shard_images=arguments.shard_images,
+            workers=arguments.workers,
+            progress=lambda done, total: step("images", done, total),
+        )
+    for split, count in report.images.items():
+        show(f"{split}: {count:,} images in {report.shards[split]:,} {report.format} shards")
+    show(
+        f"{report.num_classes:,} classes, {report.num_bytes / 1e9:.2f} GB in {arguments.output}, "
+        f"read back and equal; {report.num_reencoded:,} images made smaller, "
+        f"{report.num_quarantined:,} left out by the quarantine list"
+    )
+
+
+def _run_fake(arguments: argparse.Namespace) -> None:
+    from image_classification.data.fake import FakeSpec, make_fake
+
+    num_val = arguments.val_images
+    if num_val is None:
+        num_val = max(arguments.classes, arguments.images // 10)
+    spec = FakeSpec(arguments.images, arguments.classes, num_val, arguments.broken, arguments.seed)
+    with _bars("making") as step:
+        made = make_fake(
+            arguments.folder,
+            spec,
+            workers=arguments.workers,
+            progress=lambda done, total: step("images", done, total),
+        )
+    num_broken = sum(map(len, made.broken.values()))
+    show(
+        f"fake data set: {arguments.folder}: {spec.num_images:,} train images "
+        f"({made.num_bytes['train'] / _MB:.1f} MB) and {spec.num_val_images:,} to validate in "
+        f"{spec.num_classes:,} classes; {num_broken:,} broken on purpose"
+    )
+
+
+def _run_demo(arguments: argparse.Namespace) -> None:
+    show(f"demo data set: {write_demo(arguments.out)}")
+
+
+@contextmanager
+def _bars(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a progress bar on standard error for each name that is stepped."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def step(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(f"{what}: {name}", total=total)
+        bars.update(tasks[name], completed=done)
+
+    with bars:
+        yield step

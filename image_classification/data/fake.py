@@ -8,6 +8,7 @@ differ by colour and texture, so that a model can learn something.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -53,17 +54,28 @@ class FakeSpec:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class FakeReport:
+    """What was made: images and bytes by split; names of odd and broken files by kind."""
+
+    seed: int
+    num_classes: int
+    num_images: dict[str, int]
+    num_bytes: dict[str, int]
+    odd: dict[str, list[str]]
+    broken: dict[str, list[str]]
+
+
 _Task = tuple[str, int, str]
 """Split, number of the image in it, and its kind ('' for an ordinary JPEG)."""
 
 
 def make_fake(
     out: Path, spec: FakeSpec, *, workers: int = 0, progress: Progress = no_progress
-) -> dict[str, object]:
-    """Write the data set to ``out`` (new or empty), whole or not at all; return its manifest.
+) -> FakeReport:
+    """Write the data set to ``out`` (new or empty), whole or not at all.
 
-    The manifest, also kept as ``out/manifest.json``, counts images and bytes of each split and
-    names the odd and the broken files.
+    The report is also kept as ``out/manifest.json``.
 
     Raises:
         DataError: ``out`` holds something or cannot be written, or there are fewer images than
@@ -93,8 +105,8 @@ def make_fake(
                     totals[split] += size
                 done += len(chunk)
                 progress(done, len(tasks))
-            manifest = _manifest(spec, kinds, totals)
-            text = json.dumps(manifest, indent=1) + "\n"
+            report = _report(spec, kinds, totals)
+            text = json.dumps(dataclasses.asdict(report), indent=1) + "\n"
             (built / MANIFEST).write_text(text, encoding="utf-8")
             os.rename(built, out)
     except OSError as error:
@@ -102,7 +114,7 @@ def make_fake(
             f"cannot write the fake data set to {out}: {error.strerror}: free space there, or "
             f"name another folder"
         ) from error
-    return manifest
+    return report
 
 
 def relative_path(split: str, index: int, num_classes: int) -> str:
@@ -172,19 +184,18 @@ def _folders(spec: FakeSpec) -> list[tuple[str, list[str]]]:
     return [("train", names), ("val", names)]
 
 
-def _manifest(spec: FakeSpec, kinds: dict[int, str], totals: dict[str, int]) -> dict[str, object]:
+def _report(spec: FakeSpec, kinds: dict[int, str], num_bytes: dict[str, int]) -> FakeReport:
     names: dict[str, list[str]] = {kind: [] for kind in (*ODDITIES, *BROKEN)}
     for index, kind in sorted(kinds.items()):
         names[kind].append(relative_path("train", index, spec.num_classes))
-    return {
-        "name": "fake",
-        "seed": spec.seed,
-        "classes": spec.num_classes,
-        "train": {"images": spec.num_images, "bytes": totals["train"]},
-        "val": {"images": spec.num_val_images, "bytes": totals["val"]},
-        "odd": {kind: names[kind] for kind in ODDITIES},
-        "broken": {kind: names[kind] for kind in BROKEN},
-    }
+    return FakeReport(
+        seed=spec.seed,
+        num_classes=spec.num_classes,
+        num_images={"train": spec.num_images, "val": spec.num_val_images},
+        num_bytes=num_bytes,
+        odd={kind: names[kind] for kind in ODDITIES},
+        broken={kind: names[kind] for kind in BROKEN},
+    )
 
 
 def _random(seed: int, stream: str, number: int) -> np.random.Generator:

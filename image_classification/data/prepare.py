@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -17,13 +17,16 @@ from typing import IO
 from image_classification.core.errors import DataError
 from image_classification.data.formats import IMAGE_EXTENSIONS
 from image_classification.data.imagenet import ARCHIVES, find_labels, is_class_name
-from image_classification.data.parallel import Progress, no_progress
 
 _SCRATCH = ".partial-"
 """Unfinished class folders; an index passes over names that start with a dot."""
 
 _COPY_BYTES = 1 << 20
 _SPARE = 1.02  # blocks are larger than the files' ends
+
+
+SplitProgress = Callable[[str, int, int], None]
+"""Called with the split, the bytes placed, and the bytes to place."""
 
 
 @dataclass
@@ -53,14 +56,14 @@ def prepare(
     *,
     labels: Path | None = None,
     delete_source: bool = False,
-    progress: Progress = no_progress,
+    progress: SplitProgress = lambda split, done, total: None,
 ) -> dict[str, SplitReport]:
     """Make ``out/train/<class>/`` and ``out/val/<class>/`` of what lies in ``source``.
 
     ``ILSVRC2012_img_train.tar`` (one tar a class inside), ``ILSVRC2012_img_val.tar``, or images
     directly in ``val/``; whichever of them is there. Validation classes come from ``labels`` or
     the kit (see `image_classification.data.imagenet`). A flat ``val/`` is linked where the file
-    system can, copied otherwise. progress: bytes placed of bytes to place.
+    system can, copied otherwise.
 
     Raises:
         DataError: nothing to prepare, an archive that is damaged or holds anything but plain
@@ -98,7 +101,7 @@ def prepare(
     return reports
 
 
-def _prepare_train(path: Path, folder: Path, progress: Progress) -> SplitReport:
+def _prepare_train(path: Path, folder: Path, progress: SplitProgress) -> SplitReport:
     report = SplitReport(str(path))
     with _opened(path) as archive:
         inner = []
@@ -122,12 +125,12 @@ def _prepare_train(path: Path, folder: Path, progress: Progress) -> SplitReport:
                 images = _image_members(nested, label, report)
                 _place_class(folder / name, images, nested, label, report)
             done += member.size
-            progress(done, total)
+            progress("train", done, total)
     return report
 
 
 def _prepare_val_archive(
-    path: Path, folder: Path, labels: Path | None, progress: Progress
+    path: Path, folder: Path, labels: Path | None, progress: SplitProgress
 ) -> SplitReport:
     report = SplitReport(str(path))
     with _opened(path) as archive:
@@ -142,7 +145,7 @@ def _prepare_val_archive(
 
 
 def _prepare_flat(
-    images: list[_Source], source: Path, folder: Path, labels: Path | None, progress: Progress
+    images: list[_Source], source: Path, folder: Path, labels: Path | None, progress: SplitProgress
 ) -> SplitReport:
     report = SplitReport(str(source / "val"))
     by_class = _by_class(images, source, labels)
@@ -159,14 +162,14 @@ def _place_classes(
     archive: tarfile.TarFile | None,
     label: str,
     report: SplitReport,
-    progress: Progress,
+    progress: SplitProgress,
 ) -> None:
     total = sum(image.size for group in by_class.values() for image in group)
     done = 0
     for name, group in sorted(by_class.items()):
         _place_class(folder / name, group, archive, label, report)
         done += sum(image.size for image in group)
-        progress(done, total)
+        progress("val", done, total)
 
 
 def _place_class(

@@ -12,6 +12,7 @@ import pytest
 
 from image_classification import models
 from image_classification.__main__ import VERBS
+from image_classification.cli.dataset import build_parser
 from image_classification.cli.explain import render_explanation
 from image_classification.cli.parse import _build_parser, parse
 from image_classification.config.keys import KEYS
@@ -137,7 +138,9 @@ def test_files_in_backticks_exist(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_options_exist(path):
-    known = {flag for action in _build_parser()._actions for flag in action.option_strings}
+    commands = next(a for a in build_parser()._actions if isinstance(a.choices, dict)).choices
+    parsers = [_build_parser(), *dict(commands or {}).values()]
+    known = {flag for p in parsers for action in p._actions for flag in action.option_strings}
     text = re.sub(r"\]\([^)]*\)", "", text_of(path))
     for option in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text):
         assert option in known | FOREIGN_OPTIONS, option

@@ -1,10 +1,22 @@
+import io
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
-from image_classification.cli.dataset import main
+from image_classification.cli.dataset import PACK_FORMATS, build_parser, main
 from image_classification.core.errors import ConfigError, DataError
+from image_classification.data import pack, quarantine
 from image_classification.data.formats import open_index
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_demo_writes_the_data_set_and_says_where(
@@ -22,7 +34,195 @@ def test_demo_refuses_a_filled_folder(tmp_path: Path) -> None:
         main(["demo", str(tmp_path)])
 
 
-@pytest.mark.parametrize("argv", [[], ["demo"], ["dmeo", "x"], ["demo", "x", "y"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["demo"],
+        ["dmeo", "x"],
+        ["demo", "x", "y"],
+        ["check"],
+        ["check", "x", "--workers", "-1"],
+        ["fake", "x", "--images", "many", "--classes", "2"],
+        ["fake", "x", "--images", "4"],
+        ["pack", "x", "--format", "webdataset"],
+        ["pack", "x", "-o", "y", "--format", "zip"],
+    ],
+)
 def test_bad_command_lines_are_one_line(argv: list[str]) -> None:
     with pytest.raises(ConfigError, match="--help"):
         main(argv)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["check", "x", "-o", "y", "--no-quarantine"],
+        ["pack", "x", "-o", "y", "--format", "tfrecord", "--quality", "80"],
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(argv: list[str]) -> None:
+    with pytest.raises(ConfigError, match="give"):
+        main(argv)
+
+
+@pytest.mark.parametrize("command", ["", "check", "prepare", "pack", "fake", "demo"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*command.split(), "--help"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: python -m image_classification dataset")
+
+
+def test_the_help_says_what_pack_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(PACK_FORMATS) == set(pack.FORMATS)
+    with pytest.raises(SystemExit):
+        main(["pack", "--help"])
+    assert f"{pack.SHARD_IMAGES:,}" in capsys.readouterr().out
+
+
+def test_check_describes_a_sound_set(
+    own_image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(own_image_folder), "--workers", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "classes   3: cat, dog, owl\n" in out
+    assert re.search(r"^train +36 images \(folder, ", out, re.MULTILINE)
+    assert "a class    12 / 12 / 12 (least / median / most)" in out
+    assert "ready to train on" in out
+    assert "checking: train" in err and "36/36" in err
+    assert not (own_image_folder / quarantine.QUARANTINE_FILE).exists()
+
+
+def test_check_lists_what_training_is_to_leave_out(
+    own_image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = own_image_folder / "train" / "cat" / "003.JPEG"
+    content = image.read_bytes()
+    image.write_bytes(b"")
+    argv = ["check", str(own_image_folder), "--workers", "0"]
+    with pytest.raises(
+        DataError, match=r"1 broken image \(listed in .*quarantine\.json\)"
+    ) as found:
+        main(argv)
+    assert found.value.exit_code == 2
+    assert "BROKEN, empty: 1: train/cat/003.JPEG" in capsys.readouterr().out
+    assert quarantine.load(own_image_folder) == {"train/cat/003.JPEG": "the file is empty"}
+    index = open_index(own_image_folder, "train", 3)
+    assert (len(index), index.num_quarantined) == (35, 1)
+    # Mended and checked again, it takes part again.
+    image.write_bytes(content)
+    assert main(argv) == 0
+    assert len(open_index(own_image_folder, "train", 3)) == 36
+
+
+def test_check_writes_elsewhere_or_nothing_when_told(
+    own_image_folder: Path, tmp_path: Path
+) -> None:
+    (own_image_folder / "val" / "dog" / "000.JPEG").write_text("no image")
+    argv = ["check", str(own_image_folder), "--workers", "0"]
+    with pytest.raises(DataError, match="1 broken image: replace"):
+        main([*argv, "--no-quarantine"])
+    with pytest.raises(DataError, match=r"listed in .*list\.json"):
+        main([*argv, "-o", str(tmp_path / "list.json")])
+    assert not (own_image_folder / quarantine.QUARANTINE_FILE).exists()
+    listed = json.loads((tmp_path / "list.json").read_text())["images"]
+    assert listed.keys() == {"val/dog/000.JPEG"}
+
+
+def test_check_prints_json(own_image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_image_folder / "train" / "cat" / "003.JPEG").write_bytes(b"")
+    with pytest.raises(DataError):
+        main(["check", str(own_image_folder), "--workers", "0", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    train = report["splits"]["train"]
+    assert (train["num_images"], train["classes"]) == (36, ["cat", "dog", "owl"])
+    assert train["formats"] == {"jpeg": 35, "unknown": 1}
+    assert train["broken"]["empty"] == ["train/cat/003.JPEG"]
+    assert report["quarantine"] == {
+        "file": str(own_image_folder / "quarantine.json"),
+        "images": {"train/cat/003.JPEG": "the file is empty"},
+    }
+    assert report["is_usable"] is False and report["imagenet_1k"] == "no"
+
+
+def test_check_names_a_problem(own_image_folder: Path) -> None:
+    (own_image_folder / "val" / "emu").mkdir()
+    with pytest.raises(DataError, match=r"would break a run: .* different classes"):
+        main(["check", str(own_image_folder), "--workers", "0"])
+
+
+def test_fake_then_check_then_pack_then_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, packed = str(tmp_path / "made"), str(tmp_path / "packed")
+    argv = ["fake", made, "--images", "20", "--classes", "2", "--workers", "0", "--broken"]
+    assert main(argv) == 0
+    assert "20 train images" in capsys.readouterr().out
+    with pytest.raises(DataError, match="3 broken images"):
+        main(["check", made, "--workers", "0"])
+    out = capsys.readouterr().out
+    assert "cmyk: 1: " in out and "disguised: 1: " in out and "exif_orientation: 1: " in out
+    argv = ["pack", made, "-o", packed, "--format", "webdataset", "--workers", "1"]
+    assert main([*argv, "--max-side", "96", "--quality", "70", "--shard-images", "9"]) == 0
+    out = capsys.readouterr().out
+    assert "train: 17 images in 2 webdataset shards" in out
+    assert "3 left out by the quarantine list" in out
+    assert main(["check", packed, "--workers", "0"]) == 0
+    assert re.search(r"^train +17 images \(webdataset", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_prepare_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inner, member = io.BytesIO(), tarfile.TarInfo("n00000001_1.JPEG")
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        archive.addfile(member)
+    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as archive:
+        member = tarfile.TarInfo("n00000001.tar")
+        member.size = len(inner.getvalue())
+        archive.addfile(member, io.BytesIO(inner.getvalue()))
+    assert main(["prepare", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
+    said = f"train: 1 classes, 1 images (1 new) in {tmp_path / 'out' / 'train'}, from "
+    assert capsys.readouterr().out.startswith(said)
+    with pytest.raises(DataError, match="nothing to prepare"):
+        main(["prepare", str(tmp_path / "out")])
+
+
+def test_the_other_commands_do_not_wait_for_torch() -> None:
+    code = "import sys, image_classification.cli.dataset; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    argv = [sys.executable, "-m", "image_classification", "dataset", "fake", str(out)]
+    argv += ["--images", "5000", "--classes", "10", "--workers", "1"]
+    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        while process.poll() is None and not list(tmp_path.glob(".made-*/built/train/*/*.JPEG")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def commands_shown() -> list[str]:
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if "image_classification dataset" in line]
+
+
+def test_the_guide_shows_commands_that_parse() -> None:
+    shown = set()
+    for line in commands_shown():
+        words = shlex.split(line, comments=True)
+        words = words[words.index("dataset") + 1 :]
+        words = words[: words.index(">")] if ">" in words else words
+        arguments = build_parser().parse_args(words)
+        shown.add(arguments.command)
+    assert shown == {"check", "prepare", "pack", "fake", "demo"}

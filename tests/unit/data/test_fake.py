@@ -62,7 +62,8 @@ def test_the_manifest_names_the_odd_and_the_broken(broken_set: Path) -> None:
     with pytest.raises(OSError, match="truncated"):
         Image.open(io.BytesIO(broken["truncated"])).load()
     train = [size for name, size in content.items() if name.startswith("train/")]
-    assert manifest["train"] == {"images": 20, "bytes": sum(map(len, train))}
+    assert manifest["num_images"] == {"train": 20, "val": 3}
+    assert manifest["num_bytes"]["train"] == sum(map(len, train))
 
 
 def test_the_seed_decides_every_byte(broken_set: Path, tmp_path: Path) -> None:
@@ -94,8 +95,7 @@ def test_file_sizes_are_like_imagenet() -> None:
 
 
 def test_small_sets_have_no_oddities(tmp_path: Path) -> None:
-    manifest = make_fake(tmp_path / "set", FakeSpec(2, 2, 2))
-    assert not any(manifest["odd"].values())  # type: ignore[attr-defined]
+    assert not any(make_fake(tmp_path / "set", FakeSpec(2, 2, 2)).odd.values())
 
 
 @pytest.mark.parametrize(
