@@ -215,7 +215,8 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if num_images:
         raise DataError(
             f"{folder} holds {num_images} images and no class folders, as the ImageNet validation "
-            f"archive unpacks: move each into {folder.name}/<class>/, with train/'s class names"
+            f"archive unpacks: sort them into {folder.name}/<class>/ with `python -m "
+            f"image_classification dataset prepare {folder.parent}`"
         )
     raise DataError(
         f"{folder} has no class folders: images belong in {folder.name}/<class>/, one folder a "
