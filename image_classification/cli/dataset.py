@@ -220,23 +220,25 @@ def _run_check(arguments: argparse.Namespace) -> None:
     listed = quarantine_list(folder, report)
     # A list that is out of date would go on leaving out images, or refuse mended ones.
     writes = not arguments.no_quarantine and bool(listed or list_file.exists())
-    text = (
-        check_json(report, list_file if writes else None) if arguments.json else check_text(report)
-    )
-    show(text)
-    if writes:
-        quarantine.save(list_file, listed)
+    failure: DataError | None = None
+    if writes:  # before the answer, whose reader may have gone
+        try:
+            quarantine.save(list_file, listed)
+        except DataError as error:
+            failure, writes = error, False
+    written = list_file if writes else None
+    show(check_json(report, written) if arguments.json else check_text(report))
+    if failure is not None:
+        raise failure
     if not report.is_usable:
-        raise DataError(_verdict(folder, len(report.broken), report.problems, writes, list_file))
+        raise DataError(_verdict(folder, len(report.broken), report.problems, written))
 
 
-def _verdict(
-    folder: Path, num_broken: int, problems: list[str], is_listed: bool, list_file: Path
-) -> str:
+def _verdict(folder: Path, num_broken: int, problems: list[str], list_file: Path | None) -> str:
     parts = []
     if num_broken:
         images = f"{num_broken:,} broken image{'' if num_broken == 1 else 's'}"
-        where = f" (listed in {list_file})" if is_listed else ""
+        where = "" if list_file is None else f" (listed in {list_file})"
         own = folder / quarantine.QUARANTINE_FILE
         reads = f"training leaves out what {own} lists, validation skips none"
         parts.append(f"{images}{where}: replace or remove them; {reads}")

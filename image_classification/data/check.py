@@ -123,6 +123,8 @@ def check_data_set(
     report = CheckReport(str(root))
     opened = _open_splits(root, report)
     for split, (layout, index) in opened.items():
+        if layout == FOLDER:
+            _note_other_files(root / split, index.classes, report)
         report.splits[split] = _survey(index, split, layout, workers, progress)
     _recognise_imagenet(report)
     return report
@@ -191,6 +193,22 @@ def _num_flat(folder: Path) -> int:
     if any(is_dir and not name.startswith(".") for name, is_dir in listed):
         return 0
     return sum(name.lower().endswith(IMAGE_EXTENSIONS) for name, _ in listed)
+
+
+def _note_other_files(folder: Path, classes: tuple[str, ...], report: CheckReport) -> None:
+    """Note files that are no images by their name: an index passes over them in silence."""
+    others: list[str] = []
+    for name in classes:
+        try:
+            files = os.listdir(folder / name)
+        except OSError:  # read a moment ago; the survey will tell
+            continue
+        others += [f"{name}/{f}" for f in files if not f.lower().endswith(IMAGE_EXTENSIONS)]
+    if others:
+        report.notes.append(
+            f"{len(others):,} files in {folder.name}/ are passed over, for their names do not end "
+            f"in {', '.join(IMAGE_EXTENSIONS)}, such as {min(others)}"
+        )
 
 
 @dataclass

@@ -130,6 +130,18 @@ def test_check_writes_elsewhere_or_nothing_when_told(
     assert listed.keys() == {"val/dog/000.JPEG"}
 
 
+def test_a_list_that_cannot_be_written_does_not_cost_the_answer(
+    own_image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own_image_folder / "train" / "cat" / "003.JPEG").write_bytes(b"")
+    (own_image_folder / quarantine.QUARANTINE_FILE).mkdir()
+    with pytest.raises(DataError, match=r"cannot write the quarantine list .* -o"):
+        main(["check", str(own_image_folder), "--workers", "0", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["quarantine"]["file"] is None
+    assert report["quarantine"]["images"].keys() == {"train/cat/003.JPEG"}
+
+
 def test_check_prints_json(own_image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own_image_folder / "train" / "cat" / "003.JPEG").write_bytes(b"")
     with pytest.raises(DataError):

@@ -19,6 +19,7 @@ from image_classification.data.check import (
     check_data_set,
     quarantine_list,
 )
+from image_classification.data.formats import open_index
 from image_classification.data.images import decode_rgb
 from image_classification.data.inspect_image import ImageFacts, inspect_image
 
@@ -189,6 +190,27 @@ def test_val_alone_can_be_evaluated(image_folder: Path) -> None:
     report = check_data_set(image_folder)
     assert report.is_usable and report.splits.keys() == {"val"}
     assert report.notes == ["there are no train images: good for evaluating alone"]
+
+
+def test_files_that_are_passed_over_are_noted(image_folder: Path) -> None:
+    (image_folder / "train" / "dog" / "9.webp").write_bytes(encoded("WEBP"))
+    report = check_data_set(image_folder)
+    assert report.is_usable and report.splits["train"].num_images == 12
+    assert len(report.notes) == 1
+    assert report.notes[0].startswith("1 files in train/ are passed over")
+    assert report.notes[0].endswith("such as dog/9.webp")
+
+
+def test_names_that_are_no_text_are_kept(image_folder: Path) -> None:
+    name = os.fsdecode(b"train/cat/\xff\n.JPEG")
+    (image_folder / name).write_bytes(b"")
+    report = check_data_set(image_folder)
+    assert report.broken.keys() == {name}
+    quarantine.save(
+        image_folder / quarantine.QUARANTINE_FILE, quarantine_list(image_folder, report)
+    )
+    index = open_index(image_folder, "train", 2)
+    assert (len(index), index.num_quarantined) == (12, 1)
 
 
 def test_no_data_set_is_an_error(tmp_path: Path) -> None:
