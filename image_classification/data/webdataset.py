@@ -36,7 +36,7 @@ def scan(window: Window) -> Iterator[Found]:
     for member in _members(window):
         folder, _, base = member.name.rpartition(b"/")
         stem, _, extension = base.partition(b".")
-        key = folder + b"/" + stem
+        key = folder + b"/" + stem if folder else stem
         kind = extension.decode(errors="replace").lower()
         if kind in _IMAGES:
             if key in images:

@@ -15,7 +15,9 @@ import torch
 
 from image_classification.core.errors import DataError
 from image_classification.core.types import Batch
+from image_classification.data import quarantine
 from image_classification.data.backend import LoaderSpec
+from image_classification.data.pack import FORMATS, pack
 from image_classification.data.torchvision import TorchvisionLoader, open_loader
 
 MakeSpec = Callable[..., LoaderSpec]
@@ -74,6 +76,49 @@ def test_undecodable_image_is_named(make_spec: MakeSpec, image_folder: Path) -> 
         next(epoch)
         with pytest.raises(DataError, match=f"cannot decode {bad}"):
             next(epoch)
+
+
+def test_broken_train_images_cost_their_samples_up_to_the_budget(
+    make_spec: MakeSpec, image_folder: Path
+) -> None:
+    for name in ("cat/0", "cat/4", "dog/3"):
+        (image_folder / "train" / f"{name}.JPEG").write_bytes(b"not an image")
+    with opened(make_spec(error_budget=0.25, per_device_batch=6)) as loader:
+        for _ in range(2):
+            for epoch in range(4):
+                assert [len(batch.images) for batch in loader.epoch(epoch)] == [6, 6]
+        assert sorted(loader.undecodable) == [
+            "train/cat/0.JPEG",
+            "train/cat/4.JPEG",
+            "train/dog/3.JPEG",
+        ]
+    with (
+        opened(make_spec(error_budget=0.24, per_device_batch=6)) as loader,
+        pytest.raises(DataError, match="3 of 12 train images cannot be decoded"),
+    ):
+        list(loader.epoch(0))
+
+
+def test_quarantined_images_are_counted(make_spec: MakeSpec, image_folder: Path) -> None:
+    (image_folder / "train" / "cat" / "0.JPEG").write_bytes(b"not an image")
+    quarantine.save(image_folder / "quarantine.json", {"train/cat/0.JPEG": "broken"})
+    with opened(make_spec()) as loader:
+        assert (loader.num_images, loader.num_quarantined) == (11, 1)
+        assert len(list(loader.epoch(0))) == 3
+        assert loader.undecodable == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_shard_that_vanishes_ends_the_run_at_once(
+    make_spec: MakeSpec, image_folder: Path, tmp_path: Path, name: str
+) -> None:
+    pack(image_folder, tmp_path / "packed", name)
+    with opened(make_spec(path=str(tmp_path / "packed"), workers=1)) as loader:
+        list(loader.epoch(0))
+        shutil.rmtree(tmp_path / "packed")
+        with pytest.raises(DataError, match=r"shard .* was removed or replaced"):
+            list(loader.epoch(1))
 
 
 def test_a_missing_data_set_is_said_at_opening(make_spec: MakeSpec, image_folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from image_classification.core.errors import CheckpointError, DivergedError
+from image_classification.core.errors import CheckpointError, DataError, DivergedError
+from image_classification.data import quarantine
 from image_classification.engine import checkpoint, saving
 from image_classification.engine.modes import DRIVERS
 from image_classification.engine.stopping import Stopped, StopRequest
@@ -250,3 +252,35 @@ def test_reduced_precision_trains(small_config, open_run, precision):
     records = drive(open_run(small_config(precision=precision), max_steps=8))
     losses = [r.values["loss"] for r in records if r.kind == "step"]
     assert losses[-1] < losses[0]
+
+
+def over(folder, config):
+    return replace(config, data=replace(config.data, path=str(folder)))
+
+
+def test_undecodable_images_are_named_once_and_counted(small_config, open_run, own_image_folder):
+    bad = own_image_folder / "train" / "dog" / "004.JPEG"
+    bad.write_bytes(b"not an image")
+    config = over(own_image_folder, small_config(data__error_budget=0.1, run__log_every_steps=100))
+    records = drive(open_run(config))
+    warned = [r.values["message"] for r in records if r.kind == "warning"]
+    assert [str(bad) in message for message in warned] == [True]
+    counts = [r.values["undecodable"] for r in records if r.kind == "epoch"]
+    assert counts[-1] == 1
+    assert counts == sorted(counts)
+
+
+def test_past_the_error_budget_the_run_ends(small_config, open_run, own_image_folder):
+    for number in range(6):
+        (own_image_folder / "train" / "dog" / f"{number:03d}.JPEG").write_bytes(b"")
+    config = over(own_image_folder, small_config(data__error_budget=0.1))
+    with pytest.raises(DataError, match=r"[456] of 36 train images cannot be decoded"):
+        drive(open_run(config))
+
+
+def test_images_left_out_are_said_at_the_start(small_config, open_run, own_image_folder):
+    quarantine.save(own_image_folder / "quarantine.json", {"train/cat/003.JPEG": "truncated"})
+    records = drive(open_run(over(own_image_folder, small_config()), max_steps=1))
+    assert kinds(records)[:2] == ["start", "warning"]
+    assert records[0].values["num_train_images"] == 35
+    assert records[1].values["message"].startswith("1 train images are left out")

@@ -80,6 +80,7 @@ def test_two_ranks_over_gloo(environ: Callable[[int, int], dict[str, str]]) -> N
         assert seen["sum"] == [2**41 + 1, 1]  # exact: past float32's integers
         assert seen["input_kept"] and seen["state_is_rank_0s"] and seen["channels_last"]
         assert seen["max"] == 7
+        assert seen["texts"] == ["ä\n", "ä\n" * 4]
         assert seen["left"]
         if environ is slurm_environ:
             assert seen["port"] == str(20_000 + port * 31 % 10_000)

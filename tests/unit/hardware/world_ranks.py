@@ -6,6 +6,7 @@ import os
 import torch
 from torch import nn
 
+from image_classification.hardware.agreement import gather_text
 from image_classification.hardware.world import (
     agree_max,
     all_reduce_sum,
@@ -34,6 +35,7 @@ with process_group(world, "gloo", timeout_s=60.0):
         "sum": summed.tolist(),
         "input_kept": counts.tolist() == [2**40 + rank, rank],
         "max": agree_max(rank * 7),
+        "texts": gather_text("ä\n" * (1 + 3 * rank)),
         "state_is_rank_0s": all(
             torch.equal(t, e.to(t.dtype))
             for t, e in zip(model.state_dict().values(), expected, strict=True)
