@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from image_classification.cli.terminal import show
+from image_classification.cli.terminal import mute_stdout, show
 from image_classification.core.errors import EXIT_DONE, ConfigError, DataError
 from image_classification.data import quarantine
 from image_classification.data.demo import write_demo
@@ -227,7 +227,10 @@ def _run_check(arguments: argparse.Namespace) -> None:
         except DataError as error:
             failure, writes = error, False
     written = list_file if writes else None
-    show(check_json(report, written) if arguments.json else check_text(report))
+    try:
+        show(check_json(report, written) if arguments.json else check_text(report))
+    except BrokenPipeError:  # `check DIR | head` still has to end with 2
+        mute_stdout()
     if failure is not None:
         raise failure
     if not report.is_usable:

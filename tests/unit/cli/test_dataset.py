@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -140,6 +141,25 @@ def test_a_list_that_cannot_be_written_does_not_cost_the_answer(
     report = json.loads(capsys.readouterr().out)
     assert report["quarantine"]["file"] is None
     assert report["quarantine"]["images"].keys() == {"train/cat/003.JPEG"}
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_does_not_change_the_exit_code(own_image_folder: Path) -> None:
+    (own_image_folder / "train" / "cat" / "003.JPEG").write_bytes(b"")
+    argv = [sys.executable, "-m", "image_classification", "dataset", "check"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        done = subprocess.run(
+            [*argv, str(own_image_folder), "--workers", "0"],
+            cwd=ROOT,
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {own_image_folder} would break a run")
 
 
 def test_check_prints_json(own_image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
