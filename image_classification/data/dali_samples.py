@@ -13,13 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as ops
 
 from image_classification.core.errors import DataError
 from image_classification.data.augment import augment
 from image_classification.data.image_header import MAX_PIXELS
-from image_classification.data.images import decode_rgb, eval_image
+from image_classification.data.images import decode_rgb, eval_image, resized_crop
 from image_classification.data.index import Index, VanishedError
 from image_classification.data.plain_jpeg import plain_jpeg_size
 from image_classification.data.sharding import sample_random
@@ -137,22 +135,13 @@ class SampleWork:
         part: ``[h, w, 3]`` uint8, ``sample.box`` of the image; None where ``sample.decoded`` has
         the whole.
         """
-        transform, box = self._transform, sample.box
-        if part is None:
-            assert sample.decoded is not None
-            rows = sample.decoded[:, box.top : box.top + box.height]
-            image = rows[:, :, box.left : box.left + box.width]
-        else:
-            image = part.permute(2, 0, 1)
+        transform, box, image = self._transform, sample.box, sample.decoded
+        if part is not None:
+            image, box = part.permute(2, 0, 1), CropBox(0, 0, box.height, box.width)
+        assert image is not None
         if isinstance(transform, EvalTransform):
             return eval_image(image, transform)
-        side = transform.image_size
-        image = ops.resize(
-            image,
-            size=[side, side],
-            interpolation=InterpolationMode(transform.interpolation),
-            antialias=transform.antialias,
-        )
+        image = resized_crop(image, box, transform)
         return self.augmented(sample, image.flip(-1) if sample.is_flipped else image)
 
     def augmented(self, sample: Sample, image: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from image_classification.data.feed import MEMORY_FORMATS, HostBatch, replace_ro
 from image_classification.data.image_header import check_size
 from image_classification.data.index import Index, VanishedError
 from image_classification.data.sharding import PADDING, Indices, sample_random
-from image_classification.data.transforms import EvalTransform, TrainTransform, sample_crop
+from image_classification.data.transforms import CropBox, EvalTransform, TrainTransform, sample_crop
 
 _INTERPOLATION = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -106,17 +106,7 @@ class ImageBatches(Dataset[HostBatch]):
     ) -> torch.Tensor:
         random = sample_random(self._seed, epoch, index)
         box = sample_crop(random, image.shape[2], image.shape[1], transform)
-        side = transform.image_size
-        crop: torch.Tensor = ops.resized_crop(
-            image,
-            box.top,
-            box.left,
-            box.height,
-            box.width,
-            size=[side, side],
-            interpolation=_INTERPOLATION[transform.interpolation],
-            antialias=transform.antialias,
-        )
+        crop = resized_crop(image, box, transform)
         if random.random() < transform.hflip_prob:
             crop = crop.flip(-1)
         return augment(crop, transform, random)
@@ -142,6 +132,22 @@ def decode_rgb(content: npt.NDArray[np.uint8], name: str) -> torch.Tensor:
     if image.dtype != torch.uint8:  # PNG with 16 bits a channel
         image = ops.to_dtype(image, torch.uint8, scale=True)
     return image
+
+
+def resized_crop(image: torch.Tensor, box: CropBox, transform: TrainTransform) -> torch.Tensor:
+    """Scale ``box`` of ``image [3, H, W]`` uint8 to ``[3, S, S]``; nothing outside it is used."""
+    part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    # With the channels of a pixel side by side, as decoders leave them, and no gap between rows
+    # torch's kernel takes half the time.
+    part = part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return torch.as_tensor(
+        ops.resize(
+            part,
+            size=[transform.image_size, transform.image_size],
+            interpolation=_INTERPOLATION[transform.interpolation],
+            antialias=transform.antialias,
+        )
+    )
 
 
 def eval_image(image: torch.Tensor, transform: EvalTransform) -> torch.Tensor:
