@@ -1,0 +1,98 @@
+"""dali-gpu on a real GPU, against the pytorch backend's pixels.
+
+`tests/conformance/test_backends.py` has the contract; here are the pixels, the memory and what
+goes through the host.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from image_classification.config.schema import DataConfig
+from image_classification.core.types import Batch
+from image_classification.data.backend import LoaderSpec, open_loader
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() == 0, reason="no CUDA device"),
+]
+
+PER_SPLIT = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Smooth images as JPEGs, and a PNG, which DALI does not get."""
+    pytest.importorskip("nvidia.dali")
+    root = tmp_path_factory.mktemp("smooth")
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i in range(PER_SPLIT):
+            target = root / split / f"{i % 2}"
+            target.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3)).astype(np.uint8))
+            image = coarse.resize((200 + 9 * i, 150 + 5 * i), Image.Resampling.BICUBIC)
+            if i == 5:
+                image.save(target / f"{i:02d}.png")
+            else:
+                image.save(target / f"{i:02d}.jpg", quality=95)
+    return root
+
+
+def epoch_of(root: Path, backend: str, split: str, batch: int, **data: object) -> list[Batch]:
+    spec = LoaderSpec(
+        data=DataConfig(
+            path=str(root),
+            backend=backend,
+            workers=2,
+            image_size=64,
+            resize=72,
+            mean=(0.0, 0.0, 0.0),
+            std=(1 / 255, 1 / 255, 1 / 255),
+            **data,  # type: ignore[arg-type]
+        ),
+        split=split,
+        per_device_batch=batch,
+        accumulation=1,
+        num_classes=2,
+        rank=0,
+        world_size=1,
+        seed=3,
+        device="cuda:0",
+        memory_format="nhwc",
+    )
+    loader = open_loader(spec)
+    try:
+        return list(loader.epoch(0))
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("batch", [4, 1])
+def test_pixels_are_near_those_of_the_pytorch_backend(folder: Path, split: str, batch: int) -> None:
+    mine = epoch_of(folder, "dali-gpu", split, batch)
+    other = epoch_of(folder, "pytorch", split, batch)
+    for a, b in zip(mine, other, strict=True):
+        assert a.images.device.type == "cuda"
+        assert a.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(a.labels, b.labels)
+        # The GPU's decoder and resampler round differently, by one or two of 255.
+        assert (a.images - b.images).abs().mean() < 1.5
+
+
+def test_augmentation_is_drawn_as_elsewhere(folder: Path) -> None:
+    data = {"augmentation": "trivialaugment", "random_erasing": 1.0}
+    mine = torch.cat([b.images for b in epoch_of(folder, "dali-gpu", "train", 4, **data)])
+    other = torch.cat([b.images for b in epoch_of(folder, "pytorch", "train", 4, **data)])
+    assert (mine - other).abs().median() < 3
+
+
+def test_later_batches_leave_earlier_ones_alone(folder: Path) -> None:
+    held = epoch_of(folder, "dali-gpu", "train", 2)
+    again = epoch_of(folder, "dali-gpu", "train", 2)
+    for a, b in zip(held, again, strict=True):
+        assert torch.equal(a.images, b.images)
