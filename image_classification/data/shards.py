@@ -1,34 +1,26 @@
-"""What the packed formats share: finding the shards, and an index of them that is kept.
-
-Going through 1.28 million records takes minutes, so what was found is kept in a NumPy file beside
-the shards, or below the cache folder where they are read-only, until a shard's size or time of
-change differs.
-"""
+"""What the packed formats share: finding the shards, going through them, naming the classes."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from image_classification.core.errors import DataError
-from image_classification.data.demo import cache_root
+from image_classification.data import kept_index
 from image_classification.data.index import Names, ShardIndex
+from image_classification.data.kept_index import Columns, Kept, unreadable
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation")}
 """What files and folders of a split are called."""
 
-_VERSION = 1
 _BLOCK_BYTES = 4096
 _MOST_CLASSES = 1 << 20
 
@@ -136,11 +128,11 @@ def open_shards(
         raise DataError(f"{root} has no {split} shards of format {shard_format.name}")
     if shard_format.complete is not None:
         shard_format.complete(root, shards)
-    signature = _signature(shard_format, root, shards)
-    kept = _load_kept(root, split, signature)
+    signature = kept_index.signature_of(shard_format.name, root, shards)
+    kept = kept_index.load(root, split, signature)
     if kept is None:
         kept = _scan(shard_format, root, shards)
-        _keep(root, split, signature, kept)
+        kept_index.keep(root, split, signature, kept)
     columns, class_names = kept
     num_images = len(columns["labels"])
     if num_images == 0:
@@ -161,12 +153,7 @@ def open_shards(
     )
 
 
-Columns = dict[str, npt.NDArray[Any]]
-
-
-def _scan(
-    shard_format: ShardFormat, root: Path, shards: tuple[str, ...]
-) -> tuple[Columns, dict[str, str]]:
+def _scan(shard_format: ShardFormat, root: Path, shards: tuple[str, ...]) -> Kept:
     rows: list[npt.NDArray[np.int64]] = []
     members: list[bytes] = []
     class_names: dict[str, str] = {}
@@ -212,114 +199,7 @@ def _scan_one(shard_format: ShardFormat, path: Path) -> Iterator[Found]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot read shard {path}: {error.strerror}: check its permissions and its mount"
-    )
-
-
-def _signature(shard_format: ShardFormat, root: Path, shards: tuple[str, ...]) -> str:
-    files: list[tuple[str, int, int]] = []
-    for shard in shards:
-        for name in (shard, f"{shard.removesuffix('.rec')}.idx"):  # RecordIO's order of images
-            try:
-                status = os.stat(root / name)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise _unreadable(root / name, error) from error
-            files.append((name, status.st_size, status.st_mtime_ns))
-    return json.dumps([_VERSION, shard_format.name, files])
-
-
-def _kept_paths(root: Path, split: str) -> list[Path]:
-    paths = [root / f".{split}.index.npz"]
-    try:
-        where = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
-        paths.append(cache_root() / "indexes" / f"{where}-{split}.npz")
-    except DataError:  # no home folder: the index is made anew each time
-        pass
-    return paths
-
-
-def _load_kept(root: Path, split: str, signature: str) -> tuple[Columns, dict[str, str]] | None:
-    sizes = np.array([size for _, size, _ in json.loads(signature)[2]], dtype=np.int64)
-    shards_only = [i for i, (n, _, _) in enumerate(json.loads(signature)[2]) if n[-4:] != ".idx"]
-    for path in _kept_paths(root, split):
-        try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                continue
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                said = json.loads(file["said"].tobytes())
-                if said["signature"] != signature:
-                    continue
-                columns = {name: file[name] for name in _COLUMN_TYPES}
-        except Exception:  # whatever is wrong with it: it is made anew
-            continue
-        if _is_sound(columns, sizes[shards_only]):
-            return columns, said["class_names"]
-    return None
-
-
-_COLUMN_TYPES: dict[str, type] = {
-    "shard": np.int32,
-    "offset": np.int64,
-    "length": np.int64,
-    "number": np.int64,
-    "labels": np.int64,
-    "text": np.uint8,
-    "ends": np.int64,
-}
-
-
-def _is_sound(columns: Columns, sizes: npt.NDArray[np.int64]) -> bool:
-    """Return whether the columns fit one another and the shards, whoever wrote them."""
-    if any(columns[name].dtype != kind for name, kind in _COLUMN_TYPES.items()):
-        return False
-    count = columns["labels"].shape
-    ends, shard, offset = columns["ends"], columns["shard"], columns["offset"]
-    if any(columns[n].shape != count for n in ("shard", "offset", "length", "number")):
-        return False
-    if len(count) != 1 or (len(ends) and ends.shape != count):
-        return False
-    if count[0] == 0:
-        return True
-    in_order = not len(ends) or bool(
-        (np.diff(ends) >= 0).all() and ends[0] >= 0 and ends[-1] == len(columns["text"])
-    )
-    if not in_order or shard.min() < 0 or shard.max() >= len(sizes) or columns["labels"].min() < 0:
-        return False
-    fits = (offset >= 0) & (columns["length"] > 0) & (offset <= sizes[shard] - columns["length"])
-    return bool(fits.all())
-
-
-def _keep(root: Path, split: str, signature: str, kept: tuple[Columns, dict[str, str]]) -> None:
-    """Keep the index in the first place that can be written; it only saves time."""
-    columns, class_names = kept
-    said = json.dumps({"signature": signature, "class_names": class_names}).encode()
-    content = {"said": np.frombuffer(said, dtype=np.uint8), **columns}
-    any(_written(path, content) for path in _kept_paths(root, split))
-
-
-def _written(path: Path, content: dict[str, npt.NDArray[Any]]) -> bool:
-    """Write ``content`` whole; return whether that was possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, **content)  # type: ignore[arg-type]
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            os.unlink(scratch)
-            raise
-    except OSError:
-        return False
-    return True
+        raise unreadable(path, error) from error
 
 
 def _check_manifest(root: Path, split: str, shards: tuple[str, ...], num_images: int) -> None:
@@ -332,7 +212,7 @@ def _check_manifest(root: Path, split: str, shards: tuple[str, ...], num_images:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _unreadable(root / MANIFEST, error) from error
+        raise unreadable(root / MANIFEST, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root / MANIFEST} is damaged: pack the data set again") from error
     if missing:
