@@ -74,9 +74,10 @@ class ImageBatches(Dataset[HostBatch]):
         side = transform.image_size if isinstance(transform, TrainTransform) else transform.crop
         shape = (len(indices), 3, side, side)
         layout = MEMORY_FORMATS[self._memory_format]
-        images = torch.empty(shape, dtype=torch.uint8, memory_format=layout).zero_()
+        images = torch.empty(shape, dtype=torch.uint8, memory_format=layout)
         wanted = torch.from_numpy(indices)
         valid = wanted != PADDING
+        images[~valid] = 0
         labels = torch.where(valid, self._columns["labels"][wanted.clamp(min=0)], 0)
         lost: dict[int, tuple[str, str]] = {}
         for row, index in enumerate(indices.tolist()):
