@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from image_classification.data.dali_decoder import DaliDecoder, Decoded
 
 _IMAGES_PER_TASK = 8
-_SPARE_BUFFERS = 4
+_BUFFERS = 4
 _MIB = 2**20
 
 Staged = tuple[StagedBatch, HostBatch]
@@ -122,7 +122,7 @@ class DaliLoader:
         threads = max(1, data.workers)
         self._decoder: DaliDecoder | None = _make_decoder(spec, transform, threads, on_gpu)
         self._pool = single_thread_pool(threads)
-        self._buffers = BufferPool(_SPARE_BUFFERS)
+        self._buffers = BufferPool(_BUFFERS)
         self._stream = (
             torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             if on_gpu
@@ -173,6 +173,8 @@ class DaliLoader:
         And the one after that is read. Runs in the thread that is ahead, which starts no kernel of
         torch's itself: see `single_thread_pool`.
         """
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # else this thread pins memory through GPU 0
         if decoder.is_running:  # an epoch was broken off
             decoder.collect()
         decoding: list[Sample] | None = None

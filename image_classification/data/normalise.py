@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-_SPARE_BUFFERS = 4
+_BUFFERS = 8
+"""More than a loader has on the way at once, with the usual prefetch; they are made as needed."""
 
 
 class HostNormaliser:
@@ -24,7 +25,7 @@ class HostNormaliser:
     def __init__(self, mean_255: torch.Tensor, inverse_std_255: torch.Tensor) -> None:
         self._mean_255 = mean_255.cpu().reshape(-1)
         self._inverse_std_255 = inverse_std_255.cpu().reshape(-1)
-        self._buffers = BufferPool(_SPARE_BUFFERS)
+        self._buffers = BufferPool(_BUFFERS)
         self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
