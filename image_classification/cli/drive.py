@@ -160,7 +160,7 @@ def _shared_workspace(config: RunConfig, world: WorldInfo) -> Iterator[Path]:
                 if not existed:
                     stack.callback(_remove_if_unused, made)
                 answer = f"ok:{made}"
-            except WorkspaceError as error:
+            except UserError as error:
                 answer = f"error:{error.message}"
         kind, _, text = broadcast_text(answer).partition(":")
         if kind == "error":

@@ -141,7 +141,8 @@ def _how_to_go_on(run: Run) -> str:
     control = run.config.run
     if control.mode != "convergence" or not control.save_checkpoints:
         return "nothing was to be saved"
-    return f"step {run.progress.step} is saved, start again with --resume auto to continue"
+    again = f"--workspace {run.workspace} --resume auto"
+    return f"step {run.progress.step} is saved, start again with {again} to continue"
 
 
 def _what_is_kept(run: Run) -> str:

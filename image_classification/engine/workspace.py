@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from image_classification.config.schema import RunConfig, RunNames
-from image_classification.core.errors import WorkspaceError
+from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.engine.files import explained
 
 # What a run writes at its end or along the way: any of these says the folder is taken.
@@ -31,9 +31,13 @@ def prepare_workspace(config: RunConfig) -> Path:
     Returns its path. With ``resume`` set, a folder that holds a run is the one to continue.
 
     Raises:
-        WorkspaceError: unwritable, full, or taken by another run.
+        WorkspaceError: unwritable, full, or taken by another run. ConfigError: ``resume`` is
+            ``auto`` and no folder is named.
     """
     given = config.run.workspace
+    if given is None and config.run.resume == "auto":
+        # A new folder has nothing to continue, and the run would silently begin anew.
+        raise ConfigError("--resume auto needs --workspace, the folder of the run to continue")
     path = Path(given) if given is not None else default_workspace(config.names)
     if given is None:
         path = _first_free(path)

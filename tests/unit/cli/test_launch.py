@@ -168,6 +168,10 @@ def test_a_missing_or_damaged_resume_target(fails, small_arguments, tmp_path, ta
     assert target in line
 
 
+def test_resuming_needs_the_folder_to_continue_in(fails, small_arguments):
+    assert "--workspace" in fails(*small_arguments, "--resume=auto")
+
+
 def test_evaluating_without_weights_is_refused(fails, small_arguments, tmp_path):
     argv = ["--mode=evaluate" if a.startswith("--mode=") else a for a in small_arguments]
     line = fails(*argv, f"--workspace={tmp_path / 'new'}")
