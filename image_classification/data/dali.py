@@ -29,7 +29,6 @@ from image_classification.data.feed import (
 )
 from image_classification.data.formats import open_index
 from image_classification.data.index import Index
-from image_classification.data.normalise import BufferPool
 from image_classification.data.sharding import PADDING, Indices, make_plan
 from image_classification.data.transforms import (
     EvalTransform,
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from image_classification.data.dali_decoder import DaliDecoder, Decoded
 
 _IMAGES_PER_TASK = 8
-_BUFFERS = 4
 _MIB = 2**20
 
 Staged = tuple[StagedBatch, HostBatch]
@@ -122,7 +120,6 @@ class DaliLoader:
         threads = max(1, data.workers)
         self._decoder: DaliDecoder | None = _make_decoder(spec, transform, threads, on_gpu)
         self._pool = single_thread_pool(threads)
-        self._buffers = BufferPool(_BUFFERS)
         self._stream = (
             torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             if on_gpu
@@ -218,6 +215,8 @@ class DaliLoader:
                 images = self._finish_on_gpu(samples, parts, decoded.together)
             self._stream.synchronize()  # what DALI decoded into is its own again after this
         host = self._assemble(samples, images)
+        if self._feed.on_host is not None:  # normalised already, each image while in the cache
+            return StagedBatch(Batch(images, host.labels, host.valid), None), host
         staged = self._pool.submit(self._feed.put, host).result()
         if staged.ready is not None:
             staged.ready.synchronize()
@@ -227,13 +226,20 @@ class DaliLoader:
         self, samples: list[Sample], parts: list[torch.Tensor | None]
     ) -> torch.Tensor:
         images = self._new_batch(len(samples))
+        on_host = self._feed.on_host
 
         def finish(some: Sequence[Sample]) -> None:
             for sample in some:
+                if sample.lost:
+                    continue
                 if sample.index == PADDING:
-                    images[sample.row] = 0
-                elif not sample.lost:
-                    images[sample.row] = self._work.finish(sample, parts[sample.row])
+                    image = torch.zeros(images.shape[1:], dtype=torch.uint8)
+                else:
+                    image = self._work.finish(sample, parts[sample.row])
+                if on_host is None:
+                    images[sample.row] = image
+                else:
+                    on_host.image(image, images[sample.row])
 
         for task in [self._pool.submit(finish, s) for s in _chunks(samples, _IMAGES_PER_TASK)]:
             task.result()
@@ -267,17 +273,19 @@ class DaliLoader:
         return images.contiguous(memory_format=self._layout)
 
     def _new_batch(self, count: int) -> torch.Tensor:
-        """Return memory for ``[count, 3, S, S]`` uint8 on the host, in the run's layout."""
+        """Return memory for ``[count, 3, S, S]`` on the host, in the run's layout.
+
+        float32 where that is where the images stay, else uint8.
+        """
         side = self._work.side
         shape = (count, 3, side, side)
-        if self._device.type == "cuda":
-            # torch keeps pinned memory, and knows when a copy out of it is over.
-            return torch.empty(
-                shape, dtype=torch.uint8, memory_format=self._layout, pin_memory=True
-            )
-        if self._layout is torch.channels_last:
-            return self._buffers.take((count, side, side, 3), np.uint8).permute(0, 3, 1, 2)
-        return self._buffers.take(shape, np.uint8)
+        if self._feed.on_host is not None:
+            return self._feed.on_host.new_batch(shape, self._layout)
+        # torch keeps pinned memory, and knows when a copy out of it is over.
+        is_pinned = self._device.type == "cuda"
+        return torch.empty(
+            shape, dtype=torch.uint8, memory_format=self._layout, pin_memory=is_pinned
+        )
 
     def _assemble(self, samples: list[Sample], images: torch.Tensor) -> HostBatch:
         """Add labels, and fill the rows of lost images as every backend does."""

@@ -69,7 +69,10 @@ def replace_rows(images: torch.Tensor, labels: torch.Tensor, lost: Sequence[int]
 
 
 class DeviceFeed:
-    """Copies and normalises batches, on a stream of its own where the device is a GPU."""
+    """Copies and normalises batches, on a stream of its own where the device is a GPU.
+
+    on_host: what normalises where the device is the CPU, else None.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,9 @@ class DeviceFeed:
         shape = (1, 3, 1, 1)
         self._mean_255 = (torch.tensor(mean) * 255).reshape(shape).to(device)
         self._inverse_std_255 = (1 / (torch.tensor(std) * 255)).reshape(shape).to(device)
-        self._on_host = HostNormaliser(self._mean_255, self._inverse_std_255)
+        self.on_host = (
+            HostNormaliser(self._mean_255, self._inverse_std_255) if device.type == "cpu" else None
+        )
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if device.type == "cuda"
@@ -109,8 +114,8 @@ class DeviceFeed:
         return staged.batch
 
     def _convert(self, host: HostBatch) -> Batch:
-        if self.device.type == "cpu":
-            images = self._on_host(host.images)
+        if self.on_host is not None:
+            images = self.on_host(host.images)
         else:
             images = host.images.to(self.device, non_blocking=True)
             images = normalise(images, self._mean_255, self._inverse_std_255)

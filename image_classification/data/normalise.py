@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from image_classification.data.ahead import single_thread_pool
 
 _BUFFERS = 8
 """More than a loader has on the way at once, with the usual prefetch; they are made as needed."""
@@ -26,6 +29,7 @@ class HostNormaliser:
         self._mean_255 = mean_255.cpu().reshape(-1)
         self._inverse_std_255 = inverse_std_255.cpu().reshape(-1)
         self._buffers = BufferPool(_BUFFERS)
+        self._thread: ThreadPoolExecutor | None = None
         self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -33,23 +37,45 @@ class HostNormaliser:
 
         images: ``[N, 3, H, W]`` uint8 in the host's memory, contiguous or channels_last.
         """
-        count, channels, height, width = images.shape
-        if images.is_contiguous(memory_format=torch.channels_last):
+        # In this thread torch would share out each image among all cores, which are busy with the
+        # next batches: waiting for them takes longer than the work.
+        if self._thread is None:
+            self._thread = single_thread_pool(1)
+        return self._thread.submit(self._normalise, images).result()
+
+    def new_batch(
+        self, shape: tuple[int, int, int, int], layout: torch.memory_format
+    ) -> torch.Tensor:
+        """Return memory for ``shape`` (N, 3, H, W) normalised images, float32 in ``layout``."""
+        count, channels, height, width = shape
+        if layout is torch.channels_last:
             whole = self._buffers.take((count, height, width, channels), np.float32)
+            return whole.permute(0, 3, 1, 2)
+        return self._buffers.take(shape, np.float32)
+
+    def image(self, pixels: torch.Tensor, values: torch.Tensor) -> None:
+        """Normalise ``pixels [3, H, W]`` uint8 into ``values``, one image of a `new_batch`."""
+        channels, _, width = values.shape
+        rows = values.permute(1, 2, 0)
+        if rows.is_contiguous():
             # A row of pixels at a time: three values would be too short an inner loop.
             mean, inverse_std = self._tiled(width)
-            source = images.permute(0, 2, 3, 1).view(count, height, width * channels)
-            target = whole.view(count, height, width * channels)
-            result = whole.permute(0, 3, 1, 2)
+            target = rows.view(-1, width * channels)
+            target.copy_(pixels.permute(1, 2, 0).reshape(target.shape))
         else:
-            result = self._buffers.take((count, channels, height, width), np.float32)
             mean = self._mean_255.view(channels, 1, 1)
             inverse_std = self._inverse_std_255.view(channels, 1, 1)
-            source, target = images, result
-        for pixels, values in zip(source.unbind(), target.unbind(), strict=True):
-            values.copy_(pixels)
-            values.sub_(mean).mul_(inverse_std)
-        return result
+            target = values.copy_(pixels)
+        target.sub_(mean).mul_(inverse_std)
+
+    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+        is_nhwc = images.is_contiguous(memory_format=torch.channels_last)
+        count, channels, height, width = images.shape
+        layout = torch.channels_last if is_nhwc else torch.contiguous_format
+        batch = self.new_batch((count, channels, height, width), layout)
+        for pixels, values in zip(images.unbind(), batch.unbind(), strict=True):
+            self.image(pixels, values)
+        return batch
 
     def _tiled(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         if width not in self._rows:
