@@ -101,8 +101,8 @@ class TorchvisionLoader:
                 batch = next(host)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
+            except (RuntimeError, OSError, EOFError) as error:
+                if not self._worker_died(error):
                     raise
                 self._forget_workers()
                 raise DataError(
@@ -115,6 +115,16 @@ class TorchvisionLoader:
             if batch.undecodable:
                 self.undecodable.note(dict(batch.undecodable))
             yield batch
+
+    def _worker_died(self, error: Exception) -> bool:
+        """Return whether ``error`` is how the end of a worker shows here.
+
+        DataLoader says so when it waits in vain. A worker that dies with a batch already announced
+        leaves its shared memory unreachable, which is an OSError or EOFError of the transfer.
+        """
+        if isinstance(error, RuntimeError):
+            return str(error).startswith("DataLoader worker")
+        return self._guard is not None and self._guard.any_dead()
 
     def _stop_running(self) -> None:
         running, self._running = self._running, None

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 _PRELOADED = ["torch", "torchvision.io", "torchvision.transforms.v2"]
 _FOR_THE_TRAINING_PROCESS = {signal.SIGTERM, signal.SIGUSR1}
 _JOIN_S = 5.0
+_DYING_S = 0.5
 
 
 def worker_context() -> ForkServerContext:
@@ -70,6 +71,12 @@ class WorkerGuard:
     def __init__(self, processes: Iterable[BaseProcess]) -> None:
         self.processes = tuple(processes)
         atexit.register(self.end)
+
+    def any_dead(self) -> bool:
+        """Return whether one of them has ended by itself; waits a moment for one that is ending."""
+        for process in self.processes:
+            process.join(_DYING_S)
+        return any(not process.is_alive() for process in self.processes)
 
     def end(self) -> None:
         """Kill what still runs; may be called twice."""

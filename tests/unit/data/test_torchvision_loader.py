@@ -17,6 +17,7 @@ from image_classification.core.errors import DataError
 from image_classification.core.types import Batch
 from image_classification.data import quarantine
 from image_classification.data.backend import LoaderSpec
+from image_classification.data.feed import HostBatch
 from image_classification.data.pack import FORMATS, pack
 from image_classification.data.torchvision import TorchvisionLoader, open_loader
 
@@ -241,3 +242,36 @@ def test_no_process_outlives_the_training_process(
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [pid for pid in pids if os.path.exists(f"/proc/{pid}")] == []
+
+
+def test_a_batch_lost_with_its_worker_is_the_same_line(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may die between announcing a batch and handing over its shared memory."""
+
+    class Gone:
+        processes = ()
+
+        def any_dead(self) -> bool:
+            return True
+
+        def end(self) -> None:
+            pass
+
+    def refused() -> Iterator[HostBatch]:
+        raise ConnectionRefusedError(111, "Connection refused")
+        yield
+
+    with opened(make_spec(workers=0)) as loader:
+        monkeypatch.setattr(loader, "_guard", Gone())
+        with pytest.raises(DataError, match="loader process died"):
+            next(loader._checked(refused()))
+
+
+def test_another_failure_to_read_is_not_taken_for_a_dead_worker(make_spec: MakeSpec) -> None:
+    def broken() -> Iterator[HostBatch]:
+        raise ConnectionRefusedError(111, "Connection refused")
+        yield
+
+    with opened(make_spec(workers=0)) as loader, pytest.raises(ConnectionRefusedError):
+        next(loader._checked(broken()))
