@@ -50,6 +50,8 @@ def init_worker(worker_id: int) -> None:
     as long as its workers do: after a SIGKILL to the training process both would stay for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Inherited as a rule, but not from a fork server that something else started first.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINING_PROCESS)
     threading.Thread(target=_end_with_training_process, daemon=True).start()
 
 
