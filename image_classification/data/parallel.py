@@ -83,7 +83,8 @@ _state: tuple[Callable[[Any, Any], Any], Any] | None = None
 def _start(function: Callable[[Any, Any], Any], shared: Any) -> None:
     global _state
     init_worker(0)
-    # A broken pool ends its processes with SIGTERM; a fork server that serves loaders blocks it.
+    # A broken pool ends its processes with SIGTERM, which loader workers ignore and block.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _state = (function, shared)
 

@@ -50,8 +50,10 @@ def init_worker(worker_id: int) -> None:
     as long as its workers do: after a SIGKILL to the training process both would stay for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Inherited as a rule, but not from a fork server that something else started first.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINING_PROCESS)
+    # Blocked as a rule, but not from a fork server that something else started first: ignored as
+    # well, since libraries have threads here by now that a mask would not reach.
+    for number in _FOR_THE_TRAINING_PROCESS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_training_process, daemon=True).start()
 
 
