@@ -23,6 +23,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """What turned files into pixels of the network's size: two of them differ by a few values.
+
+    decoder: library that decodes JPEGs. resampler: library that scales them.
+    """
+
+    decoder: str
+    resampler: str
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     """What one optimizer step leaves behind, as device tensors (0-d) and host numbers.
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.registry import Registry
-from image_classification.core.types import Batch
+from image_classification.core.types import Batch, Decoding
 from image_classification.data.undecodable import Undecodable
 
 
@@ -77,6 +77,15 @@ BACKENDS.add("dali-cpu", "image_classification.data.dali:open_cpu_loader")
 BACKENDS.add("dali-gpu", "image_classification.data.dali:open_gpu_loader")
 BACKENDS.add("pytorch", "image_classification.data.torchvision:open_loader")
 BACKENDS.add("synthetic", "image_classification.data.synthetic:open_loader")
+
+_ON_HOST = Decoding(decoder="libjpeg-turbo", resampler="torchvision")
+DECODING: dict[str, Decoding] = {
+    "dali-cpu": _ON_HOST,  # DALI's is the same library, and torchvision's kernel scales
+    "dali-gpu": Decoding(decoder="nvjpeg", resampler="dali-gpu"),
+    "pytorch": _ON_HOST,
+    "synthetic": Decoding(decoder="none", resampler="none"),
+}
+"""What a backend's pixels come from."""
 
 
 def open_loader(spec: LoaderSpec) -> Loader:

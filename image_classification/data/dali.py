@@ -41,7 +41,8 @@ from image_classification.data.undecodable import Undecodable
 if TYPE_CHECKING:
     from image_classification.data.dali_decoder import DaliDecoder, Decoded
 
-_IMAGES_PER_TASK = 8
+_IMAGES_PER_TASK = 16  # at most: handing over a task costs as much as one of its small steps
+_TASKS_PER_THREAD = 4  # so that no thread waits long for the last one
 _MIB = 2**20
 
 Staged = tuple[StagedBatch, HostBatch]
@@ -120,6 +121,8 @@ class DaliLoader:
         threads = max(1, data.workers)
         self._decoder: DaliDecoder | None = _make_decoder(spec, transform, threads, on_gpu)
         self._pool = single_thread_pool(threads)
+        share = spec.per_device_batch // (_TASKS_PER_THREAD * threads)
+        self._per_task = min(max(1, share), _IMAGES_PER_TASK)
         self._stream = (
             torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             if on_gpu
@@ -167,20 +170,19 @@ class DaliLoader:
     ) -> Generator[Staged, None, None]:
         """Make the micro-batches; while one is finished, DALI decodes the next.
 
-        And the one after that is read. Runs in the thread that is ahead, which starts no kernel of
-        torch's itself: see `single_thread_pool`.
+        And the one after that is read and handed to it. Runs in the thread that is ahead, which
+        starts no kernel of torch's itself: see `single_thread_pool`.
         """
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # else this thread pins memory through GPU 0
-        if decoder.is_running:  # an epoch was broken off
+        while decoder.num_running:  # an epoch was broken off
             decoder.collect()
         decoding: list[Sample] | None = None
         for ready in look_ahead((self._prepare(epoch, batch) for batch in batches), 1):
             samples = ready()
-            decoded = decoder.collect() if decoding is not None else None
             decoder.submit([self._work.cut(s) for s in samples if s.content is not None])
-            if decoding is not None and decoded is not None:
-                yield self._stage(decoding, decoded)
+            if decoding is not None:
+                yield self._stage(decoding, decoder.collect())
             decoding = samples
         if decoding is not None:
             yield self._stage(decoding, decoder.collect())
@@ -191,7 +193,7 @@ class DaliLoader:
         wanted = [sample for sample in samples if sample.index != PADDING]
         tasks = [
             self._pool.submit(self._work.prepare, epoch, some)
-            for some in _chunks(wanted, _IMAGES_PER_TASK)
+            for some in _chunks(wanted, self._per_task)
         ]
 
         def wait() -> list[Sample]:
@@ -227,6 +229,7 @@ class DaliLoader:
     ) -> torch.Tensor:
         images = self._new_batch(len(samples))
         on_host = self._feed.on_host
+        targets = images.unbind() if on_host is None else on_host.targets(images)
 
         def finish(some: Sequence[Sample]) -> None:
             for sample in some:
@@ -237,11 +240,11 @@ class DaliLoader:
                 else:
                     image = self._work.finish(sample, parts[sample.row])
                 if on_host is None:
-                    images[sample.row] = image
+                    targets[sample.row].copy_(image)
                 else:
-                    on_host.image(image, images[sample.row])
+                    on_host.image(image, targets[sample.row])
 
-        for task in [self._pool.submit(finish, s) for s in _chunks(samples, _IMAGES_PER_TASK)]:
+        for task in [self._pool.submit(finish, s) for s in _chunks(samples, self._per_task)]:
             task.result()
         return images
 

@@ -6,6 +6,7 @@ any step and nothing in here has a state to save.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -72,44 +73,61 @@ class DaliDecoder:
         self._settings = (max_batch, threads, resample, gpu)
         self._has_resample = resample is not None
         self._pipeline = _build(*self._settings)
-        self._running: list[Cut] | None = None
+        self._running: deque[list[Cut]] = deque()
 
     @property
-    def is_running(self) -> bool:
-        """Whether a `submit` waits for its `collect`."""
-        return self._running is not None
+    def num_running(self) -> int:
+        """How many times `submit` waits for its `collect`."""
+        return len(self._running)
 
     def submit(self, cuts: Sequence[Cut]) -> None:
-        """Start decoding ``cuts``, at most ``max_batch`` of them; none at all is fine."""
-        assert self._running is None, "collect the batch before this one first"
-        self._running = list(cuts)
-        if cuts:
-            self._start(self._running)
+        """Hand over ``cuts``, at most ``max_batch`` of them; none at all is fine.
+
+        They are decoded at once, or after the batch before them, for which `collect` is still to
+        be called; more than that one may not wait.
+        """
+        assert len(self._running) < 2, "collect the batch before this one first"
+        self._running.append(list(cuts))
+        self._feed(self._running[-1])
+        if len(self._running) == 1:
+            self._start_first()
 
     def collect(self) -> Decoded:
-        """Wait for the submitted batch.
+        """Wait for the batch that was submitted first, and start the one behind it.
 
         The tensors lie where they were decoded and keep that memory for as long as they live.
         """
-        assert self._running is not None, "nothing was submitted"
-        cuts, self._running = self._running, None
-        if not cuts:
-            return Decoded([], None)
+        assert self._running, "nothing was submitted"
+        cuts = self._running.popleft()
         try:
-            return self._outputs()
+            decoded = self._pipeline.outputs()[0] if cuts else None
         except RuntimeError:
             # The whole batch is lost with one image, so the images go through one by one.
-            return Decoded([self._alone(cut) for cut in cuts], None)
+            self._pipeline = _build(*self._settings)  # one that raised may be unusable
+            alone = Decoded([self._alone(cut) for cut in cuts], None)
+            for waiting in self._running:
+                self._feed(waiting)
+            self._start_first()
+            return alone
+        self._start_first()
+        return Decoded([], None) if decoded is None else self._tensors(decoded)
 
     def _alone(self, cut: Cut) -> torch.Tensor | None:
         try:
-            self._start([cut])
-            return self._outputs().images[0]
+            self._feed([cut])
+            self._pipeline.schedule_run()
+            return self._tensors(self._pipeline.outputs()[0]).images[0]
         except RuntimeError:
-            self._pipeline = _build(*self._settings)  # one that raised may be unusable
+            self._pipeline = _build(*self._settings)
             return None
 
-    def _start(self, cuts: list[Cut]) -> None:
+    def _start_first(self) -> None:
+        if self._running and self._running[0]:
+            self._pipeline.schedule_run()
+
+    def _feed(self, cuts: list[Cut]) -> None:
+        if not cuts:
+            return
         pipeline = self._pipeline
         pipeline.feed_input("content", [cut.content for cut in cuts])
         boxes = np.array([_corner_and_shape(cut.box) for cut in cuts])
@@ -119,10 +137,8 @@ class DaliDecoder:
             source = np.array([cut.source for cut in cuts], dtype=np.float32)
             pipeline.feed_input("from", np.ascontiguousarray(source[:, :2]))
             pipeline.feed_input("to", np.ascontiguousarray(source[:, 2:]))
-        pipeline.schedule_run()
 
-    def _outputs(self) -> Decoded:
-        (decoded,) = self._pipeline.outputs()
+    def _tensors(self, decoded: Any) -> Decoded:
         if self._has_resample:
             together = from_dlpack(decoded.as_tensor())
             return Decoded(list(together.unbind()), together)

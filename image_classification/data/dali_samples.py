@@ -17,7 +17,7 @@ import torch
 from image_classification.core.errors import DataError
 from image_classification.data.augment import augment
 from image_classification.data.image_header import MAX_PIXELS
-from image_classification.data.images import decode_rgb, eval_image, resized_crop
+from image_classification.data.images import decode_rgb, eval_image, resized, resized_crop
 from image_classification.data.index import Index, VanishedError
 from image_classification.data.plain_jpeg import plain_jpeg_size
 from image_classification.data.sharding import sample_random
@@ -135,13 +135,15 @@ class SampleWork:
         part: ``[h, w, 3]`` uint8, ``sample.box`` of the image; None where ``sample.decoded`` has
         the whole.
         """
-        transform, box, image = self._transform, sample.box, sample.decoded
-        if part is not None:
-            image, box = part.permute(2, 0, 1), CropBox(0, 0, box.height, box.width)
-        assert image is not None
+        transform = self._transform
+        whole = sample.decoded if part is None else part.permute(2, 0, 1)
+        assert whole is not None
         if isinstance(transform, EvalTransform):
-            return eval_image(image, transform)
-        image = resized_crop(image, box, transform)
+            return eval_image(whole, transform)
+        if part is None:
+            image = resized_crop(whole, sample.box, transform)
+        else:
+            image = resized(whole, transform)
         return self.augmented(sample, image.flip(-1) if sample.is_flipped else image)
 
     def augmented(self, sample: Sample, image: torch.Tensor) -> torch.Tensor:

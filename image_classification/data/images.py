@@ -140,25 +140,30 @@ def resized_crop(image: torch.Tensor, box: CropBox, transform: TrainTransform) -
     part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     # With the channels of a pixel side by side, as decoders leave them, and no gap between rows
     # torch's kernel takes half the time.
-    part = part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    return torch.as_tensor(
-        ops.resize(
-            part,
-            size=[transform.image_size, transform.image_size],
-            interpolation=_INTERPOLATION[transform.interpolation],
-            antialias=transform.antialias,
-        )
-    )
+    return resized(part.permute(1, 2, 0).contiguous().permute(2, 0, 1), transform)
+
+
+def resized(part: torch.Tensor, transform: TrainTransform) -> torch.Tensor:
+    """Scale the whole of ``part [3, H, W]`` uint8 to ``[3, S, S]``."""
+    return _resize(part, transform.image_size, transform.image_size, transform)
 
 
 def eval_image(image: torch.Tensor, transform: EvalTransform) -> torch.Tensor:
     """Resize and centre-crop ``image [3, H, W]`` uint8 to ``[3, crop, crop]``."""
     width, height = transform.resized(image.shape[2], image.shape[1])
-    resized: torch.Tensor = ops.resize(
+    whole = _resize(image, height, width, transform)
+    box = transform.crop_box(width, height)
+    return whole[:, box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _resize(
+    image: torch.Tensor, height: int, width: int, transform: TrainTransform | EvalTransform
+) -> torch.Tensor:
+    # The kernel itself: what `ops.resize` does before it holds up the other threads.
+    scaled: torch.Tensor = ops.resize_image(
         image,
         size=[height, width],
         interpolation=_INTERPOLATION[transform.interpolation],
         antialias=transform.antialias,
     )
-    box = transform.crop_box(width, height)
-    return resized[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    return scaled

@@ -30,7 +30,7 @@ class HostNormaliser:
         self._inverse_std_255 = inverse_std_255.cpu().reshape(-1)
         self._buffers = BufferPool(_BUFFERS)
         self._thread: ThreadPoolExecutor | None = None
-        self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return ``(images - mean) / std`` as float32, in the layout of ``images``.
@@ -53,19 +53,22 @@ class HostNormaliser:
             return whole.permute(0, 3, 1, 2)
         return self._buffers.take(shape, np.float32)
 
-    def image(self, pixels: torch.Tensor, values: torch.Tensor) -> None:
-        """Normalise ``pixels [3, H, W]`` uint8 into ``values``, one image of a `new_batch`."""
-        channels, _, width = values.shape
-        rows = values.permute(1, 2, 0)
-        if rows.is_contiguous():
-            # A row of pixels at a time: three values would be too short an inner loop.
-            mean, inverse_std = self._tiled(width)
-            target = rows.view(-1, width * channels)
+    def targets(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what `image` is to fill of a `new_batch`, one for each of its images."""
+        count, channels, _, width = batch.shape
+        rows = batch.permute(0, 2, 3, 1)
+        if not rows.is_contiguous():
+            return batch.unbind()
+        # A row of pixels at a time: three values would be too short an inner loop.
+        return rows.view(count, -1, width * channels).unbind()
+
+    def image(self, pixels: torch.Tensor, target: torch.Tensor) -> None:
+        """Normalise ``pixels [3, H, W]`` uint8 into ``target``, one of `targets`."""
+        if target.ndim == 2:
             target.copy_(pixels.permute(1, 2, 0).reshape(target.shape))
         else:
-            mean = self._mean_255.view(channels, 1, 1)
-            inverse_std = self._inverse_std_255.view(channels, 1, 1)
-            target = values.copy_(pixels)
+            target.copy_(pixels)
+        mean, inverse_std = self._constants(target)
         target.sub_(mean).mul_(inverse_std)
 
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
@@ -73,14 +76,20 @@ class HostNormaliser:
         count, channels, height, width = images.shape
         layout = torch.channels_last if is_nhwc else torch.contiguous_format
         batch = self.new_batch((count, channels, height, width), layout)
-        for pixels, values in zip(images.unbind(), batch.unbind(), strict=True):
-            self.image(pixels, values)
+        for pixels, target in zip(images.unbind(), self.targets(batch), strict=True):
+            self.image(pixels, target)
         return batch
 
-    def _tiled(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if width not in self._rows:
-            self._rows[width] = (self._mean_255.repeat(width), self._inverse_std_255.repeat(width))
-        return self._rows[width]
+    def _constants(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean and the inverse deviation in the shape that goes with ``target``."""
+        size = target.shape[-1] if target.ndim == 2 else 0
+        if size not in self._kept:
+            pair = (self._mean_255, self._inverse_std_255)
+            mean, inverse_std = (
+                v.repeat(size // len(v)) if size else v.view(-1, 1, 1) for v in pair
+            )
+            self._kept[size] = (mean, inverse_std)
+        return self._kept[size]
 
 
 class BufferPool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.core.types import Record
-from image_classification.engine import saving
+from image_classification.engine import checkpoint, saving
 from image_classification.engine.build import Run
+from image_classification.engine.contract import other_contract
 from image_classification.engine.evaluate import evaluate, figures
 from image_classification.engine.meter import percentiles
 from image_classification.engine.stopping import Stopped, StopRequest
@@ -37,7 +39,7 @@ def evaluate_run(run: Run, stop: StopRequest) -> Iterator[Record]:
         )
     started = time.perf_counter()
     restored = saving.restore_weights(run)
-    for message in restored.warnings:
+    for message in [*restored.warnings, *other_contract(_weights(run, restored), config.data)]:
         yield _record(run, "warning", message=message)
     yield _start(run)
     results: dict[str, Any] = {}
@@ -54,6 +56,14 @@ def evaluate_run(run: Run, stop: StopRequest) -> Iterator[Record]:
         "first_step": None,
     }
     yield _record(run, "end", results=results)
+
+
+def _weights(run: Run, restored: saving.Restored) -> Path:
+    """Return the file that the evaluated weights are from."""
+    if restored.path is not None:
+        return checkpoint.weights_of(Path(restored.path))
+    assert run.config.model.pretrained_from_file is not None
+    return Path(run.config.model.pretrained_from_file)
 
 
 @torch.no_grad()

@@ -236,6 +236,11 @@ def _complaint(path: Path) -> str | None:
     return None
 
 
+def weights_of(path: Path) -> Path:
+    """Return the file with the model of the checkpoint at ``path``."""
+    return path / MODEL
+
+
 def find(target: str, own_folder: Path) -> tuple[Saved | None, list[str]]:
     """Find what ``--resume TARGET`` means: ``auto``, a checkpoint folder or a run's folder.
 

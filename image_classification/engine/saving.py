@@ -13,8 +13,10 @@ from image_classification.config.schema import RunConfig
 from image_classification.config.serialise import to_dict
 from image_classification.core.errors import CheckpointError, ConfigError, DivergedError
 from image_classification.core.types import Record
+from image_classification.data.backend import DECODING
 from image_classification.engine import checkpoint
 from image_classification.engine.build import Run
+from image_classification.engine.contract import other_decoding
 from image_classification.engine.state import Progress
 from image_classification.hardware.world import agree_max, barrier, broadcast_module_state
 from image_classification.models.spec import Preprocessing
@@ -101,6 +103,7 @@ def model_header(config: RunConfig) -> dict[str, str]:
         m.num_classes,
         se_reduction=m.se_reduction,
         preprocessing=Preprocessing.of(config.data),
+        decoding=DECODING[config.data.backend],
     )
 
 
@@ -180,6 +183,7 @@ def restore(run: Run) -> Restored:
             f"{saved.path} is of a run with {content.meta['steps_per_epoch']} steps an epoch, this "
             f"one has {steps_per_epoch}: the data set has changed; train anew in another folder"
         )
+    warnings += other_decoding(checkpoint.weights_of(saved.path), run.config.data)
     load_state(parts.model, content.model, where=str(saved.path))
     parts.optimizer.state.clear()
     checkpoint.restore_optimizer(

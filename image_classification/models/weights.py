@@ -2,7 +2,8 @@
 
 The header of a file written here holds ``model``, ``num_classes``, ``se_reduction`` and
 ``preprocessing``, each a JSON value, beside ``format_version`` and the ``format: pt`` that other
-readers expect. How weights were initialised is not in it: loading replaces them all.
+readers expect; a trained one also ``decoding``. How weights were initialised is not in it: loading
+replaces them all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from image_classification.core.errors import CheckpointError, ConfigError, WorkspaceError
+from image_classification.core.types import Decoding
 from image_classification.models import build
 from image_classification.models.spec import (
     MODELS,
@@ -35,12 +37,16 @@ _NAMED_IN_A_MESSAGE = 3
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """What a file says about the model its weights belong to."""
+    """What a file says about the model its weights belong to.
+
+    decoding: what the images of its training came from; None where the file does not say.
+    """
 
     name: str
     num_classes: int
     se_reduction: str
     preprocessing: Preprocessing
+    decoding: Decoding | None = None
 
 
 def model_metadata(
@@ -49,17 +55,18 @@ def model_metadata(
     *,
     se_reduction: str = "paper",
     preprocessing: Preprocessing | None = None,
+    decoding: Decoding | None = None,
 ) -> dict[str, str]:
     """Return the safetensors header that lets a file rebuild its model.
 
-    preprocessing defaults to the model's own.
+    preprocessing defaults to the model's own; decoding is left out where it is None.
 
     Raises:
         ConfigError: no such model, or options it does not have.
     """
     spec = MODELS.get(name)
     check_options(spec, ModelOptions(num_classes=num_classes, se_reduction=se_reduction))
-    return {
+    header = {
         "format": "pt",
         "format_version": json.dumps(FORMAT_VERSION),
         "model": json.dumps(name),
@@ -67,6 +74,9 @@ def model_metadata(
         "se_reduction": json.dumps(se_reduction),
         "preprocessing": json.dumps(asdict(preprocessing or spec.preprocessing)),
     }
+    if decoding is not None:
+        header["decoding"] = json.dumps(asdict(decoding))
+    return header
 
 
 def save_model(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -238,6 +248,7 @@ def _parse_header(metadata: Mapping[str, str], path: Path) -> ModelHeader:
             MODELS.get(name), ModelOptions(num_classes=num_classes, se_reduction=se_reduction)
         )
         preprocessing = _parse_preprocessing(json.loads(metadata["preprocessing"]))
+        decoding = _parse_decoding(metadata.get("decoding"))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error.message}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -245,7 +256,18 @@ def _parse_header(metadata: Mapping[str, str], path: Path) -> ModelHeader:
             f"{path} has unusable model metadata ({type(error).__name__}: {error}): "
             "write it again with save_model"
         ) from error
-    return ModelHeader(name, num_classes, se_reduction, preprocessing)
+    return ModelHeader(name, num_classes, se_reduction, preprocessing, decoding)
+
+
+def _parse_decoding(value: str | None) -> Decoding | None:
+    """Raises ValueError or TypeError unless ``value`` is a `Decoding`, or None."""
+    if value is None:
+        return None
+    found = Decoding(**json.loads(value))
+    for field, name in asdict(found).items():
+        if not isinstance(name, str):
+            raise ValueError(f"decoding.{field} cannot be {name!r}")
+    return found
 
 
 def _parse_preprocessing(values: dict[str, Any]) -> Preprocessing:

@@ -153,7 +153,7 @@ def test_data_by_name() -> None:
     config = dgx1v(data="synthetic")
     assert (config.data.backend, config.data.path) == ("synthetic", "synthetic")
     config = dgx1v(data="demo")
-    assert (config.data.backend, config.data.path) == ("pytorch", "demo")
+    assert (config.data.backend, config.data.path) == ("dali-cpu", "demo")
     assert config.data.image_size == 224
     assert dgx1v(data="/data/imagenet").data.path == "/data/imagenet"
     assert dgx1v().data.path == "/imagenet"

@@ -191,6 +191,24 @@ def test_an_image_dali_cannot_decode_costs_only_itself(photographs: Path) -> Non
     assert decoder.collect().images == []
 
 
+def test_the_batch_behind_one_that_dali_cannot_decode_is_whole(photographs: Path) -> None:
+    from image_classification.data.dali_decoder import DaliDecoder
+    from image_classification.data.dali_samples import Cut
+
+    good = [np.fromfile(file, np.uint8) for file in sorted(photographs.glob("val/0/*.jpg"))][:3]
+    broken = np.frombuffer(b"\xff\xd8" + bytes(range(200)) + b"\xff\xd9", np.uint8)
+    box, whole = CropBox(3, 5, 40, 50), (0.0, 0.0, 40.0, 50.0)
+    decoder = DaliDecoder(4, 1, None, None)
+    decoder.submit([Cut(content, box, whole) for content in good])
+    decoder.submit([Cut(broken, box, whole)])
+    wanted = decoder.collect().images
+    decoder.submit([Cut(content, box, whole) for content in good])
+    assert decoder.num_running == 2
+    assert decoder.collect().images == [None]
+    for image, other in zip(decoder.collect().images, wanted, strict=True):
+        assert image is not None and other is not None and torch.equal(image, other)
+
+
 @pytest.fixture
 def damaged(photographs: Path, tmp_path: Path) -> Path:
     """The photographs with a truncated, an empty and a text file among the train images."""
