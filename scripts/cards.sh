@@ -12,7 +12,7 @@ fail() {
   exit 2
 }
 
-root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(CDPATH="" cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 (($# >= 2)) || fail "usage: cards.sh PRECISION PLATFORM --data-path DIR [options of launch.py]"
 precision="$1"
 platform="$2"

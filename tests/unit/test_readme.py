@@ -28,8 +28,9 @@ DOCUMENTS = (
 )
 GPU_CHECK = ROOT / "scripts" / "gpu_check.sh"
 
-# Of torchrun, srun, sbatch and scripts/gpu_check.sh.
+# Of torchrun, srun, sbatch, enroot, scripts/cards.sh and scripts/gpu_check.sh.
 FOREIGN_OPTIONS = {"--nproc-per-node", "--nodes", "--ntasks-per-node", "--signal", "--print"}
+FOREIGN_OPTIONS |= {"--requeue", "--output", "--data-path"}
 # Named in the documents, but files of a run's folder or of the predecessor.
 FOREIGN_FILES = {"config.yml", "main.py"}
 
