@@ -28,8 +28,9 @@ DOCUMENTS = (
 )
 GPU_CHECK = ROOT / "scripts" / "gpu_check.sh"
 
-# Of torchrun, srun, sbatch and scripts/gpu_check.sh.
+# Of torchrun, srun, sbatch, enroot, scripts/cards.sh and scripts/gpu_check.sh.
 FOREIGN_OPTIONS = {"--nproc-per-node", "--nodes", "--ntasks-per-node", "--signal", "--print"}
+FOREIGN_OPTIONS |= {"--requeue", "--output", "--data-path"}
 # Named in the documents, but files of a run's folder or of the predecessor.
 FOREIGN_FILES = {"config.yml", "main.py"}
 
@@ -46,13 +47,14 @@ def shell_lines(text: str) -> list[str]:
 
 
 def launch_arguments(line: str) -> list[str] | None:
-    """What follows ``launch.py`` on a shell line, up to a pipe; None where it does not occur."""
+    """What follows ``launch.py`` on a shell line, up to | or >; None where it does not occur."""
     words = shlex.split(line, comments=True)
     at = [i for i, word in enumerate(words) if Path(word).name == "launch.py"]
     if not at:
         return None
     arguments = words[at[0] + 1 :]
-    return arguments[: arguments.index("|")] if "|" in arguments else arguments
+    end = next((i for i, word in enumerate(arguments) if word in ("|", ">")), len(arguments))
+    return arguments[:end]
 
 
 def launches(path: Path) -> list[str]:
