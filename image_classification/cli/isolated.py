@@ -117,7 +117,7 @@ class _Running:
         self._results.close()
         if self.process.is_alive():
             self.process.kill()
-        # A process that hangs in the kernel stays; Python would wait for it at exit, see `any_stuck`.
+        # One that hangs in the kernel stays, see `any_stuck`.
         self.process.join(_ENDING_S)
 
 

@@ -20,9 +20,7 @@ class CpuNeeds:
     loader_threads: int
 
 
-def check_cores(
-    allowed: int, present: int, cgroup: CgroupLimits, needs: CpuNeeds | None
-) -> Check:
+def check_cores(allowed: int, present: int, cgroup: CgroupLimits, needs: CpuNeeds | None) -> Check:
     """Compare the logical CPUs this job may use with those there are, and with a run's loader."""
     name = "cpus"
     found = f"{allowed} of {present} may be used"
@@ -48,7 +46,9 @@ def numa_nodes(root: Path = Path("/")) -> dict[int, set[int]]:
     """Return NUMA node -> its logical CPUs; empty where the system does not say."""
     nodes = {}
     for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
-        nodes[int(folder.name.removeprefix("node"))] = parse_cpu_list((folder / "cpulist").read_text())
+        nodes[int(folder.name.removeprefix("node"))] = parse_cpu_list(
+            (folder / "cpulist").read_text()
+        )
     return dict(sorted(nodes.items()))
 
 

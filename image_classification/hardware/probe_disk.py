@@ -42,10 +42,10 @@ def existing_folder(path: Path) -> Path:
 
 
 def write_and_sync(path: str, num_bytes: int = NUM_BYTES) -> Written:
-    """Write random bytes below ``path`` (or the nearest folder above it), wait until they are on
-    the disk, delete them.
+    """Write random bytes, wait until they are on the disk, delete them.
 
-    Stops early after some seconds. Raises OSError.
+    path: a folder; where it is not there yet, the nearest one above it is used. Stops early after
+    some seconds. Raises OSError.
     """
     folder = existing_folder(Path(path))
     chunk = os.urandom(_CHUNK_BYTES)  # zeros would be compressed away on some disks

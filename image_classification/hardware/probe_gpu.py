@@ -79,16 +79,17 @@ def affinity_modes(num_devices: int) -> dict[str, str]:
     from image_classification.hardware.affinity import MODES, set_affinity
 
     before = os.sched_getaffinity(0)
-    answers = {}
-    for mode in (mode for mode in MODES if mode != "none"):
+
+    def why_not(mode: str) -> str:
         try:
             set_affinity(mode, 0, num_devices)
-            answers[mode] = ""
         except DeviceError as error:
-            answers[mode] = error.message
+            return error.message
         finally:
             os.sched_setaffinity(0, before)
-    return answers
+        return ""
+
+    return {mode: why_not(mode) for mode in MODES if mode != "none"}
 
 
 def check_devices(
@@ -104,7 +105,9 @@ def check_devices(
             return skipped(name, "torch sees no GPU")
         why = "torch is built without CUDA" if seen.cuda is None else "torch sees no GPU"
         remedy = hint or (
-            "install torch with CUDA" if seen.cuda is None else "give the container the GPUs "
+            "install torch with CUDA"
+            if seen.cuda is None
+            else "give the container the GPUs "
             "(docker run --gpus all), see CUDA_VISIBLE_DEVICES and nvidia-smi"
         )
         found = f"{why}; the platform has {wanted_count} x {wanted_name or 'GPU'}"
@@ -133,8 +136,7 @@ def check_kernels(seen: TorchGpus) -> Check:
     """Judge whether torch's kernels run on every GPU."""
     name = "gpu-kernels"
     if not seen.gpus:
-        archs = " ".join(seen.arch_list) or "no GPU"
-        return skipped(name, f"no GPU to try; torch {seen.torch} has kernels for {archs}")
+        return skipped(name, f"no GPU to try them on (torch {seen.torch}, CUDA {seen.cuda})")
     lacking = next((gpu.lacks for gpu in seen.gpus if gpu.lacks), "")
     if lacking:
         found, _, remedy = lacking.rpartition("; ")
@@ -144,8 +146,8 @@ def check_kernels(seen: TorchGpus) -> Check:
         return fail(
             name, broken[0], "nvidia-smi shows what else runs there; dmesg (Xid) broken hardware"
         )
-    archs = sorted({"sm_{}{}".format(*gpu.capability) for gpu in seen.gpus})
-    return ok(name, f"a matrix product is right on {len(seen.gpus)} x {' '.join(archs)}")
+    kinds = sorted({"sm_{}{}".format(*gpu.capability) for gpu in seen.gpus})
+    return ok(name, f"a matrix product is right on all {len(seen.gpus)} ({' '.join(kinds)})")
 
 
 def check_affinity(answers: dict[str, str], wanted: str) -> Check:
