@@ -101,15 +101,18 @@ class Checkup:
         platform = platform_settings(self.asked.platform)
         needs_gpu = platform.get("platform.device") == "cuda"
         self.driver = probe_driver.read_driver()  # before a CUDA context takes memory
-        yield probe_driver.check_driver(self.driver, needs_gpu)
-        yield from probe_driver.check_gpus(self.driver)
         try:
             self.gpus = call(f"{_PACKAGE}.hardware.probe_gpu:look", limit_s=_LIMIT_S)
         except IsolatedError as error:
+            yield probe_driver.check_driver(self.driver, needs_gpu)
+            yield from probe_driver.check_gpus(self.driver)
             remedy = "nvidia-smi and dmesg (Xid) tell of the GPU, python -c 'import torch' of torch"
             yield fail("gpus", f"torch could not look: {error}", remedy)
             return
         assert self.gpus is not None
+        # GPUs of other makers answer to torch's CUDA interface without NVIDIA's driver.
+        yield probe_driver.check_driver(self.driver, needs_gpu and not self.gpus.gpus)
+        yield from probe_driver.check_gpus(self.driver)
         name = str(platform.get("platform.device_name", ""))
         count = platform.get("platform.num_devices", 1) if needs_gpu else None
         hint = ""
@@ -207,7 +210,7 @@ class Checkup:
             if needs.device == "cpu":
                 least += 2 * needs.num_devices * self.largest_state[1]
         available = probe_memory.available_memory_bytes()
-        yield probe_memory.check_memory(available, read_cgroup(), least)
+        yield probe_memory.check_memory(available, read_cgroup(), least or None)
 
     def limits(self) -> Iterator[Check]:
         """Yield open-files, locked-memory, stack, processes, core-files."""

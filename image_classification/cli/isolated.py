@@ -20,7 +20,7 @@ from typing import Any
 
 from image_classification.core.errors import UserError
 
-_PRELOADED = ["torch", "torch.distributed"]
+_PRELOADED = ["image_classification.engine.preload"]
 _ENDING_S = 2.0
 _POLL_S = 0.02
 

@@ -24,7 +24,14 @@ def check_python() -> Check:
 
 
 def import_versions() -> dict[str, str]:
-    """Import torch, torchvision with its compiled operators, and Pillow; return their versions."""
+    """Import torch, torchvision with its compiled operators, and Pillow; return their versions.
+
+    Raises ImportError with the reason, where one of the first two cannot be imported.
+    """
+    from image_classification.engine.preload import FAILURES
+
+    for module, why in FAILURES.items():
+        raise ImportError(f"{module}: {why}")
     import PIL
     import torch
     import torchvision

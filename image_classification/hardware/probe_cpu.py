@@ -70,7 +70,8 @@ def check_omp_threads(
     name, text = "omp-threads", environ.get("OMP_NUM_THREADS")
     share = max(1, allowed // processes)
     if text is None:
-        return ok(name, f"OMP_NUM_THREADS is not set: {share} threads a process")
+        threads_text = f"{share} thread{'s' if share > 1 else ''} a process"
+        return ok(name, f"OMP_NUM_THREADS is not set: {threads_text}")
     found = f"OMP_NUM_THREADS={text}"
     if not text.split(",")[0].isdecimal():
         return warn(name, f"{found}, which is no number", "unset OMP_NUM_THREADS")
