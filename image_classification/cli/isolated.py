@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -124,6 +126,13 @@ class _Running:
 def _start(each: Call, log: Path) -> _Running:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    resource_tracker.ensure_running()  # unblocks SIGINT, so it comes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        # Ctrl-C is the caller's; the server would write a traceback while it imports.
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(sender, each, str(log)), daemon=True)
     process.start()
@@ -132,9 +141,13 @@ def _start(each: Call, log: Path) -> _Running:
 
 
 def _run(results: Connection, each: Call, log: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except FileNotFoundError:  # the caller ended before the server came to this
+        os._exit(1)
     # Libraries print to both, some from C++; nothing of it may get into the caller's output.
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(file, 1)
     os.dup2(file, 2)
     try:
@@ -146,6 +159,13 @@ def _run(results: Connection, each: Call, log: str) -> None:
         results.send(("user error", error.message))
     except BaseException as error:
         results.send(("error", one_line(error)))
+
+
+def _end_with_caller() -> None:
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    caller.join()
+    os._exit(1)
 
 
 def one_line(error: BaseException) -> str:
