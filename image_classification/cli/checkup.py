@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from image_classification.cli.checkup_data import data_set_checks
 from image_classification.cli.isolated import Call, IsolatedError, call, call_together, one_line
 from image_classification.config.catalogue import load_catalogue
 from image_classification.core.checkup import Check, fail, ok, skipped, warn
 from image_classification.core.errors import UserError
 from image_classification.core.types import DevicesFound
-from image_classification.data import probe_dali, probe_data_set
+from image_classification.data import probe_dali
 from image_classification.engine import probe_software
 from image_classification.engine.needs import OPEN_FILES_BASE, RunNeeds, platform_needs
 from image_classification.hardware import (
@@ -37,7 +38,6 @@ from image_classification.hardware.mounts import mount_of, read_mounts
 _PACKAGE = "image_classification"
 _LIMIT_S = 60.0
 _COLLECTIVE_LIMIT_S = 20.0
-_DATA_LIMIT_S = 20.0
 _DISK_LIMIT_S = 20.0
 _GLOO_PROCESSES = 2
 _REPORT_IT = "a fault of the doctor, or of a file of the system it read: please report it"
@@ -274,37 +274,7 @@ class Checkup:
 
     def data_set(self) -> Iterator[Check]:
         """Yield data-set and data-sample."""
-        needs = self.needs
-        path = self.asked.data or (needs.data_path if needs is not None else None)
-        if path is None or path == "synthetic":
-            why = "neither --data nor --platform given" if path is None else "synthetic data"
-            yield skipped("data-set", why)
-            return
-        layout = "auto" if needs is None else needs.data_format
-        classes = None if needs is None else needs.num_classes
-        try:
-            target = f"{_PACKAGE}.data.probe_data_set:look"
-            found: probe_data_set.Layout = call(
-                target, path, layout, classes, limit_s=_DATA_LIMIT_S
-            )
-        except IsolatedError as error:
-            yield _data_failure("data-set", path, error)
-            return
-        yield probe_data_set.check_layout(found)
-        # Shards are indexed whole; the validation split is the small one.
-        is_folder = found.formats["train"] == "folder"
-        split = "train" if is_folder or "val" not in found.formats else "val"
-        try:
-            target = f"{_PACKAGE}.data.probe_data_set:sample"
-            sampled = call(target, found.root, split, found.formats[split], limit_s=_DATA_LIMIT_S)
-        except IsolatedError as error:
-            if error.is_late and not is_folder:
-                later = "a run indexes the shards at its start and takes as long; later runs do not"
-                yield warn("data-sample", f"not indexed within {_DATA_LIMIT_S:g} s", later)
-            else:
-                yield _data_failure("data-sample", found.root, error)
-            return
-        yield probe_data_set.check_sample(sampled, found.root)
+        yield from data_set_checks(self.asked.data, self.needs)
 
     def container(self) -> Iterator[Check]:
         """Yield container, user, home."""
@@ -371,13 +341,3 @@ def platform_settings(platform: str | None) -> Mapping[str, Any]:
 def _release(text: str) -> tuple[int, int]:
     major, _, minor = text.partition(".")
     return int(major), int(minor.partition(".")[0] or 0)
-
-
-def _data_failure(name: str, path: str, error: IsolatedError) -> Check:
-    if error.is_late:
-        found = f"{path} did not answer within {_DATA_LIMIT_S:g} s"
-        return fail(name, found, "check the disk or its mount (df, ls)")
-    found, _, remedy = str(error).partition(": ")
-    if not error.is_user_error or not remedy:
-        return fail(name, f"{path}: {error}", "check the disk, its mount and its permissions")
-    return fail(name, found, remedy)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from image_classification.cli import checkup as checkup_module
+from image_classification.cli import checkup_data
 from image_classification.cli.checkup import Asked, Checkup, guarded
 from image_classification.cli.doctor import main
 from image_classification.cli.isolated import Call, IsolatedError
@@ -199,7 +200,7 @@ def test_a_disk_that_hangs_is_told_apart_from_one_without_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     late = IsolatedError("no answer within 20 s", is_late=True)
-    monkeypatch.setattr(checkup_module, "call", failing(late))
+    monkeypatch.setattr(checkup_data, "call", failing(late))
     (check,) = Checkup(Asked(data="/mnt/dead")).data_set()
     assert check.status == "fail" and check.found == "/mnt/dead did not answer within 20 s"
 
