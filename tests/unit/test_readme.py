@@ -12,6 +12,7 @@ import pytest
 
 from image_classification import models
 from image_classification.__main__ import VERBS
+from image_classification.cli import doctor
 from image_classification.cli.dataset import build_parser
 from image_classification.cli.explain import render_explanation
 from image_classification.cli.parse import _build_parser, parse
@@ -28,9 +29,9 @@ DOCUMENTS = (
 )
 GPU_CHECK = ROOT / "scripts" / "gpu_check.sh"
 
-# Of torchrun, srun, sbatch, enroot, scripts/cards.sh and scripts/gpu_check.sh.
+# Of torchrun, srun, sbatch, enroot, docker, scripts/cards.sh and scripts/gpu_check.sh.
 FOREIGN_OPTIONS = {"--nproc-per-node", "--nodes", "--ntasks-per-node", "--signal", "--print"}
-FOREIGN_OPTIONS |= {"--requeue", "--output", "--data-path"}
+FOREIGN_OPTIONS |= {"--requeue", "--output", "--data-path", "--gpus", "--ipc", "--ulimit"}
 # Named in the documents, but files of a run's folder or of the predecessor.
 FOREIGN_FILES = {"config.yml", "main.py"}
 
@@ -141,7 +142,7 @@ def test_files_in_backticks_exist(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_options_exist(path):
     commands = next(a for a in build_parser()._actions if isinstance(a.choices, dict)).choices
-    parsers = [_build_parser(), *dict(commands or {}).values()]
+    parsers = [_build_parser(), doctor.build_parser(), *dict(commands or {}).values()]
     known = {flag for p in parsers for action in p._actions for flag in action.option_strings}
     text = re.sub(r"\]\([^)]*\)", "", text_of(path))
     for option in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text):
