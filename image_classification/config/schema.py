@@ -301,6 +301,11 @@ class RunControl:
     keep_checkpoints: int = _key(
         1, doc="how many of the newest to keep beside the best; -1: all", min=-1
     )
+    on_save_error: str = _key(
+        "stop",
+        doc="when a checkpoint cannot be written: stop, or warn and try again at the next save",
+        choices=("stop", "warn"),
+    )
     log_every_steps: int = _key(20, doc="optimizer steps between records", min=1)
     raport_file: str | None = _key(None, doc="DLLogger lines go to this file as well")
     inference_batches: tuple[int, ...] = _key(

@@ -1,24 +1,21 @@
-"""Between a run and its checkpoints: what goes in, what comes back, what must agree."""
+"""Between a run and its checkpoints: what goes in, what comes back."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from image_classification.config.schema import RunConfig
 from image_classification.config.serialise import to_dict
-from image_classification.core.errors import CheckpointError, ConfigError, DivergedError
-from image_classification.core.types import Record
+from image_classification.core.errors import CheckpointError, ConfigError
 from image_classification.data.backend import DECODING
 from image_classification.engine import checkpoint
 from image_classification.engine.build import Run
 from image_classification.engine.contract import other_decoding
+from image_classification.engine.optimizer_state import optimizer_tensors, restore_optimizer
 from image_classification.engine.state import Progress
-from image_classification.hardware.world import agree_max, barrier, broadcast_module_state
+from image_classification.hardware.host_copy import HostCopy
 from image_classification.models.spec import Preprocessing
 from image_classification.models.weights import load_state, model_metadata
 
@@ -73,11 +70,39 @@ def check_same_run(saved: Mapping[str, Any], config: RunConfig, where: str) -> N
         )
 
 
-def snapshot(run: Run) -> checkpoint.Snapshot:
-    """Collect what a checkpoint of the present step holds."""
+@dataclass(frozen=True)
+class Capture:
+    """What a checkpoint of one step is to hold, on its way to the host.
+
+    The tensors are copies, so that training may go on. Each can be taken once: what is then on the
+    host is the only one.
+    """
+
+    model: HostCopy
+    state: HostCopy
+    model_header: Mapping[str, str]
+    meta: Mapping[str, Any]
+
+    @property
+    def staged(self) -> bool:
+        """Whether the device had memory for the copies; where not, training waited for them."""
+        return self.model.staged and self.state.staged
+
+    def on_host(self) -> checkpoint.Snapshot:
+        """Wait for the copies and return them; any thread may, once."""
+        return checkpoint.Snapshot(
+            model=self.model.take(),
+            model_header=self.model_header,
+            state=self.state.take(),
+            meta=self.meta,
+        )
+
+
+def capture(run: Run) -> Capture:
+    """Copy what a checkpoint of the present step holds."""
     parts, config = run.parts, run.config
     assert parts is not None
-    tensors, numbers = checkpoint.optimizer_tensors(parts.model, parts.optimizer)
+    tensors, numbers = optimizer_tensors(parts.model, parts.optimizer)
     state = dict(tensors)
     if parts.ema is not None:
         state |= {f"ema.{name}": t for name, t in parts.ema.state_dict().items()}
@@ -90,8 +115,11 @@ def snapshot(run: Run) -> checkpoint.Snapshot:
         "names": vars(config.names),
         "world_size": run.world.world_size,
     }
-    return checkpoint.Snapshot(
-        model=parts.model.state_dict(), model_header=model_header(config), state=state, meta=meta
+    return Capture(
+        model=HostCopy(parts.model.state_dict()),
+        state=HostCopy(state),
+        model_header=model_header(config),
+        meta=meta,
     )
 
 
@@ -105,54 +133,6 @@ def model_header(config: RunConfig) -> dict[str, str]:
         preprocessing=Preprocessing.of(config.data),
         decoding=DECODING[config.data.backend],
     )
-
-
-def save(run: Run, top1: float | None = None) -> Record:
-    """Save the present step from rank 0; every rank calls this.
-
-    top1 is given when the present weights are the best validated so far.
-
-    Raises:
-        WorkspaceError: it could not be written (earlier checkpoints are intact).
-        DivergedError: the weights are not finite; nothing is written.
-    """
-    parts = run.parts
-    assert parts is not None
-    started = time.perf_counter()
-    broadcast_module_state(parts.model)
-    bad = not all(
-        bool(torch.isfinite(t).all())
-        for t in parts.model.state_dict().values()
-        if t.is_floating_point()
-    )
-    if agree_max(int(bad)):
-        raise DivergedError(
-            f"weights are not finite at step {run.progress.step}", step=run.progress.step
-        )
-    values: dict[str, Any] = {"is_best": top1 is not None}
-    if run.world.rank == 0:
-        saved = checkpoint.save(
-            run.checkpoints,
-            run.progress.step,
-            snapshot(run),
-            prefix=run.config.run.checkpoint_name,
-        )
-        if top1 is not None:
-            checkpoint.note_best(run.checkpoints, saved, top1)
-        best = checkpoint.best_step(run.checkpoints)
-        checkpoint.rotate(
-            run.checkpoints, run.config.run.keep_checkpoints, () if best is None else (best,)
-        )
-        values["path"] = str(saved.path)
-        values["bytes"] = sum(f.stat().st_size for f in saved.path.iterdir())
-    barrier()
-    values["time_s"] = time.perf_counter() - started
-    return Record("checkpoint", run.progress.step, _epoch(run), values)
-
-
-def _epoch(run: Run) -> int:
-    steps = run.train_loader.steps_per_epoch if run.train_loader else 0
-    return max(0, (run.progress.step - 1) // steps) if steps else 0
 
 
 @dataclass(frozen=True)
@@ -186,7 +166,7 @@ def restore(run: Run) -> Restored:
     warnings += other_decoding(checkpoint.weights_of(saved.path), run.config.data)
     load_state(parts.model, content.model, where=str(saved.path))
     parts.optimizer.state.clear()
-    checkpoint.restore_optimizer(
+    restore_optimizer(
         parts.model, parts.optimizer, content.state, content.meta["optimizer_numbers"]
     )
     if parts.ema is not None:

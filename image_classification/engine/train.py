@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from image_classification.core.durations import Every
-from image_classification.core.errors import DivergedError
+from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.core.types import EvalResult, Record
 from image_classification.engine import saving
 from image_classification.engine.build import Run
 from image_classification.engine.evaluate import evaluate, figures
 from image_classification.engine.meter import TrainMeter, Window
+from image_classification.engine.saver import Saver
 from image_classification.engine.step import Watch, scale_tensor, train_step
 from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.hardware.agreement import gather_text
@@ -32,6 +33,7 @@ class _Training:
 
     run: Run
     stop: StopRequest
+    saver: Saver
     meter: TrainMeter
     watch: Watch
     loss_sum: torch.Tensor
@@ -70,10 +72,24 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
 
     Yields: start, step, epoch, validation, validation_ema, checkpoint, warning, end.
 
+    A ``checkpoint`` record comes when its step is whole on the disk, while later steps are trained.
+
     Raises:
         Stopped: asked to stop, after saving. DivergedError: non-finite loss or weights; the last
             good checkpoint is kept. UserError: anything the user can mend.
     """
+    saver = Saver(run)
+    try:
+        yield from _train(run, stop, saver)
+    except DivergedError:
+        # What was being written is of a good step, and the newest one to go back to.
+        yield from saver.settle()
+        raise
+    finally:
+        saver.close()
+
+
+def _train(run: Run, stop: StopRequest, saver: Saver) -> Iterator[Record]:
     config, parts = run.config, run.parts
     assert parts is not None and run.train_loader is not None
     resumed_from: str | None = None
@@ -87,6 +103,7 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
     t = _Training(
         run=run,
         stop=stop,
+        saver=saver,
         meter=TrainMeter(run.accelerator, config.run.benchmark_warmup_steps),
         watch=Watch.on(run.device, run.progress.skipped),
         loss_sum=zero.clone(),
@@ -100,14 +117,12 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
         left_out = f"{run.train_loader.num_quarantined} train images are left out"
         yield _record(run, "warning", message=f"{left_out}: quarantine.json lists them")
     every = Every.parse(config.run.save_every)
-    saved_step = run.progress.step if resumed_from is not None else -1
+    if resumed_from is not None:
+        saver.saved_step = run.progress.step
     while True:
         epoch, position = divmod(run.progress.step, t.steps_per_epoch)
         if position == 0 and run.progress.step > run.progress.closed_step:
-            for record in _close_epoch(t, epoch - 1):
-                yield record
-                if record.kind == "checkpoint":
-                    saved_step = run.progress.step
+            yield from _close_epoch(t, epoch - 1)
         if run.progress.step >= end or _out_of_patience(run):
             break
         try:
@@ -115,8 +130,13 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
         except Stopped:
             yield _end_record(t)
             raise
-    if config.run.save_checkpoints and saved_step != run.progress.step:
-        yield saving.save(run)
+    if config.run.save_checkpoints:
+        try:
+            yield from saver.finish()
+        except WorkspaceError:
+            # What was learnt and measured is reported even where it cannot be saved.
+            yield _end_record(t)
+            raise
     yield _end_record(t)
 
 
@@ -142,10 +162,11 @@ def _part_of_epoch(
         if step % run.config.run.log_every_steps == 0 or closing or step >= end:
             yield from _lost_images(t, epoch)
             yield _step_record(t, epoch, within + 1, metrics.lr, end)
+        yield from t.saver.poll()
         if t.stop.agreed():
             _check_health(t)
             if save:
-                yield saving.save(run)
+                yield from t.saver.finish()
             raise Stopped(t.stop.signal_name or "another rank's signal")
         due = every.due(step, time.perf_counter() - t.last_save)
         # Time runs differently on each rank, so minutes are rank 0's to decide.
@@ -153,7 +174,7 @@ def _part_of_epoch(
             due = bool(agree_max(int(due and run.world.rank == 0)))
         if save and due and not closing:
             _check_health(t)
-            yield saving.save(run)
+            yield from t.saver.begin()
             t.last_save = time.perf_counter()
             t.meter.begin()
         if step >= end:
@@ -195,7 +216,7 @@ def _close_epoch(t: _Training, epoch: int) -> Iterator[Record]:
     every = Every.parse(config.run.save_every)
     due = every.due_epoch(epoch + 1)
     if config.run.save_checkpoints and (due or is_best):
-        yield saving.save(run, run.progress.best_top1 if is_best else None)
+        yield from t.saver.begin()
         t.last_save = time.perf_counter()
 
 
