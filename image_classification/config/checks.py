@@ -23,6 +23,7 @@ _OWN_FILES = (
     ".lock",
     "checkpoints",
     "config.yml",
+    "diverged.json",
     "metrics.jsonl",
     "plots",
     "report.html",

@@ -301,6 +301,12 @@ class RunControl:
     keep_checkpoints: int = _key(
         1, doc="how many of the newest to keep beside the best; -1: all", min=-1
     )
+    max_skipped_steps_in_a_row: int = _key(
+        25,
+        doc="fp16 overflows in a row that end the run as diverged; each halves the loss scale",
+        min=1,
+        max=100,
+    )
     log_every_steps: int = _key(20, doc="optimizer steps between records", min=1)
     raport_file: str | None = _key(None, doc="DLLogger lines go to this file as well")
     inference_batches: tuple[int, ...] = _key(

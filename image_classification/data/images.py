@@ -67,6 +67,10 @@ class ImageBatches(Dataset[HostBatch]):
             self._whole = self._bare.with_columns(arrays)
         return self._whole
 
+    def name(self, index: int) -> str:
+        """Return the name of image ``index``."""
+        return self._index.name(index)
+
     def __getitem__(self, request: Request) -> HostBatch:
         epoch, indices = request
         transform = self._transform

@@ -11,19 +11,17 @@ from typing import Any
 import torch
 
 from image_classification.core.durations import Every
-from image_classification.core.errors import DivergedError
 from image_classification.core.types import EvalResult, Record
 from image_classification.engine import saving
 from image_classification.engine.build import Run
+from image_classification.engine.divergence import diverged
 from image_classification.engine.evaluate import evaluate, figures
+from image_classification.engine.health import Watch
 from image_classification.engine.meter import TrainMeter, Window
-from image_classification.engine.step import Watch, scale_tensor, train_step
+from image_classification.engine.step import scale_tensor, train_step
 from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.hardware.agreement import gather_text
 from image_classification.hardware.world import agree_max, all_reduce_sum, broadcast_module_state
-
-# An fp16 scale that is halved this often in a row has met infinities no scale can mend.
-MAX_SKIPS_IN_A_ROW = 25
 
 
 @dataclass
@@ -88,7 +86,7 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
         run=run,
         stop=stop,
         meter=TrainMeter(run.accelerator, config.run.benchmark_warmup_steps),
-        watch=Watch.on(run.device, run.progress.skipped),
+        watch=Watch(run.device, config.run.max_skipped_steps_in_a_row, run.progress.skipped),
         loss_sum=zero.clone(),
         epoch_loss_sum=zero.clone(),
         started=now,
@@ -137,6 +135,7 @@ def _part_of_epoch(
         t.epoch_loss_sum += metrics.loss
         t.window_steps += 1
         t.epoch_steps += 1
+        _check_health(t, all_steps=False)
         step = run.progress.step
         closing = within + 1 == t.steps_per_epoch
         if step % run.config.run.log_every_steps == 0 or closing or step >= end:
@@ -231,24 +230,18 @@ def _out_of_patience(run: Run) -> bool:
     return patience is not None and run.progress.validations_without_gain >= patience
 
 
-def _check_health(t: _Training) -> None:
-    """Read the watch; the same verdict on every rank. Raises DivergedError."""
-    bad, skipped, in_a_row = torch.stack(
-        [t.watch.first_bad_step, t.watch.skipped, t.watch.skipped_in_a_row]
-    ).tolist()
-    t.run.progress.skipped = int(skipped)
-    worst_bad = agree_max(int(bad))
-    if worst_bad >= 0:
-        raise DivergedError(
-            f"loss is not finite at step {worst_bad} (learning rate "
-            f"{t.run.schedule.lr(worst_bad) if t.run.schedule else 0:.6g})",
-            step=worst_bad,
-        )
-    if agree_max(int(in_a_row)) >= MAX_SKIPS_IN_A_ROW:
-        raise DivergedError(
-            f"{int(in_a_row)} fp16 overflows in a row up to step {t.run.progress.step}",
-            step=t.run.progress.step,
-        )
+def _check_health(t: _Training, all_steps: bool = True) -> None:
+    """Read the watch (see `Watch.trouble`); the same verdict on every rank.
+
+    Before anything is kept of the present step, all_steps must be read.
+
+    Raises:
+        DivergedError: a step the run cannot go on from.
+    """
+    trouble = t.watch.trouble(all_steps)
+    t.run.progress.skipped = t.watch.skipped
+    if trouble is not None:
+        raise diverged(t.run, trouble)
 
 
 def _step_record(t: _Training, epoch: int, epoch_step: int, lr: float, end: int) -> Record:
