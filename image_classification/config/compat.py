@@ -220,6 +220,18 @@ OPTIONS: tuple[Option, ...] = (
         "EVERY",
         convert=_every,
     ),
+    Option(
+        ("--stop-at-top1",),
+        "run.stop_at_top1",
+        "stop after the first validation whose top-1 reaches this many percent",
+        "PERCENT",
+    ),
+    Option(
+        ("--allow-changes",),
+        "run.allow_changes",
+        "resume under other settings or on other data; the differences are recorded",
+        constant=True,
+    ),
 )
 
 BY_NAME = {option.name: option for option in OPTIONS}

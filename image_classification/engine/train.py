@@ -20,6 +20,7 @@ from image_classification.engine.health import Watch
 from image_classification.engine.meter import TrainMeter, Window
 from image_classification.engine.step import scale_tensor, train_step
 from image_classification.engine.stopping import Stopped, StopRequest
+from image_classification.engine.target import reached, target_result
 from image_classification.hardware.agreement import gather_text
 from image_classification.hardware.world import agree_max, all_reduce_sum, broadcast_module_state
 
@@ -35,6 +36,7 @@ class _Training:
     loss_sum: torch.Tensor
     epoch_loss_sum: torch.Tensor
     started: float
+    elapsed_before_s: float
     last_save: float
     window_steps: int = 0
     epoch_steps: int = 0
@@ -80,6 +82,8 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
         for message in restored.warnings:
             yield _record(run, "warning", message=message)
         resumed_from = restored.path
+    if resumed_from is None:
+        run.progress.note_start(run.world.world_size, None, [])
     now = time.perf_counter()
     zero = torch.zeros((), dtype=torch.float64, device=run.device)
     t = _Training(
@@ -90,6 +94,7 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
         loss_sum=zero.clone(),
         epoch_loss_sum=zero.clone(),
         started=now,
+        elapsed_before_s=run.progress.elapsed_s,
         last_save=now,
     )
     end = last_step(run, run.progress.step)
@@ -106,7 +111,7 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
                 yield record
                 if record.kind == "checkpoint":
                     saved_step = run.progress.step
-        if run.progress.step >= end or _out_of_patience(run):
+        if run.progress.step >= end or _out_of_patience(run) or reached(run):
             break
         try:
             yield from _part_of_epoch(t, epoch, position, end, every)
@@ -131,6 +136,7 @@ def _part_of_epoch(
         metrics = train_step(run, batches, run.progress.step, epoch, t.watch)
         t.meter.step(metrics.num_images, metrics.data_wait_s)
         run.progress.step += 1
+        _note_time(t)
         t.loss_sum += metrics.loss
         t.epoch_loss_sum += metrics.loss
         t.window_steps += 1
@@ -207,6 +213,7 @@ def _validate(t: _Training, epoch: int) -> Iterator[Record]:
         found["validation_ema"] = evaluate(run, parts.ema.module)
     # The average, where there is one, is the model that gets published, so it decides.
     deciding = found.get("validation_ema", found["validation"])
+    _note_time(t)
     is_best = run.progress.note_validation(deciding.top1)
     for kind, result in found.items():
         t.validation_time_s += result.time_s
@@ -228,6 +235,10 @@ def validation_record(run: Run, kind: str, epoch: int, result: EvalResult, is_be
 def _out_of_patience(run: Run) -> bool:
     patience = run.config.run.early_stopping_patience
     return patience is not None and run.progress.validations_without_gain >= patience
+
+
+def _note_time(t: _Training) -> None:
+    t.run.progress.elapsed_s = t.elapsed_before_s + time.perf_counter() - t.started
 
 
 def _check_health(t: _Training, all_steps: bool = True) -> None:
@@ -326,6 +337,8 @@ def _end_record(t: _Training) -> Record:
         if t.meter.total_steps
         else None,
         **t.results,
+        "target": target_result(run),
+        "starts": run.progress.starts,
         "time_s": {
             "total": time.perf_counter() - t.started,
             "train": t.meter.train_time_s,

@@ -26,6 +26,6 @@ class Readback:
     def wait(self) -> torch.Tensor:
         """Return the copy once it is there."""
         if self._ready is not None:
-            self._ready.synchronize()  # type: ignore[no-untyped-call]
+            self._ready.synchronize()
             self._ready = None
         return self._host
