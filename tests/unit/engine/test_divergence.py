@@ -14,7 +14,7 @@ from image_classification.core.errors import DivergedError
 from image_classification.data.sharding import sample_order
 from image_classification.engine import checkpoint
 from image_classification.engine import train as engine
-from image_classification.engine.divergence import FILE
+from image_classification.engine.divergence import FILE, diverged
 from image_classification.engine.health import Watch, poison
 from image_classification.engine.stopping import StopRequest
 from image_classification.engine.train import train
@@ -47,7 +47,6 @@ def spoil_gradient(run):
 def test_one_process_stops_at_the_step_however_rarely_it_logs(
     small_config, open_run, monkeypatch, kind
 ):
-    config = small_config(run__log_every_steps=1000, run__save_every="1 steps")
     config = small_config(batch__per_device=4, run__log_every_steps=1000, run__save_every="1 steps")
     run = open_run(config)
     take_step = engine.train_step
@@ -118,6 +117,17 @@ def test_a_step_is_read_late_where_that_saves_a_wait_and_at_once_where_it_must()
 
     watch.note(2, 0, 0.1, loss, grad_norm=torch.tensor(math.nan))
     assert watch.trouble(all_steps=True).note.step == 2
+
+
+def test_overflows_that_end_a_run_are_said_with_their_number(small_config, open_run):
+    run = open_run(small_config(run__max_skipped_steps_in_a_row=2))
+    watch = Watch(CPU, run.config.run.max_skipped_steps_in_a_row)
+    assert note(watch, 4, True) is None
+    error = diverged(run, note(watch, 5, True))
+    assert str(error).startswith("2 fp16 overflows in a row up to step 5 ")
+    found = report_of(run.workspace)
+    assert (found["reason"], found["overflows_in_a_row"]) == ("overflows", 2)
+    assert (found["step"], found["loss_scale"]) == (5, 2.0)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
