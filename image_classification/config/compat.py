@@ -248,8 +248,10 @@ _IN_MODE = {
 _NO_EFFECT = {
     ("benchmark_inference", "--epochs"): "nothing is trained",
     ("benchmark_inference", "--run-epochs"): "nothing is trained",
+    ("benchmark_inference", "--stop-at-top1"): "nothing is trained",
     ("evaluate", "--epochs"): "nothing is trained",
     ("evaluate", "--run-epochs"): "nothing is trained",
+    ("evaluate", "--stop-at-top1"): "nothing is trained",
     ("evaluate", "--prof"): "every image is counted",
     ("benchmark_data", "--resume"): "no weights are used",
     ("benchmark_data", "--pretrained-from-file"): "no weights are used",

@@ -79,10 +79,11 @@ def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     if train["steps"]:
         epochs = "" if train["epochs"] is None else f" ({train['epochs']:.4g} epochs done)"
         yield "trained", f"{train['steps']:,} steps{epochs}"
-    target = results["target"]
-    if target["stop_at_top1"] is not None:
+    # Reports of earlier releases have neither of the next two.
+    target = results.get("target") or {}
+    if target.get("stop_at_top1") is not None:
         yield "target", _target_text(target)
-    worlds = [start["world_size"] for start in results["starts"] or ()]
+    worlds = [start["world_size"] for start in results.get("starts") or ()]
     if len(set(worlds)) > 1:
         yield "processes", " -> ".join(f"{size}" for size in worlds)
     if results["data"]["images_per_s"] is not None:

@@ -82,6 +82,36 @@ def test_one_process_stops_at_the_step_however_rarely_it_logs(
     assert all((Path(config.data.path) / name).is_file() for name in names)
 
 
+@pytest.mark.parametrize("save_every", ["1 steps", "9 epochs"])
+def test_a_verdict_read_late_is_read_before_anything_is_saved(
+    small_config, open_run, monkeypatch, save_every
+):
+    class LateWatch(Watch):
+        """Reads a step after the next one, as on a GPU."""
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self._behind = 1
+
+    taken = []
+    take_step = engine.train_step
+
+    def step(run, batches, step, epoch, watch):
+        if step == 1:
+            spoil_gradient(run)
+        taken.append(step)
+        return take_step(run, batches, step, epoch, watch)
+
+    monkeypatch.setattr(engine, "Watch", LateWatch)
+    monkeypatch.setattr(engine, "train_step", step)
+    run = open_run(small_config(run__log_every_steps=1000, run__save_every=save_every))
+    with pytest.raises(DivergedError, match="gradient is not finite at step 1 "):
+        list(train(run, StopRequest()))
+    steps = [saved.step for saved in checkpoint.listed(run.checkpoints)]
+    assert (taken, steps) == (([0, 1], [1]) if save_every == "1 steps" else ([0, 1, 2], []))
+    assert report_of(run.workspace)["step"] == 1
+
+
 def test_a_divergence_that_cannot_be_written_down_is_still_one(small_config, open_run):
     run = open_run(small_config())
     (run.workspace / FILE).mkdir()
