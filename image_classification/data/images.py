@@ -68,6 +68,10 @@ class ImageBatches(Dataset[HostBatch]):
             self._whole = self._bare.with_columns(arrays)
         return self._whole
 
+    def name(self, index: int) -> str:
+        """Return the name of image ``index``."""
+        return self._index.name(index)
+
     def __getitem__(self, request: Request) -> HostBatch:
         batch = self._make(*request)
         if get_worker_info() is None:

@@ -66,7 +66,11 @@ class TorchvisionLoader:
         self._requests = RequestSampler()
         self._running: Generator[Batch, None, None] | None = None
         self._guard: WorkerGuard | None = None
-        self._loader: DataLoader[HostBatch] | None = self._make_loader(spec, index)
+        data = spec.data
+        transform: TrainTransform | EvalTransform
+        transform = train_transform(data) if spec.split == "train" else eval_transform(data)
+        self._images = ImageBatches(index, transform, spec.seed, spec.memory_format)
+        self._loader: DataLoader[HostBatch] | None = self._make_loader(spec)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield the micro-batches of ``epoch`` from ``start_step`` on (val: from that batch on).
@@ -94,6 +98,10 @@ class TorchvisionLoader:
             self._guard = WorkerGuard(set(multiprocessing.active_children()) - known)
         self._running = self._run(host)
         return self._running
+
+    def sample_name(self, index: int) -> str:
+        """Return the name of image ``index``: the one that quarantine lists have."""
+        return self._images.name(index)
 
     def close(self) -> None:
         """Stop the workers; may be called twice."""
@@ -152,14 +160,11 @@ class TorchvisionLoader:
             self._guard = None
         self._loader = None
 
-    def _make_loader(self, spec: LoaderSpec, index: Index) -> DataLoader[HostBatch]:
+    def _make_loader(self, spec: LoaderSpec) -> DataLoader[HostBatch]:
         data = spec.data
-        transform: TrainTransform | EvalTransform
-        transform = train_transform(data) if spec.split == "train" else eval_transform(data)
-        dataset = ImageBatches(index, transform, spec.seed, spec.memory_format)
         with _no_advice():
             return DataLoader(
-                dataset,
+                self._images,
                 batch_size=None,  # a request is a whole batch already
                 sampler=self._requests,
                 num_workers=data.workers,
