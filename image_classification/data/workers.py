@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # the data set tools start processes without it
+    import torch
 
 _PRELOADED = ["torch", "torchvision.io", "torchvision.transforms.v2"]
 _FOR_THE_TRAINING_PROCESS = {signal.SIGTERM, signal.SIGUSR1}
