@@ -128,6 +128,7 @@ def test_other_classes_under_the_same_number_are_noticed(small_config, open_run,
 def test_a_static_loss_scale_chosen_anew_counts(small_config, open_run):
     # float16 cannot run here; the scaler's state is all that matters.
     from image_classification.engine import saving
+    from image_classification.engine.saver import Saver
     from image_classification.hardware.precision import make_grad_scaler
 
     def scaled(scale, **control):
@@ -138,7 +139,10 @@ def test_a_static_loss_scale_chosen_anew_counts(small_config, open_run):
 
     run = scaled(128.0)
     run.parts.scaler.scale(torch.ones(()))
-    saving.save(run)
+    saver = Saver(run)
+    list(saver.begin())
+    list(saver.finish())
+    saver.close()
     changed = scaled(1024.0, resume="auto", allow_changes=True)
     saving.restore(changed)
     assert changed.parts.scaler.get_scale() == 1024.0
