@@ -43,7 +43,7 @@ WARMUP_BATCHES = 12  # until every buffer of a loader has been used once
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def write_images(folder: Path, listed: int = LISTED) -> int:
+def write_images(folder: Path) -> int:
     """Write the set as ``folder/train/<class>/<image>.jpg``; return the mean size in bytes."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -65,7 +65,7 @@ def write_images(folder: Path, listed: int = LISTED) -> int:
         first = target / f"{i:04d}-0.jpg"
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(first, quality=QUALITY)
         total += first.stat().st_size
-        for copy in range(1, listed):
+        for copy in range(1, LISTED):
             os.link(first, target / f"{i:04d}-{copy}.jpg")
     return total // IMAGES
 
