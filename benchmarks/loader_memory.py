@@ -2,9 +2,8 @@
 """Resident memory of a data loader over many epochs: flat, or it leaks.
 
 The generated set of data_loading.py, 8,000 files. Memory is the proportional set size of the
-process and its children after each epoch, so that pages they share count once. The first epochs
-are left out: DALI's buffers grow to the largest crop that each place of a batch has met, which
-takes some 200 batches, a few percent of one epoch of ImageNet.
+process and its children after each epoch, so that pages they share count once. The first epochs,
+in which buffers are made as they are needed, are left out.
 """
 
 from __future__ import annotations
