@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from image_classification.config.keys import KEYS
 from image_classification.core.errors import CheckpointError
 from image_classification.engine.build import Run
 
@@ -66,6 +67,19 @@ class DataSet:
         """Return whether a step number stands for the same samples in both."""
         mine, theirs = ((d.train_images, d.steps_per_epoch, d.global_batch) for d in (self, other))
         return mine == theirs
+
+
+def with_defaults(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the saved settings and, of those in ``mine`` that did not exist then, the defaults.
+
+    A new setting's default is what was done before there was one.
+    """
+    defaults = {}
+    for name in mine:
+        default = KEYS[name].default
+        if KEYS[name].has_default:
+            defaults[name] = list(default) if isinstance(default, tuple) else default
+    return {**defaults, **saved}
 
 
 def setting_changes(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from image_classification.engine.changes import (
     epoch_start,
     keeps_optimizer,
     setting_changes,
+    with_defaults,
 )
 from image_classification.engine.contract import other_decoding
 from image_classification.engine.optimizer_state import optimizer_tensors, restore_optimizer
@@ -146,7 +147,8 @@ def restore(run: Run) -> Restored:
     if saved is None:
         return Restored(None, warnings)
     content = checkpoint.load(saved.path)
-    where, theirs, ours = str(saved.path), content.meta["config"], fingerprint(run.config)
+    where, ours = str(saved.path), fingerprint(run.config)
+    theirs = with_defaults(content.meta["config"], ours)
     now = DataSet.of(run)
     before = DataSet.saved(content.meta, now)
     changes = setting_changes(theirs, ours) + before.changes_to(now)

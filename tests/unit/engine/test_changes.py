@@ -7,6 +7,7 @@ import torch
 
 from image_classification.core.errors import CheckpointError
 from image_classification.engine import checkpoint
+from image_classification.engine.changes import setting_changes, with_defaults
 from image_classification.engine.stopping import StopRequest
 from image_classification.engine.train import train
 
@@ -36,6 +37,16 @@ def test_changes_are_refused_by_name_and_recorded_where_allowed(small_config, op
     assert records[-1].values["results"]["starts"] == starts
     # From here on the new settings are the run's own.
     assert warned(drive(open_run(other, resume="auto", max_steps=4))) == []
+
+
+def test_a_setting_newer_than_the_checkpoint_counts_as_its_default() -> None:
+    saved = {"optim.lr": 0.1}
+    mine = {"optim.lr": 0.1, "optim.nesterov": False, "data.mean": [0.485, 0.456, 0.406]}
+    assert setting_changes(with_defaults(saved, mine), mine) == []
+    changed = {**mine, "optim.nesterov": True}
+    assert setting_changes(with_defaults(saved, changed), changed) == [
+        "optim.nesterov False -> True"
+    ]
 
 
 @pytest.mark.parametrize("change", [{"model__num_classes": 4}, {"model__se_reduction": "fixed16"}])
