@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Resident memory of a data loader over many epochs: flat, or it leaks.
 
-The generated set of data_loading.py, 8,000 files. Memory is the proportional set size of the
-process and its children after each epoch, so that pages they share count once. The first epochs,
-in which buffers are made as they are needed, are left out.
+The generated set of data_loading.py, 8,000 files. Memory is what the process and its children hold
+after each epoch, pages they share counted once. Pages of files (libraries) are not in it: their
+share depends on what other processes run. The first epochs, in which buffers are made as they are
+needed, are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from image_classification.data.backend import LoaderSpec, open_loader
 
 BACKENDS = ("pytorch", "dali-cpu")
 SETTLING_EPOCHS = 4
+WAITING_STEPS = 4
+WAIT_S = 2.0
 
 
 def resident_mib() -> float:
-    """Return the proportional set size of this process and its descendants."""
+    """Return the proportional set size of this process and its descendants, without files."""
     pids, found = [os.getpid()], 0.0
     while pids:
         pid = pids.pop()
@@ -39,7 +43,8 @@ def resident_mib() -> float:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:  # it has ended meanwhile
             continue
-        found += sum(int(line.split()[1]) for line in rollup.splitlines() if "Pss:" in line[:4])
+        kinds = ("Pss_Anon:", "Pss_Shmem:")
+        found += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith(kinds))
     return found / 1024
 
 
@@ -62,8 +67,9 @@ def measure(backend: str, folder: Path, workers: int, epochs: int) -> list[float
     )
     after = []
     for epoch in range(epochs):
-        for _ in loader.epoch(epoch):
-            pass
+        for step, _ in enumerate(loader.epoch(epoch)):
+            if epoch == 0 and step < WAITING_STEPS:
+                time.sleep(WAIT_S)  # as a training step does: all batches that may wait get made
         gc.collect()
         after.append(resident_mib())
     loader.close()

@@ -1,5 +1,6 @@
 """The DALI backends on a machine without a GPU: parity, broken images, threads, refusals."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -277,6 +278,19 @@ def test_close_ends_every_thread(photographs: Path) -> None:
     assert set(threading.enumerate()) - before
     loader.close()
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1M"), ("64k", "64k")])
+def test_dali_keeps_a_pool_unless_told_otherwise(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
+) -> None:
+    monkeypatch.setenv("DALI_MALLOC_POOL_THRESHOLD", "")  # so that it is put back at the end
+    monkeypatch.delenv("DALI_MALLOC_POOL_THRESHOLD")
+    if before is not None:
+        monkeypatch.setenv("DALI_MALLOC_POOL_THRESHOLD", before)
+    loader = open_loader(spec_of(photographs))
+    loader.close()
+    assert os.environ["DALI_MALLOC_POOL_THRESHOLD"] == after
 
 
 def test_loaders_leave_torchs_number_of_threads_alone(photographs: Path) -> None:
