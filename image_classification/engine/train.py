@@ -104,10 +104,17 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
     while True:
         epoch, position = divmod(run.progress.step, t.steps_per_epoch)
         if position == 0 and run.progress.step > run.progress.closed_step:
-            for record in _close_epoch(t, epoch - 1):
-                yield record
-                if record.kind == "checkpoint":
-                    saved_step = run.progress.step
+            try:
+                for record in _close_epoch(t, epoch - 1):
+                    yield record
+                    if record.kind == "checkpoint":
+                        saved_step = run.progress.step
+            except Stopped:
+                # A validation may take longer than a scheduler waits: it is done again instead.
+                if config.run.save_checkpoints and saved_step != run.progress.step:
+                    yield saving.save(run)
+                yield _end_record(t)
+                raise
         if run.progress.step >= end or _out_of_patience(run):
             break
         try:
@@ -203,9 +210,9 @@ def _validate(t: _Training, epoch: int) -> Iterator[Record]:
     run, parts = t.run, t.run.parts
     assert parts is not None
     broadcast_module_state(parts.model)
-    found = {"validation": evaluate(run, parts.model)}
+    found = {"validation": evaluate(run, parts.model, stop=t.stop)}
     if parts.ema is not None:
-        found["validation_ema"] = evaluate(run, parts.ema.module)
+        found["validation_ema"] = evaluate(run, parts.ema.module, stop=t.stop)
     # The average, where there is one, is the model that gets published, so it decides.
     deciding = found.get("validation_ema", found["validation"])
     is_best = run.progress.note_validation(deciding.top1)
