@@ -68,7 +68,7 @@ def test_loader_process_killed(jobs, arguments, undisturbed, learnt, full, seen,
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_data_set_vanishes(jobs, arguments, undisturbed, learnt, seen, tmp_path, backend) -> None:
-    """The data set's folder goes away in mid-epoch, as when its disk is unmounted, and comes back."""
+    """The data set's folder goes away in mid-epoch, as with a lost mount, and comes back."""
     arguments = with_backend(arguments, backend)
     images = tmp_path / "images"
     source = next(a for a in arguments if a.startswith("/"))
