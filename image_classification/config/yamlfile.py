@@ -146,10 +146,9 @@ def _check_depth(text: str, name: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                line = event.start_mark.line + 1
-                raise ConfigError(
-                    f"{name}:{line}: nested deeper than {MAX_DEPTH} levels; flatten it"
-                )
+                mark = event.start_mark
+                at = f"{name}:{mark.line + 1}" if mark else name
+                raise ConfigError(f"{at}: nested deeper than {MAX_DEPTH} levels; flatten it")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
