@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 MARK = "FAULT_TEST_JOB"
 """Environment variable that tells whose process one is."""
 
-STOPPED_WITHIN_S = 30.0
+GLOBAL_BATCH = 8
 PATIENCE_S = 120.0
 
 
@@ -263,6 +263,7 @@ class Jobs:
         argv = [*arguments, f"--workspace={folder}", *more]
         if processes > 1:
             argv.append(f"--set=platform.num_devices={processes}")
+            argv.append(f"--set=batch.per_device={GLOBAL_BATCH // processes}")
         common = {MARK: mark, **(environ or {})}
         if self._zygote is None or environ or prefix:
             with open(out, "wb") as to, open(err, "wb") as errors:
@@ -347,7 +348,7 @@ def jobs(zygote: Zygote | None, tmp_path: Path) -> Iterator[Jobs]:
 @pytest.fixture
 def arguments(small_arguments: list[str]) -> list[str]:
     """Eight steps of real training on one rank or two, with everything random in it."""
-    changes = {"batch.per_device": 4, "schedule.epochs": 2, "run.keep_checkpoints": 3}
+    changes = {"schedule.epochs": 2, "run.keep_checkpoints": 3}
     return [*small_arguments, "--mixup=0.2", *(f"--set={k}={v}" for k, v in changes.items())]
 
 

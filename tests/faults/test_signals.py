@@ -132,7 +132,7 @@ def test_stopped_by_one_rank(jobs, arguments, undisturbed, learnt, seen, tmp_pat
     seen("all ranks stopped at one step: saved, exit 75 within 30 s, continued bit for bit")
 
 
-@pytest.mark.parametrize("processes", [1, 2] if FULL else [2])
+@pytest.mark.parametrize("processes", [1, 2] if FULL else [1])
 def test_stopped_twice(jobs, arguments, undisturbed, learnt, seen, tmp_path, processes):
     """SIGTERM again while the first one is being answered."""
     stop_and_continue(
