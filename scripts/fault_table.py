@@ -1,8 +1,12 @@
 """Write docs/reliability.md from what the fault tests saw.
 
-``fault_table.py RESULTS.xml… [-o docs/reliability.md]``: RESULTS are what pytest writes with
+``fault_table.py [RESULTS.xml…] [-o docs/reliability.md]``: RESULTS are what pytest writes with
 ``--junitxml``. A test that is not among them keeps its row, with the date it was run on; one that
 exists no more loses it; one never run says so.
+
+A row is a test in tests/faults, or one elsewhere marked ``@pytest.mark.faults(FAULT, SEEN)``. What
+it does is its docstring's first line, else FAULT, else its name. What was seen is what it recorded
+as ``seen``, else SEEN: it passed, so that is what happened.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 NOT_RUN = "not run yet"
+AS_SAID = "as said"
 
 INTRODUCTION = """\
 # Reliability: faults tried
@@ -33,19 +38,24 @@ tables by hand.
 
 "Bit for bit" means that every tensor of the last checkpoint (weights, batch-norm statistics,
 optimizer) equals that of a run that nothing happened to. It holds on a CPU in FP32 with the same
-number of processes. What a run does when it is refused is the same everywhere: one line that names
-the thing and the remedy, exit code 2.
+number of processes. A run that is refused ends with one line that names the thing and the remedy,
+and with exit code 2 unless the row names another. "As said": what the first column says is what was
+seen. "One form": the test has no other length.
 """
 
 
 @dataclass(frozen=True)
 class FaultTest:
-    """A test of the tree. path: relative to the repository. what: its docstring's first line."""
+    """A test of the tree.
+
+    path: relative to the repository. what: what it does. promise: what it asserts, by its marker.
+    """
 
     path: str
     name: str
     group: str
     what: str
+    promise: str
 
     @property
     def key(self) -> str:
@@ -81,13 +91,22 @@ def fault_tests(root: Path = ROOT) -> list[FaultTest]:
         for node in module.body:
             if not isinstance(node, ast.FunctionDef) or not node.name.startswith("test_"):
                 continue
-            marked = any("mark.faults" in ast.unparse(d) for d in node.decorator_list)
-            if everything or marked:
-                words = node.name.removeprefix("test_").replace("_", " ")
-                what = _first_line(node) or words
+            marks = [d for d in node.decorator_list if "mark.faults" in ast.unparse(d)]
+            if everything or marks:
+                words = node.name.removeprefix("test_").replace("_", " ").capitalize()
+                fault, promise = _words_of(marks) or (words, AS_SAID)
+                what = _first_line(node) or fault
                 relative = path.relative_to(root).as_posix()
-                found.append(FaultTest(relative, node.name, group, what))
+                found.append(FaultTest(relative, node.name, group, what, promise))
     return found
+
+
+def _words_of(marks: Sequence[ast.expr]) -> tuple[str, str] | None:
+    for mark in marks:
+        if isinstance(mark, ast.Call) and mark.args:
+            fault, promise = (str(ast.literal_eval(argument)) for argument in mark.args)
+            return fault, promise
+    return None
 
 
 def _first_line(node: ast.Module | ast.FunctionDef) -> str:
@@ -112,16 +131,18 @@ def read_results(paths: Sequence[Path]) -> dict[str, Result]:
             else:
                 result.times += int(properties.get("times", "1"))
                 result.forms.add(properties.get("form", ""))
-                seen = properties.get("seen", "as expected")
-                if seen not in result.seen:
+                seen = properties.get("seen", "")
+                if seen and seen not in result.seen:
                     result.seen.append(seen)
         results |= here
     return results
 
 
-def outcome(result: Result) -> str:
+def outcome(result: Result, promise: str) -> str:
     """Word what was seen."""
     parts = list(result.seen)
+    if result.times and not parts:
+        parts.append(promise)
     if result.failed:
         parts.append(f"**failed** {result.failed} time(s)")
     if result.skipped and not parts:
@@ -161,21 +182,25 @@ def rows_of(page: str) -> dict[str, tuple[str, str, str]]:
     return found
 
 
+def latest_of(page: str) -> str:
+    """Return when and with what a page written before says it was run; empty if it does not."""
+    return next((line for line in page.splitlines() if line.startswith("Latest run: ")), "")
+
+
 def render(
     tests: Sequence[FaultTest], results: dict[str, Result], before: str, now: datetime
 ) -> str:
     """Return the whole page."""
-    return "\n".join(_lines(tests, results, rows_of(before), now)) + "\n"
+    latest = f"Latest run: {now:%Y-%m-%d}, {versions()}." if results else latest_of(before)
+    return "\n".join([INTRODUCTION, latest, *_rows(tests, results, rows_of(before), now)]) + "\n"
 
 
-def _lines(
+def _rows(
     tests: Sequence[FaultTest],
     results: dict[str, Result],
     kept: dict[str, tuple[str, str, str]],
     now: datetime,
 ) -> Iterator[str]:
-    yield INTRODUCTION
-    yield f"Latest run: {now:%Y-%m-%d}, {versions()}."
     group = ""
     for test in tests:
         if test.group != group:
@@ -185,7 +210,7 @@ def _lines(
             yield "|---|---|---|---|---|"
         if test.key in results:
             result = results[test.key]
-            cells = (str(result.times), outcome(result), circumstances(result, now))
+            cells = (str(result.times), outcome(result, test.promise), circumstances(result, now))
         else:
             cells = kept.get(test.key, ("0", NOT_RUN, "-"))
         what = test.what.rstrip(".").replace("|", "\\|")
@@ -195,7 +220,7 @@ def _lines(
 def main(argv: Sequence[str]) -> int:
     """Write the page; exit code 1 where a test failed."""
     parser = argparse.ArgumentParser(description="write docs/reliability.md from pytest's results")
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.xml")
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.xml")
     parser.add_argument("-o", "--out", type=Path, default=PAGE)
     options = parser.parse_args(argv)
     results = read_results(options.results)
