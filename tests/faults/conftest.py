@@ -1,8 +1,9 @@
 """Real runs to be disturbed: started as a user starts them, watched and cleaned up after.
 
 ``FAULTS=full`` in the environment (``make test-faults``) asks for the long form: more repetitions,
-and every job a fresh ``launch.py``. The short form forks jobs from a process that has the imports
-behind it, and starts the ranks of a world by themselves, as Slurm does.
+and jobs that are a fresh ``launch.py`` each. The short form forks jobs from a process that has the
+imports behind it, and starts the ranks of a world by themselves, as Slurm does; so do most of the
+long form's many kills.
 """
 
 from __future__ import annotations
@@ -101,11 +102,20 @@ class Zygote:
             if "code" in answer:
                 self.codes[answer["pid"]] = answer["code"]
             elif "pid" in answer:
+                self.codes.pop(answer["pid"], None)  # of an earlier process with this number
                 self._started.put(answer["pid"])
 
-    def fork(self, argv: Sequence[str], environ: Mapping[str, str], out: Path, err: Path) -> int:
+    def fork(
+        self,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        out: Path,
+        err: Path,
+        script: Path | None = None,
+    ) -> int:
         assert self._process.stdin is not None
         job = {"argv": [*argv], "environ": {**environ}, "out": str(out), "err": str(err)}
+        job["script"] = str(script) if script else ""
         self._process.stdin.write((json.dumps(job) + "\n").encode())
         self._process.stdin.flush()
         return self._started.get(timeout=PATIENCE_S)
@@ -237,10 +247,11 @@ def free_port() -> int:
 
 
 class Jobs:
-    """Starts jobs. zygote: None for real starts only."""
+    """Starts jobs. real: as fresh processes, where a start does not say otherwise."""
 
-    def __init__(self, zygote: Zygote | None, place: Path) -> None:
+    def __init__(self, zygote: Zygote, place: Path, real: bool) -> None:
         self._zygote = zygote
+        self._real = real
         self._place = place
         self._started: list[Job] = []
 
@@ -252,6 +263,7 @@ class Jobs:
         processes: int = 1,
         environ: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        real: bool | None = None,
     ) -> Job:
         """Start ``launch.py ARGUMENTS --workspace=FOLDER MORE``.
 
@@ -265,7 +277,7 @@ class Jobs:
             argv.append(f"--set=platform.num_devices={processes}")
             argv.append(f"--set=batch.per_device={GLOBAL_BATCH // processes}")
         common = {MARK: mark, **(environ or {})}
-        if self._zygote is None or environ or prefix:
+        if environ or prefix or (self._real if real is None else real):
             with open(out, "wb") as to, open(err, "wb") as errors:
                 popen = subprocess.Popen(
                     [*prefix, sys.executable, str(ROOT / "launch.py"), *argv],
@@ -281,6 +293,18 @@ class Jobs:
                 for place in _places(processes)
             ]
             job = Job(folder, mark, out, err, processes, pids, _codes=self._zygote.codes)
+        self._started.append(job)
+        return job
+
+    def start_ranks(self, script: Path, argv: Sequence[str], processes: int) -> Job:
+        """Fork ``SCRIPT ARGV`` once for each rank of a world."""
+        mark = uuid.uuid4().hex
+        out, err = self._place / f"{mark}.out", self._place / f"{mark}.err"
+        pids = [
+            self._zygote.fork(argv, {MARK: mark, **place}, out, err, script)
+            for place in _places(processes)
+        ]
+        job = Job(self._place, mark, out, err, processes, pids, _codes=self._zygote.codes)
         self._started.append(job)
         return job
 
@@ -318,10 +342,7 @@ def _places(processes: int) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def zygote(full: bool) -> Iterator[Zygote | None]:
-    if full:
-        yield None
-        return
+def zygote() -> Iterator[Zygote]:
     zygote = Zygote()
     yield zygote
     zygote.close()
@@ -329,18 +350,18 @@ def zygote(full: bool) -> Iterator[Zygote | None]:
 
 @pytest.fixture(scope="session")
 def jobs_of_session(
-    zygote: Zygote | None, tmp_path_factory: pytest.TempPathFactory
+    zygote: Zygote, full: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Jobs]:
-    jobs = Jobs(zygote, tmp_path_factory.mktemp("jobs"))
+    jobs = Jobs(zygote, tmp_path_factory.mktemp("jobs"), full)
     yield jobs
     jobs.close()
 
 
 @pytest.fixture
-def jobs(zygote: Zygote | None, tmp_path: Path) -> Iterator[Jobs]:
+def jobs(zygote: Zygote, full: bool, tmp_path: Path) -> Iterator[Jobs]:
     place = tmp_path / "jobs"
     place.mkdir()
-    jobs = Jobs(zygote, place)
+    jobs = Jobs(zygote, place, full)
     yield jobs
     jobs.close()
 

@@ -29,7 +29,9 @@ def test_killed_at_random_moments(
     kills, runs, newest = 0, 0, 0
     folder = tmp_path / "run-0"
     while kills < wanted:
-        job = jobs.start(arguments, folder, *SAVING, processes=processes)
+        # Imports take longer than the training: in full, a tenth of the kills has them as well.
+        real = full and kills % 10 == 0
+        job = jobs.start(arguments, folder, *SAVING, processes=processes, real=real)
         # A resumed run appends to its records: what it says first marks the end of starting up.
         before = len(job.records())
         started = job.until(lambda j=job, n=before: len(j.records()) > n)

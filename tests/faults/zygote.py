@@ -1,8 +1,9 @@
 """Starts ``launch.py`` jobs without waiting for its imports each time.
 
-Reads one JSON object a line from stdin, ``{"argv", "environ", "out", "err"}``, forks a process that
-runs the command line and answers ``{"pid"}``; when a job has ended, ``{"pid", "code"}`` (minus the
-signal's number where one killed it, as in `subprocess`). Ends with its stdin.
+Reads one JSON object a line from stdin, ``{"argv", "environ", "out", "err", "script"}``, forks a
+process that runs ``launch.py ARGV`` (``SCRIPT ARGV`` where one is given) and answers ``{"pid"}``;
+when a job has ended, ``{"pid", "code"}`` (minus the signal's number where one killed it, as in
+`subprocess`). Ends with its stdin.
 
 Jobs are whole but for the plots of their report, which no fault here is about and which take as
 long as the training.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import runpy
 import select
 import signal
 import sys
@@ -77,7 +79,12 @@ def _run(job: dict[str, Any], launch: Callable[[Sequence[str]], int]) -> NoRetur
     os.environ.update(job["environ"])
     code = 1
     try:
-        code = launch(job["argv"])
+        if job["script"]:
+            sys.argv = [job["script"], *job["argv"]]
+            runpy.run_path(job["script"], run_name="__main__")
+            code = 0
+        else:
+            code = launch(job["argv"])
     except BaseException:
         traceback.print_exc()
     # Python's own way out, for the handlers that stop loader processes, but for taking apart every
