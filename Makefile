@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-quick lint format golden bench clean
+.PHONY: help setup demo test test-quick test-faults lint format golden bench clean
 
 help:
 	@echo "make demo        train ResNet-50 on a small real data set on this CPU (about 4 minutes)"
 	@echo "make test        the whole test suite"
 	@echo "make test-quick  without the tests that take more than a few seconds"
+	@echo "make test-faults the fault tests in full (about 15 minutes), into docs/reliability.md"
 	@echo "make lint        ruff and mypy"
 	@echo "make golden      rewrite the golden files (review the diff)"
 	@echo "make bench       speed measurements, into benchmarks/results/"
@@ -33,6 +34,13 @@ test: setup
 
 test-quick: setup
 	$(BIN)/python -m pytest -m 'not slow'
+
+# The table is written from failures, too; they decide the exit code.
+test-faults: FAULTS ?= full
+test-faults: setup
+	@mkdir -p build
+	-FAULTS=$(FAULTS) $(BIN)/python -m pytest -m faults --junitxml=build/faults.xml
+	$(BIN)/python scripts/fault_table.py build/faults.xml
 
 lint: setup
 	$(BIN)/ruff check .

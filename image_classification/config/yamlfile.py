@@ -32,9 +32,17 @@ class Located:
     text: str = ""
 
 
+# Far above any real configuration, far below what would take a second or overflow a stack.
+MAX_BYTES = 2**21
+MAX_DEPTH = 32
+MAX_VALUES = 200_000
+
+
 class _Reader:
     def __init__(self, name: str) -> None:
         self.name = name
+        self._values = 0
+        self._counts: dict[int, int] = {}
         self._scalars = yaml.constructor.SafeConstructor()
         self._done: dict[int, Located] = {}
         self._open: set[int] = set()
@@ -43,9 +51,12 @@ class _Reader:
         return ConfigError(f"{self.name}:{line}: {message}")
 
     def read(self, node: yaml.Node) -> Located:
-        if id(node) in self._done:
-            return self._done[id(node)]
         line = node.start_mark.line + 1
+        if id(node) in self._done:
+            self._count(self._counts[id(node)], line)
+            return self._done[id(node)]
+        before = self._values
+        self._count(1, line)
         if id(node) in self._open:
             raise self.fail(line, "this anchor holds itself")
         self._open.add(id(node))
@@ -60,7 +71,16 @@ class _Reader:
             result = Located(self._scalar(node, line), line, node.value)
         self._open.discard(id(node))
         self._done[id(node)] = result
+        self._counts[id(node)] = self._values - before
         return result
+
+    def _count(self, values: int, line: int) -> None:
+        # An alias counts as all it stands for: whoever walks the result meets each of them.
+        self._values += values
+        if self._values > MAX_VALUES:
+            raise self.fail(
+                line, f"more than {MAX_VALUES:,} values, aliases written out; use fewer"
+            )
 
     def _expect_tag(self, node: yaml.Node, kind: str, line: int) -> None:
         if node.tag != _TAG + kind:
@@ -80,7 +100,8 @@ class _Reader:
             if kind == "float":
                 return float(self._scalars.construct_yaml_float(node))
         except ValueError:
-            raise self.fail(line, f"{node.value!r} is not a {kind}") from None
+            shown = node.value if len(node.value) <= 60 else f"{node.value[:60]}…"
+            raise self.fail(line, f"{shown!r} is not a {kind}") from None
         raise self.fail(line, f"the tag {node.tag!r} is not allowed; write plain values")
 
     def _mapping(self, node: yaml.MappingNode) -> dict[str, Located]:
@@ -114,15 +135,38 @@ class _Reader:
         return sources
 
 
+def _check_depth(text: str, name: str) -> None:
+    """Refuse what is nested so deep that building it would overflow the C stack.
+
+    Raises:
+        ConfigError: deeper than `MAX_DEPTH`. yaml.YAMLError: not YAML.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                mark = event.start_mark
+                at = f"{name}:{mark.line + 1}" if mark else name
+                raise ConfigError(f"{at}: nested deeper than {MAX_DEPTH} levels; flatten it")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
 def load_yaml(path: Path, name: str) -> Located:
     """Read one YAML document; ``name`` stands for the file in messages.
 
     Raises:
         ConfigError: unreadable, not UTF-8, not YAML, a duplicate key (with both lines), a tag
-            beyond plain values, or an anchor that holds itself.
+            beyond plain values, an anchor that holds itself, or more of it than `MAX_BYTES`,
+            `MAX_DEPTH` and `MAX_VALUES` allow.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{name}: larger than {MAX_BYTES:,} bytes: no configuration file")
+        text = content.decode("utf-8")
     except OSError as e:
         reason = (e.strerror or str(e)).lower()
         raise ConfigError(
@@ -131,6 +175,7 @@ def load_yaml(path: Path, name: str) -> Located:
     except UnicodeDecodeError as e:
         raise ConfigError(f"{name}: not UTF-8 text at byte {e.start}; save it as UTF-8") from None
     try:
+        _check_depth(text, name)
         node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark

@@ -34,6 +34,11 @@ from image_classification.data.workers import (
     worker_context,
 )
 
+_WORKER_DIED = (
+    "a data loader process died, most often for want of memory or shared memory: lower "
+    "data.workers or data.prefetch, or give a container more shared memory (docker run --ipc=host)"
+)
+
 
 def open_loader(spec: LoaderSpec) -> TorchvisionLoader:
     """Open one split of a data set in any format, or of ``demo``.
@@ -89,8 +94,12 @@ class TorchvisionLoader:
         try:
             with _no_advice():
                 host = iter(self._loader)
-        except (RuntimeError, OSError) as error:  # queues and the list of images lie there too
-            if not lacks_shared_memory(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if self._worker_died(error):  # since the epoch before
+                self._forget_workers()
+                raise DataError(_WORKER_DIED) from error
+            # Queues and the list of images lie in shared memory, too.
+            if isinstance(error, EOFError) or not lacks_shared_memory(error):
                 raise
             WorkerGuard(set(multiprocessing.active_children()) - known).end()
             raise DataError(NO_SHARED_MEMORY) from error
@@ -127,11 +136,7 @@ class TorchvisionLoader:
                 if not self._worker_died(error):
                     raise
                 self._forget_workers()
-                raise DataError(
-                    "a data loader process died, most often for want of memory or shared memory: "
-                    "lower data.workers or data.prefetch, or give a container more shared memory "
-                    "(docker run --ipc=host)"
-                ) from error
+                raise DataError(_WORKER_DIED) from error
             if batch.error:
                 raise DataError(batch.error)
             if batch.undecodable:

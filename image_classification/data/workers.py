@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the data set tools start processes without it
@@ -77,7 +78,7 @@ def worker_context() -> ForkServerContext:
 
 
 def init_worker(worker_id: int) -> None:
-    """Leave Ctrl-C to the training process, and end when that process is gone.
+    """Leave Ctrl-C to the training process; end when that is gone, or a batch cannot be sent.
 
     DataLoader's own watch looks at the parent process. That is the fork server here, which lives
     as long as its workers do: after a SIGKILL to the training process both would stay for ever.
@@ -88,6 +89,14 @@ def init_worker(worker_id: int) -> None:
     for number in _FOR_THE_TRAINING_PROCESS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_training_process, daemon=True).start()
+    # A batch that its queue's thread cannot send (no file descriptor left) would be dropped with a
+    # traceback, and the training process would wait for it for ever: a dead worker is noticed.
+    Queue._on_queue_feeder_error = staticmethod(_end_over_lost_batch)  # type: ignore[attr-defined]
+
+
+def _end_over_lost_batch(error: Exception, batch: object) -> None:
+    os.write(2, f"a loader process cannot send its batch: {error}\n".encode())
+    os._exit(1)
 
 
 def _end_with_training_process() -> None:

@@ -43,9 +43,9 @@ def evaluate_run(run: Run, stop: StopRequest) -> Iterator[Record]:
         yield _record(run, "warning", message=message)
     yield _start(run)
     results: dict[str, Any] = {}
-    found = {"validation": evaluate(run, parts.model)}
+    found = {"validation": evaluate(run, parts.model, stop=stop)}
     if parts.ema is not None and restored.path is not None:
-        found["validation_ema"] = evaluate(run, parts.ema.module)
+        found["validation_ema"] = evaluate(run, parts.ema.module, stop=stop)
     for kind, result in found.items():
         results[kind] = figures(result)
         yield validation_record(run, kind, 0, result, is_best=False)

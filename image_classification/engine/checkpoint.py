@@ -318,8 +318,16 @@ def find(target: str, own_folder: Path) -> tuple[Saved | None, list[str]]:
         return saved, complaints
     verify(path)
     match = _NAME.fullmatch(path.resolve().name)
-    meta = json.loads((path / META).read_bytes())
-    return Saved(path, int(match[1]) if match else int(meta["progress"]["step"])), []
+    return Saved(path, int(match[1]) if match else _step_of(path)), []
+
+
+def _step_of(path: Path) -> int:
+    try:
+        return int(json.loads((path / META).read_bytes())["progress"]["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"damaged checkpoint {path}: {META} names no step; use another one"
+        ) from error
 
 
 def note_best(folder: Path, saved: Saved, top1: float) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from image_classification.core.errors import DataError
 from image_classification.core.types import EvalResult
 from image_classification.engine.build import Run
+from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.hardware.world import all_reduce_sum
 
 
@@ -28,13 +29,17 @@ def figures(result: EvalResult) -> dict[str, float]:
 
 
 @torch.no_grad()
-def evaluate(run: Run, model: nn.Module, epoch: int = 0) -> EvalResult:
+def evaluate(
+    run: Run, model: nn.Module, epoch: int = 0, *, stop: StopRequest | None = None
+) -> EvalResult:
     """Evaluate ``model`` on every validation image exactly once, whatever ranks and batch.
 
     top1, top5 and topk (``run.topk``) in percent, loss is plain cross-entropy (no smoothing) in
-    nats, averaged over images. The model is left in the mode it came in.
+    nats, averaged over images. The model is left in the mode it came in. stop is asked after each
+    batch.
 
     Raises:
+        Stopped: asked to stop; all ranks leave at the same batch.
         DataError: the images counted are not the data set's, so no figure can be trusted.
     """
     loader = run.val_loader
@@ -64,6 +69,8 @@ def evaluate(run: Run, model: nn.Module, epoch: int = 0) -> EvalResult:
                     torch.where(valid, losses, 0.0).double().sum(),
                 ]
             )
+            if stop is not None and stop.agreed():
+                raise Stopped(stop.signal_name or "another rank's signal")
     finally:
         model.train(was_training)
     top1, top5, topk, images, loss = all_reduce_sum(sums).tolist()

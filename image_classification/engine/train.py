@@ -126,7 +126,15 @@ def _train(run: Run, stop: StopRequest, saver: Saver) -> Iterator[Record]:
     while True:
         epoch, position = divmod(run.progress.step, t.steps_per_epoch)
         if position == 0 and run.progress.step > run.progress.closed_step:
-            yield from _close_epoch(t, epoch - 1)
+            try:
+                yield from _close_epoch(t, epoch - 1)
+            except Stopped:
+                # A validation may take longer than a scheduler waits: it is done again instead.
+                _note_time(t)
+                if config.run.save_checkpoints:
+                    yield from saver.finish()
+                yield _end_record(t)
+                raise
         if run.progress.step >= end or _out_of_patience(run) or reached(run):
             break
         try:
@@ -230,9 +238,9 @@ def _validate(t: _Training, epoch: int) -> Iterator[Record]:
     run, parts = t.run, t.run.parts
     assert parts is not None
     broadcast_module_state(parts.model)
-    found = {"validation": evaluate(run, parts.model)}
+    found = {"validation": evaluate(run, parts.model, stop=t.stop)}
     if parts.ema is not None:
-        found["validation_ema"] = evaluate(run, parts.ema.module)
+        found["validation_ema"] = evaluate(run, parts.ema.module, stop=t.stop)
     # The average, where there is one, is the model that gets published, so it decides.
     deciding = found.get("validation_ema", found["validation"])
     _note_time(t)

@@ -27,6 +27,10 @@ def wait_for_steps(process, metrics, count):
     raise AssertionError(f"step {count} was never reached: {process.communicate()[1]}")
 
 
+@pytest.mark.faults(
+    "Ctrl-C to a whole terminal group of launcher and ranks; SIGTERM twice",
+    "saved once and whole, exit 75, no process left",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "numbers", "to_group"),

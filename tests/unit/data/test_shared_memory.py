@@ -23,6 +23,10 @@ def may_mount() -> bool:
     return tried.returncode == 0
 
 
+@pytest.mark.faults(
+    "/dev/shm too small for one queue, or for one batch",
+    "refused: `shared memory ran out …`",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("room", ["64k", "2m"], ids=["no queue fits", "no batch fits"])
 def test_a_full_dev_shm_is_one_line(image_folder: Path, tmp_path: Path, room: str) -> None:

@@ -188,15 +188,18 @@ def test_stop_signals_to_the_whole_job_leave_the_workers_running(make_spec: Make
 
 
 @pytest.mark.slow
-def test_a_dead_worker_is_one_line(make_spec: MakeSpec) -> None:
+@pytest.mark.parametrize("between_epochs", [False, True])
+def test_a_dead_worker_is_one_line(make_spec: MakeSpec, between_epochs: bool) -> None:
     before = set(multiprocessing.active_children())
     with opened(make_spec(workers=1, prefetch=1)) as loader:
         epoch = loader.epoch(0)
         next(epoch)
+        if between_epochs:
+            list(epoch)
         (worker,) = set(multiprocessing.active_children()) - before
         os.kill(worker.pid or 0, signal.SIGKILL)
         with pytest.raises(DataError, match=r"loader process died.*--ipc=host"):
-            list(epoch)
+            list(loader.epoch(1) if between_epochs else epoch)
     assert set(multiprocessing.active_children()) == before
 
 

@@ -20,6 +20,10 @@ def warned(records):
     return [r.values["message"] for r in records if r.kind == "warning"]
 
 
+@pytest.mark.faults(
+    "A run is resumed with another recipe, without and with --allow-changes",
+    "refused with each difference; allowed, it goes on and every later report names them",
+)
 def test_changes_are_refused_by_name_and_recorded_where_allowed(small_config, open_run):
     drive(open_run(small_config(loss__label_smoothing=0.0), max_steps=2))
     other = small_config(optim__lr=0.5, loss__label_smoothing=0.2)
@@ -49,6 +53,10 @@ def test_a_setting_newer_than_the_checkpoint_counts_as_its_default() -> None:
     ]
 
 
+@pytest.mark.faults(
+    "A run is resumed as another network with --allow-changes",
+    "refused: `its weights do not fit`",
+)
 @pytest.mark.parametrize("change", [{"model__num_classes": 4}, {"model__se_reduction": "fixed16"}])
 def test_another_network_is_refused_whatever_is_allowed(small_config, open_run, change, tmp_path):
     drive(open_run(small_config(), max_steps=1))
@@ -98,6 +106,10 @@ def fewer_images(folder, config):
     return replace(config, data=replace(config.data, path=str(folder)))
 
 
+@pytest.mark.faults(
+    "A run is resumed on another data set, without and with --allow-changes",
+    "refused with both numbers; allowed in a folder of its own, it begins its epoch again",
+)
 def test_another_data_set_goes_on_at_the_epochs_start_in_a_folder_of_its_own(
     small_config, open_run, own_image_folder, tmp_path
 ):
@@ -126,6 +138,10 @@ def test_another_data_set_goes_on_at_the_epochs_start_in_a_folder_of_its_own(
     assert {r.kind for r in resumed} == {"start", "end"}
 
 
+@pytest.mark.faults(
+    "A run is resumed on a data set with as many images and classes of other names",
+    "refused: `other class names`",
+)
 def test_other_classes_under_the_same_number_are_noticed(small_config, open_run, own_image_folder):
     config = small_config()
     drive(open_run(config, max_steps=1))

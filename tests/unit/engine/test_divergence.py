@@ -43,6 +43,10 @@ def spoil_gradient(run):
     next(run.parts.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
 
 
+@pytest.mark.faults(
+    "A loss or a gradient becomes NaN, logged every 1,000 steps",
+    "stopped at that very step, last good checkpoint kept, samples named",
+)
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_one_process_stops_at_the_step_however_rarely_it_logs(
     small_config, open_run, monkeypatch, kind
@@ -178,6 +182,10 @@ def test_a_finite_loss_gives_its_own_gradients():
     assert torch.equal(*gradients)
 
 
+@pytest.mark.faults(
+    "A loss or a gradient becomes NaN on one rank of two",
+    "both stopped at that step, exit 3, last good checkpoint kept, rank and samples named",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_two_ranks_stop_at_the_step_where_one_goes_wrong(small_arguments, tmp_path, kind):

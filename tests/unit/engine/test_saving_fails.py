@@ -66,6 +66,10 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
+@pytest.mark.faults(
+    "The disk is full at a save, found before or while writing",
+    "refused: `no space left …`, the checkpoint before kept whole, nothing half written left",
+)
 @pytest.mark.parametrize("checked", [True, False], ids=["before", "while writing"])
 def test_a_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
     small_disk, small_config, open_run, tmp_path, monkeypatch, checked
@@ -88,6 +92,10 @@ def test_a_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
     assert shutil.disk_usage(disk).free == pytest.approx(free_bytes, abs=2 * MIB)
 
 
+@pytest.mark.faults(
+    "The disk is full at a save, with run.on_save_error=warn",
+    "survived: a warning at each save, saved once there was room",
+)
 def test_a_full_disk_with_warn_trains_on_and_saves_once_there_is_room(
     small_disk, small_config, open_run, tmp_path
 ):
@@ -109,6 +117,10 @@ def test_a_full_disk_with_warn_trains_on_and_saves_once_there_is_room(
     assert [s.step for s in checkpoint.listed(run.checkpoints)] == [8]
 
 
+@pytest.mark.faults(
+    "The disk is still full at the end, with run.on_save_error=warn",
+    "refused: `no space left …`, results reported",
+)
 def test_warn_is_still_an_error_at_the_end_and_the_results_are_told(
     small_disk, small_config, open_run, tmp_path
 ):
@@ -122,6 +134,10 @@ def test_warn_is_still_an_error_at_the_end_and_the_results_are_told(
     assert names(run.checkpoints) == []
 
 
+@pytest.mark.faults(
+    "The disk is full when a stop signal comes",
+    "refused: `no space left …`, never exit 75",
+)
 def test_warn_is_still_an_error_at_a_stop_signal(small_disk, small_config, open_run, tmp_path):
     disk = disk_for(small_disk, small_config, open_run, tmp_path, 0.5)
     config = small_config(**OFTEN, run__on_save_error="warn")
@@ -132,6 +148,10 @@ def test_warn_is_still_an_error_at_a_stop_signal(small_disk, small_config, open_
                 stop.signal_name = "SIGTERM"
 
 
+@pytest.mark.faults(
+    "The disk turns read-only during training",
+    "refused: `the file system is read-only …`, the checkpoint before kept whole",
+)
 def test_a_disk_that_turns_read_only_is_one_clear_error(
     small_disk, small_config, open_run, tmp_path
 ):
@@ -264,6 +284,10 @@ def test_leftovers_of_a_running_job_are_not_touched_by_a_second_one(tmp_path):
         assert names(folder) == [".tmp-0000000004-77"]
 
 
+@pytest.mark.faults(
+    "Killed between the two renames that replace a checkpoint",
+    "survived: one of the two is whole and found",
+)
 def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     checkpoint.save(folder, 3, small_snapshot(1.0))

@@ -48,6 +48,10 @@ def run(*arguments):
     )
 
 
+@pytest.mark.faults(
+    "The disk is full at a save of two ranks",
+    "refused: all ranks end, one line, the checkpoint before kept whole",
+)
 def test_a_full_disk_ends_every_rank_with_one_line(two_processes, small_disk):
     found = run(*two_processes, f"--workspace={small_disk}")
     assert found.returncode == 2, found.stderr
@@ -60,6 +64,10 @@ def test_a_full_disk_ends_every_rank_with_one_line(two_processes, small_disk):
     assert str(left.path) in errors[0]
 
 
+@pytest.mark.faults(
+    "The disk is full at the saves of two ranks, with run.on_save_error=warn",
+    "trained to the end with a warning at each save, then refused",
+)
 def test_with_warn_every_rank_trains_to_the_end_first(two_processes, small_disk):
     found = run(*two_processes, f"--workspace={small_disk}", "--set=run.on_save_error=warn")
     assert found.returncode == 2, found.stderr

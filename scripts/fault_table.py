@@ -1,0 +1,235 @@
+"""Write docs/reliability.md from what the fault tests saw.
+
+``fault_table.py [RESULTS.xml…] [-o docs/reliability.md]``: RESULTS are what pytest writes with
+``--junitxml``. A test that is not among them keeps its row, with the date it was run on; one that
+exists no more loses it; one never run says so.
+
+A row is a test in tests/faults, or one elsewhere marked ``@pytest.mark.faults(FAULT, SEEN)``. What
+it does is its docstring's first line, else FAULT, else its name. What was seen is what it recorded
+as ``seen``, else SEEN: it passed, so that is what happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
+NOT_RUN = "not run yet"
+AS_SAID = "as said"
+
+INTRODUCTION = """\
+# Reliability: faults tried
+
+Each row is a test that does the fault to a real run and looks at what it leaves. `make test-faults`
+runs them all in full and rewrites this page; `make test` runs a short form of each. Do not edit the
+tables by hand.
+
+"Bit for bit" means that every tensor of the last checkpoint (weights, batch-norm statistics,
+optimizer) equals that of a run that nothing happened to. It holds on a CPU in FP32 with the same
+number of processes. A run that is refused ends with one line that names the thing and the remedy,
+and with exit code 2 unless the row names another. "As said": what the first column says is what was
+seen. "One form": the test has no other length.
+"""
+
+
+@dataclass(frozen=True)
+class FaultTest:
+    """A test of the tree.
+
+    path: relative to the repository. what: what it does. promise: what it asserts, by its marker.
+    """
+
+    path: str
+    name: str
+    group: str
+    what: str
+    promise: str
+
+    @property
+    def key(self) -> str:
+        """What stands for it in the table."""
+        return f"{self.path}::{self.name}"
+
+
+@dataclass
+class Result:
+    """What one run of pytest says of a test, all its parameters together."""
+
+    times: int = 0
+    seen: list[str] = field(default_factory=list)
+    forms: set[str] = field(default_factory=set)
+    failed: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+def fault_tests(root: Path = ROOT) -> list[FaultTest]:
+    """List every test of tests/faults and every other one marked ``faults``, by file."""
+    found = []
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        is_ours = path.parent.name == "faults"
+        if not is_ours and "mark.faults" not in text:
+            continue
+        module = ast.parse(text)
+        everything = is_ours or any(
+            isinstance(node, ast.Assign) and "mark.faults" in ast.unparse(node)
+            for node in module.body
+        )
+        group = _first_line(module) or path.stem
+        for node in module.body:
+            if not isinstance(node, ast.FunctionDef) or not node.name.startswith("test_"):
+                continue
+            marks = [d for d in node.decorator_list if "mark.faults" in ast.unparse(d)]
+            if everything or marks:
+                words = node.name.removeprefix("test_").replace("_", " ").capitalize()
+                fault, promise = _words_of(marks) or (words, AS_SAID)
+                what = _first_line(node) or fault
+                relative = path.relative_to(root).as_posix()
+                found.append(FaultTest(relative, node.name, group, what, promise))
+    return found
+
+
+def _words_of(marks: Sequence[ast.expr]) -> tuple[str, str] | None:
+    for mark in marks:
+        if isinstance(mark, ast.Call) and mark.args:
+            fault, promise = (str(ast.literal_eval(argument)) for argument in mark.args)
+            return fault, promise
+    return None
+
+
+def _first_line(node: ast.Module | ast.FunctionDef) -> str:
+    return (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ").strip()
+
+
+def read_results(paths: Sequence[Path]) -> dict[str, Result]:
+    """Return the results by test key; of several runs of a test the last one counts."""
+    results: dict[str, Result] = {}
+    for path in paths:
+        here: dict[str, Result] = {}
+        for case in ElementTree.parse(path).iter("testcase"):
+            module = case.get("classname", "").replace(".", "/")
+            name = case.get("name", "").partition("[")[0]
+            result = here.setdefault(f"{module}.py::{name}", Result())
+            properties = {p.get("name"): p.get("value", "") for p in case.iter("property")}
+            skipped = case.find("skipped")
+            if skipped is not None:
+                result.skipped.append(skipped.get("message", "skipped"))
+            elif case.find("failure") is not None or case.find("error") is not None:
+                result.failed += 1
+            else:
+                result.times += int(properties.get("times", "1"))
+                result.forms.add(properties.get("form", ""))
+                seen = properties.get("seen", "")
+                if seen and seen not in result.seen:
+                    result.seen.append(seen)
+        results |= here
+    return results
+
+
+def outcome(result: Result, promise: str) -> str:
+    """Word what was seen."""
+    parts = list(result.seen)
+    if result.times and not parts:
+        parts.append(promise)
+    if result.failed:
+        parts.append(f"**failed** {result.failed} time(s)")
+    if result.skipped and not parts:
+        parts.append(f"not tried: {result.skipped[0].removeprefix('Skipped: ')}")
+    return "; ".join(parts).replace("|", "\\|").replace("\n", " ")
+
+
+def circumstances(result: Result, now: datetime) -> str:
+    """Date, form and versions of a run."""
+    form = "/".join(sorted(f for f in result.forms if f)) or "one form"
+    return f"{now:%Y-%m-%d}, {form}"
+
+
+def versions() -> str:
+    """What the latest run was made with."""
+    names = {"torch": "torch", "torchvision": "torchvision", "DALI": "nvidia-dali-cuda120"}
+    parts = [f"Python {platform.python_version()}"]
+    parts += [f"{shown} {_version(package)}" for shown, package in names.items()]
+    cores = len(os.sched_getaffinity(0))
+    return f"{', '.join(parts)}, {platform.system()} {platform.machine()}, {cores} cores"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def rows_of(page: str) -> dict[str, tuple[str, str, str]]:
+    """Return ``{test key: (times, seen, when)}`` of a page written before."""
+    found = {}
+    for line in page.splitlines():
+        cells = [c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 5 and "::" in cells[4]:
+            found[cells[4].strip("`")] = (cells[1], cells[2], cells[3])
+    return found
+
+
+def latest_of(page: str) -> str:
+    """Return when and with what a page written before says it was run; empty if it does not."""
+    return next((line for line in page.splitlines() if line.startswith("Latest run: ")), "")
+
+
+def render(
+    tests: Sequence[FaultTest], results: dict[str, Result], before: str, now: datetime
+) -> str:
+    """Return the whole page."""
+    latest = f"Latest run: {now:%Y-%m-%d}, {versions()}." if results else latest_of(before)
+    return "\n".join([INTRODUCTION, latest, *_rows(tests, results, rows_of(before), now)]) + "\n"
+
+
+def _rows(
+    tests: Sequence[FaultTest],
+    results: dict[str, Result],
+    kept: dict[str, tuple[str, str, str]],
+    now: datetime,
+) -> Iterator[str]:
+    group = ""
+    for test in tests:
+        if test.group != group:
+            group = test.group
+            yield f"\n## {group.rstrip('.')}\n"
+            yield "| Fault | Times | Seen | When, form | Test |"
+            yield "|---|---|---|---|---|"
+        if test.key in results:
+            result = results[test.key]
+            cells = (str(result.times), outcome(result, test.promise), circumstances(result, now))
+        else:
+            cells = kept.get(test.key, ("0", NOT_RUN, "-"))
+        what = test.what.rstrip(".").replace("|", "\\|")
+        yield f"| {what} | {' | '.join(cells)} | `{test.key}` |"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the page; exit code 1 where a test failed."""
+    parser = argparse.ArgumentParser(description="write docs/reliability.md from pytest's results")
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.xml")
+    parser.add_argument("-o", "--out", type=Path, default=PAGE)
+    options = parser.parse_args(argv)
+    results = read_results(options.results)
+    before = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
+    page = render(fault_tests(), results, before, datetime.now(timezone.utc))
+    options.out.write_text(page, encoding="utf-8")
+    print(f"wrote {options.out}")
+    return 1 if any(result.failed for result in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Two jobs in one workspace, and a workspace continued as something else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+
+def test_second_job_in_a_workspace(jobs, arguments, undisturbed, learnt, seen, tmp_path) -> None:
+    """A job is started, new and with --resume auto, in the workspace of one that runs."""
+    folder = tmp_path / "run"
+    first = jobs.start(arguments, folder, "--training-only", "--save-every=2 steps")
+    first.until_recorded("step", 2)
+    (pid,) = first.pids
+    os.kill(pid, signal.SIGSTOP)  # or it might be over before the others have started
+    others = [jobs.start(arguments, folder), jobs.start(arguments, folder, "--resume=auto")]
+    for other, why in zip(others, ("holds another run", "in use by a running job"), strict=True):
+        assert other.finish() == 2
+        (error,) = other.error_lines()
+        assert str(folder) in error
+        assert why in error
+    os.kill(pid, signal.SIGCONT)
+    assert first.finish() == 0, first.stderr
+    learnt.of(folder).assert_equal(undisturbed(arguments))
+    steps = [r.step for r in first.records() if r.kind == "step"]
+    assert steps == list(range(1, 9))
+    seen("second refused with one line, first unharmed: its weights bit for bit", len(others))
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("stopped") / "run"
+
+
+CHANGES = {
+    "model": {"--model=resnet18": "--model=resnet34"},
+    "recipe": {"--set=optim.lr=0.02": "--set=optim.lr=0.05", "--mixup=0.2": "--mixup=0.3"},
+    "seed": {"--mixup=0.2": "--mixup=0.2 --seed=9"},
+    "classes": {"--set=model.num_classes=3": "--set=model.num_classes=4"},
+    "data": {},
+}
+NAMED = {
+    "model": ["model.name 'resnet18' -> 'resnet34'"],
+    "recipe": ["optim.lr 0.02 -> 0.05", "mixing.mixup 0.2 -> 0.3"],
+    "seed": ["run.seed ", "-> 9"],
+    "classes": ["model.num_classes 3 -> 4"],
+    "data": ["36 train images -> 28"],
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_resumed_as_something_else(
+    jobs, jobs_of_session, arguments, image_folder, stopped_run, seen, tmp_path, what
+) -> None:
+    """A run is resumed with another model, recipe, seed, number of classes or data set."""
+    if not stopped_run.exists():
+        jobs_of_session.run(arguments, stopped_run, "--training-only", "--set=run.max_steps=2")
+    before = _content(stopped_run)
+    changed = CHANGES[what]
+    assert set(changed) <= set(arguments)
+    arguments = " ".join(changed.get(a, a) for a in arguments).split(" ")
+    if what in ("data", "classes"):
+        smaller = tmp_path / "images"
+        shutil.copytree(image_folder, smaller)
+        if what == "classes":
+            for split in ("train", "val"):
+                shutil.copytree(smaller / split / "cat", smaller / split / "cow")
+        else:
+            for image in sorted((smaller / "train").rglob("*.JPEG"))[:8]:
+                image.unlink()
+        arguments = [str(smaller) if a == str(image_folder) else a for a in arguments]
+    job = jobs.start(arguments, stopped_run, "--training-only", "--resume=auto")
+    assert job.finish() == 2, job.stderr
+    (error,) = job.error_lines()
+    for part in (str(stopped_run), *NAMED[what]):
+        assert part in error, error
+    assert ("--allow-changes" in error) == (what not in ("model", "classes")), error
+    assert _content(stopped_run) == before
+    seen("refused: one line with each difference, the run's folder untouched")
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p): p.read_bytes() for p in files}
