@@ -220,6 +220,24 @@ OPTIONS: tuple[Option, ...] = (
         "EVERY",
         convert=_every,
     ),
+    Option(
+        ("--max-restarts", "--max_restarts"),
+        "run.max_restarts",
+        "start all processes again, up to N times, after one has died",
+        "N",
+    ),
+    Option(
+        ("--collective-timeout-s",),
+        "run.collective_timeout_s",
+        "a process that does not answer the others for so long is lost",
+        "S",
+    ),
+    Option(
+        ("--gradient-compression",),
+        "optim.gradient_compression",
+        "exchange gradients as fp16 or bf16",
+        "NAME",
+    ),
 )
 
 BY_NAME = {option.name: option for option in OPTIONS}

@@ -94,7 +94,8 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
         started=now,
         last_save=now,
     )
-    end = last_step(run, run.progress.step)
+    begun = run.progress.step if run.counted_from is None else run.counted_from
+    end = last_step(run, begun)
     yield _start_record(t, end, resumed_from)
     if run.train_loader.num_quarantined:
         left_out = f"{run.train_loader.num_quarantined} train images are left out"

@@ -15,15 +15,28 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous as meet
 
 from image_classification.core.errors import ConfigError, DeviceError
 from image_classification.core.types import WorldInfo
+from image_classification.hardware.contact import describe_loss, lost_peer, missing_ranks
+from image_classification.hardware.network import interface_towards
 
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 # Flags and barriers go over gloo even where tensors go over NCCL: they then neither wait for
 # queued kernels nor need a device tensor.
 _control: dist.ProcessGroup | None = None
+# Where the ranks met; kept to ask it who is missing.
+_store: Store | None = None
+
+# NCCL's own watch ends a process without a word, so gloo's, which raises, is to be first.
+_NCCL_LATER_S = 60.0
+
+
+class JoinError(DeviceError):
+    """The other ranks could not be joined; they may be there at another try."""
 
 
 def detect_world(environ: Mapping[str, str]) -> WorldInfo | None:
@@ -207,36 +220,46 @@ def rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
 def init_process_group(
     world: WorldInfo,
     backend: str,
-    timeout_s: float = 1800.0,
+    timeout_s: float = 600.0,
     device: torch.device | None = None,
 ) -> None:
     """Join the other ranks; in a world of one, do nothing.
 
-    Sets ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment where a Slurm step left them out.
+    Sets ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment where a Slurm step left them out,
+    and on several machines ``GLOO_SOCKET_IFNAME`` unless it is set.
     timeout_s: for joining and for every collective. device: bind an NCCL group to it.
 
     Raises:
-        ConfigError: nobody said where rank 0 is. DeviceError: it could not be reached.
+        ConfigError: nobody said where rank 0 is. JoinError: it could not be reached.
     """
-    global _control
+    global _control, _store
     if world.world_size == 1:
         return
     address, port = rendezvous(os.environ)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    if world.num_nodes > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+        # Left alone, gloo listens where this machine's own name leads, which in a container or
+        # with a line in /etc/hosts is often the loopback interface.
+        interface = interface_towards(address, port)
+        if interface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
     timeout = timedelta(seconds=timeout_s)
+    longer = timedelta(seconds=timeout_s + _NCCL_LATER_S)
     try:
         with _quiet_stdout():
+            meeting = meet("env://", world.rank, world.world_size, timeout=timeout)
+            _store, _, _ = next(meeting)
             dist.init_process_group(
                 backend,
-                init_method="env://",
+                store=PrefixStore("default", _store),
                 rank=world.rank,
                 world_size=world.world_size,
-                timeout=timeout,
+                timeout=timeout if backend == "gloo" else longer,
                 device_id=device if backend == "nccl" else None,
             )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         reason = str(error).splitlines()[0]
-        raise DeviceError(
+        raise JoinError(
             f"rank {world.rank} of {world.world_size} could not join rank 0 at {address}:{port} "
             f"within {timeout_s:g} s ({reason}); check that all ranks run, that the host "
             "resolves, and that MASTER_PORT is free and open"
@@ -263,21 +286,22 @@ def _quiet_stdout() -> Iterator[None]:
         os.close(nowhere)
 
 
-def lost_peer(error: BaseException) -> bool:
-    """Return whether ``error`` says that another rank has gone or does not answer.
+def lost_peer_message(error: BaseException, timeout_s: float) -> str | None:
+    """Return one line that names the ranks behind ``error``; None where it has another cause.
 
-    Gloo raises plain RuntimeErrors, known by their text alone.
+    To be called by every rank that meets it, before it leaves the process group. Takes seconds.
+    timeout_s: that of `init_process_group`.
     """
-    if isinstance(error, dist.DistError):
-        return True
-    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    if _store is None or not lost_peer(error):
+        return None
+    missing = missing_ranks(_store, dist.get_rank(), dist.get_world_size())
+    return describe_loss(error, missing, timeout_s)
 
 
 def destroy() -> None:
     """Leave the process group; may be called twice, or without one."""
-    global _control
-    _control = None
+    global _control, _store
+    _control = _store = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -286,7 +310,7 @@ def destroy() -> None:
 def process_group(
     world: WorldInfo,
     backend: str,
-    timeout_s: float = 1800.0,
+    timeout_s: float = 600.0,
     device: torch.device | None = None,
 ) -> Iterator[None]:
     """Be in the process group for the length of the block (see `init_process_group`)."""
