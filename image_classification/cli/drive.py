@@ -20,7 +20,7 @@ from image_classification.cli.again import (
     made_by_us,
     on_footing,
 )
-from image_classification.cli.ends import Outcome, end_with_launcher, leave_outcome, restart_count
+from image_classification.cli.ends import Outcome, end_with_launcher, leave_outcome
 from image_classification.cli.parse import Request
 from image_classification.cli.processes import launch
 from image_classification.cli.session import Session
@@ -48,6 +48,7 @@ from image_classification.hardware.world import (
     detect_world,
     lost_peer_message,
     process_group,
+    restart_count,
 )
 
 

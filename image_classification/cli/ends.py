@@ -87,11 +87,6 @@ def started_by_us() -> bool:
     return OUTCOME_FOLDER in os.environ
 
 
-def restart_count(environ: Mapping[str, str]) -> int:
-    """Return how often the agent that started this process has restarted it."""
-    return int(environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 def end_with_launcher() -> None:
     """Have the kernel kill this process when its agent is gone, even while it is stopped.
 

@@ -15,6 +15,10 @@ _HOOKS = {
 }
 
 
+# Two, as batch normalization needs more than one value a channel where 64 px have become 1.
+_PROBE_IMAGES, _PROBE_SIZE_PX = 2, 64
+
+
 def static_graph_allowed(config: RunConfig) -> bool:
     """Return whether DDP may take every step's graph for the same.
 
@@ -23,6 +27,26 @@ def static_graph_allowed(config: RunConfig) -> bool:
     DDP's buckets by itself.
     """
     return config.batch.accumulation == 1 and not config.model.compile
+
+
+def _settle_buckets(ddp: DistributedDataParallel, model: nn.Module, device: torch.device) -> None:
+    """Take one backward pass on zeros, after which DDP lays out its buckets for good.
+
+    DDP lays them out anew after its first step. Three ranks or more add in an order that follows
+    from the layout, so that a resumed run would round its first step as no other and not be the
+    run it continues. Weights and buffers stay as they are.
+    """
+    kept = [buffer.clone() for buffer in model.buffers()]
+    training = model.training
+    model.train()
+    images = torch.zeros(_PROBE_IMAGES, 3, _PROBE_SIZE_PX, _PROBE_SIZE_PX, device=device)
+    ddp(images).sum().backward()
+    model.train(training)
+    for parameter in model.parameters():
+        parameter.grad = None
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(value)
 
 
 def data_parallel(
@@ -41,6 +65,8 @@ def data_parallel(
         gradient_as_bucket_view=True,
         static_graph=static_graph_allowed(config),
     )
+    if not config.model.compile:
+        _settle_buckets(ddp, model, device)
     compression = config.optim.gradient_compression
     if compression != "none":
         ddp.register_comm_hook(None, _HOOKS[compression])

@@ -35,6 +35,11 @@ _store: Store | None = None
 _NCCL_LATER_S = 60.0
 
 
+def restart_count(environ: Mapping[str, str]) -> int:
+    """Return how often the elastic agent that started this process has restarted it."""
+    return int(environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 class JoinError(DeviceError):
     """The other ranks could not be joined; they may be there at another try."""
 
@@ -248,16 +253,20 @@ def init_process_group(
     try:
         with _quiet_stdout():
             meeting = meet("env://", world.rank, world.world_size, timeout=timeout)
-            _store, _, _ = next(meeting)
+            met, _, _ = next(meeting)
+            # An agent keeps one store for all starts, with the addresses of ranks long dead.
+            _store = PrefixStore(f"start-{restart_count(os.environ)}", met)
             dist.init_process_group(
                 backend,
-                store=PrefixStore("default", _store),
+                store=PrefixStore("group", _store),
                 rank=world.rank,
                 world_size=world.world_size,
                 timeout=timeout if backend == "gloo" else longer,
                 device_id=device if backend == "nccl" else None,
             )
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
         reason = str(error).splitlines()[0]
         raise JoinError(
             f"rank {world.rank} of {world.world_size} could not join rank 0 at {address}:{port} "
