@@ -30,17 +30,18 @@ def static_graph_allowed(config: RunConfig) -> bool:
 
 
 def _settle_buckets(ddp: DistributedDataParallel, model: nn.Module, device: torch.device) -> None:
-    """Take one backward pass on zeros, after which DDP lays out its buckets for good.
+    """Take two backward passes on zeros, after which DDP keeps the layout of its buckets.
 
-    DDP lays them out anew after its first step. Three ranks or more add in an order that follows
-    from the layout, so that a resumed run would round its first step as no other and not be the
-    run it continues. Weights and buffers stay as they are.
+    DDP lays them out anew after its first step (with a static graph: its second). Three ranks or
+    more add in an order that follows from the layout, so that a resumed run would round its first
+    steps as no other and not be the run it continues. Weights and buffers stay as they are.
     """
     kept = [buffer.clone() for buffer in model.buffers()]
     training = model.training
     model.train()
     images = torch.zeros(_PROBE_IMAGES, 3, _PROBE_SIZE_PX, _PROBE_SIZE_PX, device=device)
-    ddp(images).sum().backward()
+    for _ in range(2):
+        ddp(images).sum().backward()
     model.train(training)
     for parameter in model.parameters():
         parameter.grad = None

@@ -23,7 +23,13 @@ def lost_peer(error: BaseException) -> bool:
     """
     if isinstance(error, dist.DistError):
         return True
-    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo", "Gloo")
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Timed out waiting",
+        "gloo",
+        "Gloo",
+    )
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
