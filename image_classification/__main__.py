@@ -13,6 +13,7 @@ Verb = Callable[[list[str]], int]
 
 VERBS: Registry[Verb] = Registry("verb")
 VERBS.add("dataset", "image_classification.cli.dataset:main")
+VERBS.add("doctor", "image_classification.cli.doctor:main")
 
 _USAGE = """usage: python -m image_classification VERB …
 
@@ -21,6 +22,7 @@ _USAGE = """usage: python -m image_classification VERB …
   dataset pack DIR      write a data set into TFRecord, RecordIO or WebDataset shards
   dataset fake DIR      make an ImageNet-like data set for trying things out
   dataset demo OUT      write the demo data set (handwritten digits, JPEG class folders) to OUT
+  doctor                look for what would break a long run on this machine
 
 Each has its own --help.
 Runs are started with launch.py; see launch.py --help.

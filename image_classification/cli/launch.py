@@ -1,4 +1,4 @@
-"""``launch.py``: list, explain or run named configurations."""
+"""``launch.py``: list, explain, emit or run named configurations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from image_classification.cli.emit import render_emission
 from image_classification.cli.explain import render_explanation
 from image_classification.cli.listing import render_listing
 from image_classification.cli.outcome import exit_with_one_line
@@ -23,7 +24,11 @@ def _main(argv: Sequence[str]) -> int:
     if request.explain:
         show(render_explanation(request.resolve(), request.json))
         return 0
-    # Imported on demand: --list and --explain answer at once, without torch.
+    if request.emit is not None:
+        config = request.resolve()
+        show(render_emission(request.emit, config, argv, sys.argv[0], request.config_file))
+        return 0
+    # Imported on demand: --list, --explain and --emit answer at once, without torch.
     from image_classification.cli.drive import drive
 
     return drive(request, str(Path(sys.argv[0]).resolve()), argv)

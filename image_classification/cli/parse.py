@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from image_classification.cli.emit import KINDS
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.compat import OPTIONS, Option, read_setting, translate
 from image_classification.config.provenance import Override
@@ -23,12 +24,16 @@ LISTS = ("models", "platforms", "precisions", "modes", "recipes", "runs")
 _USAGE = """\
 launch.py --model M --precision P --mode MODE --platform PLATFORM [--recipe R] [DATA] [options]
        launch.py <names> --explain [--json]
+       launch.py <names> [DATA] [options] --emit slurm|kubernetes|torchrun
        launch.py --list [models|platforms|precisions|modes|recipes|runs] [--json]"""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for. ``list_what`` is ``all`` or one of `LISTS`."""
+    """What a command line asks for.
+
+    list_what: ``all`` or one of `LISTS`. emit: one of `image_classification.cli.emit.KINDS`.
+    """
 
     model: str = ""
     precision: str = ""
@@ -42,6 +47,7 @@ class Request:
     list_what: str | None = None
     explain: bool = False
     json: bool = False
+    emit: str | None = None
 
     def resolve(
         self,
@@ -119,6 +125,9 @@ def _build_parser() -> _Parser:
     )
     what.add_argument("--explain", action="store_true", help="show the resolved configuration")
     what.add_argument("--json", action="store_true", help="with --list or --explain: as JSON")
+    what.add_argument(
+        "--emit", metavar="KIND", help=f"print how to start the run there: {' '.join(KINDS)}"
+    )
     settings = parser.add_argument_group("settings")
     settings.add_argument(
         "--set",
@@ -163,6 +172,10 @@ def parse(argv: Sequence[str]) -> Request:
         return Request(config_file=config_file, list_what=args.list_what, json=args.json)
     if args.json and not args.explain:
         raise ConfigError("--json goes with --list or --explain; add one of them")
+    if args.emit is not None and args.emit not in KINDS:
+        raise ConfigError(unknown("kind to --emit", args.emit, KINDS))
+    if args.emit is not None and args.explain:
+        raise ConfigError("--emit and --explain each print their own; leave one out")
     if args.jit not in (None, "no"):
         raise ConfigError(
             f"--jit {args.jit}: TorchScript is deprecated in PyTorch and not supported; "
@@ -179,6 +192,7 @@ def parse(argv: Sequence[str]) -> Request:
         config_file=config_file,
         explain=args.explain,
         json=args.json,
+        emit=args.emit,
     )
 
 
@@ -194,7 +208,7 @@ def _check_text(argv: Sequence[str]) -> None:
 
 def _anything_else(args: argparse.Namespace) -> bool:
     flags = (args.model, args.settings, args.given, args.explain, args.amp, args.evaluate)
-    texts = (args.precision, args.mode, args.platform, args.recipe, args.data, args.jit)
+    texts = (args.precision, args.mode, args.platform, args.recipe, args.data, args.jit, args.emit)
     return any(flags) or any(text is not None for text in texts)
 
 

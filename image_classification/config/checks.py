@@ -23,6 +23,7 @@ _OWN_FILES = (
     ".lock",
     "checkpoints",
     "config.yml",
+    "diverged.json",
     "metrics.jsonl",
     "plots",
     "report.html",
@@ -201,12 +202,12 @@ def check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> Non
             f"run.raport_file {raport!r} ({origins['run.raport_file']}) is what the run itself "
             "writes in its folder; name another file, such as raport.json"
         )
-    if values["run.early_stopping_patience"] is not None and not values["run.validate"]:
-        raise ConfigError(
-            "run.early_stopping_patience "
-            f"({origins['run.early_stopping_patience']}) counts validations and run.validate is "
-            f"false ({origins['run.validate']}); leave one of them out"
-        )
+    for name in ("run.early_stopping_patience", "run.stop_at_top1"):
+        if values[name] is not None and not values["run.validate"]:
+            raise ConfigError(
+                f"{name} ({origins[name]}) rests on validations and run.validate is "
+                f"false ({origins['run.validate']}); leave one of them out"
+            )
     _check_schedule(values, origins)
 
 

@@ -238,6 +238,18 @@ OPTIONS: tuple[Option, ...] = (
         "exchange gradients as fp16 or bf16",
         "NAME",
     ),
+    Option(
+        ("--stop-at-top1",),
+        "run.stop_at_top1",
+        "stop after the first validation whose top-1 reaches this many percent",
+        "PERCENT",
+    ),
+    Option(
+        ("--allow-changes",),
+        "run.allow_changes",
+        "resume under other settings or on other data; the differences are recorded",
+        constant=True,
+    ),
 )
 
 BY_NAME = {option.name: option for option in OPTIONS}
@@ -254,8 +266,10 @@ _IN_MODE = {
 _NO_EFFECT = {
     ("benchmark_inference", "--epochs"): "nothing is trained",
     ("benchmark_inference", "--run-epochs"): "nothing is trained",
+    ("benchmark_inference", "--stop-at-top1"): "nothing is trained",
     ("evaluate", "--epochs"): "nothing is trained",
     ("evaluate", "--run-epochs"): "nothing is trained",
+    ("evaluate", "--stop-at-top1"): "nothing is trained",
     ("evaluate", "--prof"): "every image is counted",
     ("benchmark_data", "--resume"): "no weights are used",
     ("benchmark_data", "--pretrained-from-file"): "no weights are used",

@@ -284,11 +284,21 @@ class RunControl:
     )
     workspace: str | None = _key(None, doc="the run's folder; null: runs/<names>-<UTC time>")
     resume: str | None = _key(None, doc="checkpoint folder, or 'auto': the newest good one")
+    allow_changes: bool = _key(
+        False, doc="resume under other settings or on other data; the differences are recorded"
+    )
     stop_epoch: int | None = _key(None, doc="stop after this many epochs", min=1)
     run_epochs: int | None = _key(None, doc="stop after this many epochs from here on", min=1)
     max_steps: int | None = _key(None, doc="stop at this optimizer step", min=1)
     early_stopping_patience: int | None = _key(
         None, doc="stop after this many validations without a better top-1", min=1
+    )
+    stop_at_top1: float | None = _key(
+        None,
+        doc="stop after the first validation whose top-1 (the average's, where there is one) "
+        "reaches this many percent",
+        min=0.0,
+        max=100.0,
     )
     validate: bool = _key(True, doc="evaluate after each epoch")
     topk: int = _key(5, doc="the k of top-k", min=1)
@@ -305,6 +315,17 @@ class RunControl:
     )
     keep_checkpoints: int = _key(
         1, doc="how many of the newest to keep beside the best; -1: all", min=-1
+    )
+    on_save_error: str = _key(
+        "stop",
+        doc="when a checkpoint cannot be written: stop, or warn and try again at the next save",
+        choices=("stop", "warn"),
+    )
+    max_skipped_steps_in_a_row: int = _key(
+        25,
+        doc="fp16 overflows in a row that end the run as diverged; each halves the loss scale",
+        min=1,
+        max=100,
     )
     log_every_steps: int = _key(20, doc="optimizer steps between records", min=1)
     raport_file: str | None = _key(None, doc="DLLogger lines go to this file as well")

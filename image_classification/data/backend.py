@@ -65,6 +65,10 @@ class Loader(Protocol):
         """
         ...
 
+    def sample_name(self, index: int) -> str:
+        """Return the name of image ``index``: the one that quarantine lists have."""
+        ...
+
     def close(self) -> None:
         """Stop workers and release memory; may be called twice."""
         ...

@@ -146,6 +146,10 @@ class DaliLoader:
         self._running = running = Ahead(produced, self._prefetch)
         return self._run(running)
 
+    def sample_name(self, index: int) -> str:
+        """Return the name of image ``index``: the one that quarantine lists have."""
+        return self._index.name(index)
+
     def close(self) -> None:
         """Stop the threads; may be called twice."""
         self._stop_running()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as ops
@@ -23,6 +23,7 @@ from image_classification.data.image_header import check_size
 from image_classification.data.index import Index, VanishedError
 from image_classification.data.sharding import PADDING, Indices, sample_random
 from image_classification.data.transforms import CropBox, EvalTransform, TrainTransform, sample_crop
+from image_classification.data.workers import NO_SHARED_MEMORY, move_to_shared_memory
 
 _INTERPOLATION = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -67,8 +68,20 @@ class ImageBatches(Dataset[HostBatch]):
             self._whole = self._bare.with_columns(arrays)
         return self._whole
 
+    def name(self, index: int) -> str:
+        """Return the name of image ``index``."""
+        return self._index.name(index)
+
     def __getitem__(self, request: Request) -> HostBatch:
-        epoch, indices = request
+        batch = self._make(*request)
+        if get_worker_info() is None:
+            return batch
+        if move_to_shared_memory((batch.images, batch.labels, batch.valid)):
+            return batch
+        nothing = torch.empty(0)
+        return HostBatch(nothing, nothing, nothing, NO_SHARED_MEMORY)
+
+    def _make(self, epoch: int, indices: Indices) -> HostBatch:
         transform = self._transform
         is_train = isinstance(transform, TrainTransform)
         side = transform.image_size if isinstance(transform, TrainTransform) else transform.crop

@@ -65,6 +65,10 @@ class SyntheticLoader:
         # One copy an epoch instead of one a batch.
         return self._run(self._pool, torch.from_numpy(batches).to(self._device))
 
+    def sample_name(self, index: int) -> str:
+        """Return the number of the image in the pool: ``pool/12``."""
+        return f"pool/{index % POOL_IMAGES}"
+
     def close(self) -> None:
         """Release the images; may be called twice."""
         self._pool = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -25,7 +26,13 @@ from image_classification.data.transforms import (
     train_transform,
 )
 from image_classification.data.undecodable import Undecodable
-from image_classification.data.workers import WorkerGuard, init_worker, worker_context
+from image_classification.data.workers import (
+    NO_SHARED_MEMORY,
+    WorkerGuard,
+    init_worker,
+    lacks_shared_memory,
+    worker_context,
+)
 
 
 def open_loader(spec: LoaderSpec) -> TorchvisionLoader:
@@ -59,7 +66,11 @@ class TorchvisionLoader:
         self._requests = RequestSampler()
         self._running: Generator[Batch, None, None] | None = None
         self._guard: WorkerGuard | None = None
-        self._loader: DataLoader[HostBatch] | None = self._make_loader(spec, index)
+        data = spec.data
+        transform: TrainTransform | EvalTransform
+        transform = train_transform(data) if spec.split == "train" else eval_transform(data)
+        self._images = ImageBatches(index, transform, spec.seed, spec.memory_format)
+        self._loader: DataLoader[HostBatch] | None = self._make_loader(spec)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield the micro-batches of ``epoch`` from ``start_step`` on (val: from that batch on).
@@ -75,11 +86,22 @@ class TorchvisionLoader:
         self._requests.requests = [(epoch, indices) for indices in batches]
         known = set(multiprocessing.active_children())
         # On a loader with persistent workers this also throws away what a broken-off epoch left.
-        host = iter(self._loader)
+        try:
+            with _no_advice():
+                host = iter(self._loader)
+        except (RuntimeError, OSError) as error:  # queues and the list of images lie there too
+            if not lacks_shared_memory(error):
+                raise
+            WorkerGuard(set(multiprocessing.active_children()) - known).end()
+            raise DataError(NO_SHARED_MEMORY) from error
         if self._has_workers and self._guard is None:
             self._guard = WorkerGuard(set(multiprocessing.active_children()) - known)
         self._running = self._run(host)
         return self._running
+
+    def sample_name(self, index: int) -> str:
+        """Return the name of image ``index``: the one that quarantine lists have."""
+        return self._images.name(index)
 
     def close(self) -> None:
         """Stop the workers; may be called twice."""
@@ -138,16 +160,11 @@ class TorchvisionLoader:
             self._guard = None
         self._loader = None
 
-    def _make_loader(self, spec: LoaderSpec, index: Index) -> DataLoader[HostBatch]:
+    def _make_loader(self, spec: LoaderSpec) -> DataLoader[HostBatch]:
         data = spec.data
-        transform: TrainTransform | EvalTransform
-        transform = train_transform(data) if spec.split == "train" else eval_transform(data)
-        dataset = ImageBatches(index, transform, spec.seed, spec.memory_format)
-        with warnings.catch_warnings():
-            # The number of workers is the configuration's, whatever torch would suggest.
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        with _no_advice():
             return DataLoader(
-                dataset,
+                self._images,
                 batch_size=None,  # a request is a whole batch already
                 sampler=self._requests,
                 num_workers=data.workers,
@@ -160,6 +177,14 @@ class TorchvisionLoader:
                 # resumed run would have drawn another number of times.
                 generator=torch.Generator(),
             )
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Take the configuration's number of workers, whatever torch would suggest."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
 
 
 class RequestSampler(Sampler[Request]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import multiprocessing
 import os
 import signal
@@ -11,11 +12,43 @@ from collections.abc import Iterable
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the data set tools start processes without it
+    import torch
 
 _PRELOADED = ["torch", "torchvision.io", "torchvision.transforms.v2"]
 _FOR_THE_TRAINING_PROCESS = {signal.SIGTERM, signal.SIGUSR1}
 _JOIN_S = 5.0
 _DYING_S = 0.5
+
+NO_SHARED_MEMORY = (
+    "shared memory ran out while loader processes hand over their batches: give the container more "
+    "(docker run --ipc=host, or --shm-size=8g), or lower data.workers, data.prefetch or the batch"
+)
+
+
+def move_to_shared_memory(tensors: Iterable[torch.Tensor]) -> bool:
+    """Put ``tensors`` where other processes can read them; False where there is no room.
+
+    A loader process does this itself: left to the thread of its queue, a failure would be printed
+    there and the training process would wait for the batch for ever.
+    """
+    try:
+        for tensor in tensors:
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if not lacks_shared_memory(error):
+            raise
+        return False
+    return True
+
+
+def lacks_shared_memory(error: RuntimeError | OSError) -> bool:
+    """Return whether ``error`` is of a full /dev/shm; torch's has its text alone."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    return "shared memory" in str(error) or "unable to write to file" in str(error)
 
 
 def worker_context() -> ForkServerContext:

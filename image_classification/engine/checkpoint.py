@@ -14,6 +14,7 @@ A checkpoint exists when its folder has its final name; the manifest tells wheth
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -44,14 +45,19 @@ MODEL, STATE, META, MANIFEST = (
     "manifest.json",
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-(\d{10,})")
+_LEFT_REPLACED = re.compile(rf"\.old-({_NAME.pattern})-\d+")
+_LEFT_FILE = re.compile(r"\.best\.json\.\d+\.tmp")
+
+# What a full disk keeps for the headers, best.json and the lines of the run's records.
+_RESERVE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything a checkpoint holds, on the host.
+    """Everything a checkpoint holds, on the host and changed by nobody while it is written.
 
-    model and state: tensors by name. model_header: strings for the safetensors header. meta:
-    JSON values (progress, loss scale, configuration).
+    model and state: tensors by name, in any memory layout. model_header: strings for the
+    safetensors header. meta: JSON values (progress, loss scale, configuration).
     """
 
     model: Mapping[str, torch.Tensor]
@@ -71,7 +77,7 @@ class Saved:
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     # safetensors stores row-major tensors only, and refuses shared storage.
     return {
-        k: v.detach().to("cpu", copy=True).contiguous(memory_format=torch.contiguous_format)
+        k: v.detach().cpu().contiguous(memory_format=torch.contiguous_format)
         for k, v in tensors.items()
     }
 
@@ -90,23 +96,62 @@ def save(folder: Path, step: int, snapshot: Snapshot, prefix: str = "step") -> S
     with explained(final, "write checkpoint"):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
+        _check_room(folder, snapshot)
         beside.mkdir()
         try:
             _write(beside, snapshot)
-            if final.exists():
-                # The same step saved before (a resumed run that stops at once): the new one is
-                # complete, so the old name can go.
-                stale = folder / f".old-{step:010d}-{os.getpid()}"
-                os.rename(final, stale)
-                os.rename(beside, final)
-                shutil.rmtree(stale, ignore_errors=True)
-            else:
-                os.rename(beside, final)
+            _name(beside, final)
             sync_folder(folder)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
     return Saved(final, step)
+
+
+def _check_room(folder: Path, snapshot: Snapshot) -> None:
+    # Found before the first byte: a disk filled to its last block for a moment would fail the
+    # run's other files, which are written meanwhile. Some file systems tell no sizes at all.
+    tensors = (*snapshot.model.values(), *snapshot.state.values())
+    needed_bytes = sum(t.numel() * t.element_size() for t in tensors) + _RESERVE_BYTES
+    disk = os.statvfs(folder)
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _name(beside: Path, final: Path) -> None:
+    """Give the whole checkpoint ``beside`` its name, which an older one of its step may have."""
+    stale = final.with_name(f".old-{final.name}-{os.getpid()}")
+    replacing = final.exists()
+    if replacing:
+        # Two renames: after a kill between them, `sweep` gives the older one its name back.
+        os.rename(final, stale)
+    try:
+        os.rename(beside, final)
+    except OSError:
+        if replacing:
+            os.rename(stale, final)
+        raise
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half done in ``folder``, which the caller must hold.
+
+    A checkpoint that was about to be replaced by one of its own step, and whose successor never
+    got the name, gets it back.
+    """
+    if not folder.is_dir():
+        return
+    for entry in list(os.scandir(folder)):
+        if _LEFT_FILE.fullmatch(entry.name):
+            Path(entry.path).unlink(missing_ok=True)
+        elif entry.name.startswith((".tmp-", ".old-")):
+            replaced = _LEFT_REPLACED.fullmatch(entry.name)
+            final = folder / replaced[1] if replaced else None
+            if final and not final.exists() and _complaint(Path(entry.path)) is None:
+                os.rename(entry.path, final)
+            else:
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:
@@ -299,13 +344,11 @@ def best_step(folder: Path) -> int | None:
 def rotate(folder: Path, keep: int, protect: Iterable[int] = ()) -> None:
     """Delete all but the ``keep`` newest checkpoints (-1: keep all), never a protected step.
 
-    The newest one always stays, whatever ``keep`` says, since ``--resume auto`` needs it.
+    The newest one always stays, whatever ``keep`` says, since ``--resume auto`` needs it. To be
+    called after a save: nothing is deleted for a checkpoint that is yet to be written.
+
+    Raises OSError.
     """
-    # Left behind by a process that was killed while saving.
-    if folder.is_dir():
-        for entry in list(os.scandir(folder)):
-            if entry.name.startswith((".tmp-", ".old-")):
-                shutil.rmtree(entry.path, ignore_errors=True)
     if keep < 0:
         return
     saved = listed(folder)
@@ -316,44 +359,3 @@ def rotate(folder: Path, keep: int, protect: Iterable[int] = ()) -> None:
             doomed = folder / f".old-{old.step:010d}-{os.getpid()}"
             os.rename(old.path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-
-
-def optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Flatten the optimizer's state by parameter name: tensors, and the numbers beside them."""
-    tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optim.{name}.{key}"] = value
-            elif value is not None:
-                numbers[f"optim.{name}.{key}"] = value
-    return tensors, numbers
-
-
-def restore_optimizer(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, Any],
-) -> None:
-    """Undo `optimizer_tensors`, in the parameters' own device and memory layout.
-
-    Raises:
-        CheckpointError: the state is not this model's.
-    """
-    parameters = dict(model.named_parameters())
-    for full_name, value in [*tensors.items(), *numbers.items()]:
-        if not full_name.startswith("optim."):
-            continue
-        name, _, key = full_name.removeprefix("optim.").rpartition(".")
-        if name not in parameters:
-            raise CheckpointError(f"the checkpoint has optimizer state of an unknown {name!r}")
-        parameter = parameters[name]
-        # Counters (0-d) stay on the host, where torch's non-capturable optimizers want them.
-        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-            # empty_like keeps channels_last strides: fused kernels want matching layouts.
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        optimizer.state[parameter][key] = value

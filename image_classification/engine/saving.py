@@ -1,24 +1,29 @@
-"""Between a run and its checkpoints: what goes in, what comes back, what must agree."""
+"""Between a run and its checkpoints: what goes in, what comes back."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from image_classification.config.schema import RunConfig
 from image_classification.config.serialise import to_dict
-from image_classification.core.errors import CheckpointError, ConfigError, DivergedError
-from image_classification.core.types import Record
+from image_classification.core.errors import CheckpointError, ConfigError
 from image_classification.data.backend import DECODING
 from image_classification.engine import checkpoint
 from image_classification.engine.build import Run
+from image_classification.engine.changes import (
+    DataSet,
+    check_changes,
+    check_clock,
+    epoch_start,
+    keeps_optimizer,
+    setting_changes,
+)
 from image_classification.engine.contract import other_decoding
+from image_classification.engine.optimizer_state import optimizer_tensors, restore_optimizer
 from image_classification.engine.state import Progress
-from image_classification.hardware.world import agree_max, barrier, broadcast_module_state
+from image_classification.hardware.host_copy import HostCopy
 from image_classification.models.spec import Preprocessing
 from image_classification.models.weights import load_state, model_metadata
 
@@ -54,35 +59,45 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
     return bound
 
 
-def check_same_run(saved: Mapping[str, Any], config: RunConfig, where: str) -> None:
-    """Refuse to continue a run under a configuration that would learn something else.
+@dataclass(frozen=True)
+class Capture:
+    """What a checkpoint of one step is to hold, on its way to the host.
 
-    Raises:
-        CheckpointError: naming every value that differs.
+    The tensors are copies, so that training may go on. Each can be taken once: what is then on the
+    host is the only one.
     """
-    mine = fingerprint(config)
-    differing = [
-        f"{key} {saved.get(key)!r} -> {mine.get(key)!r}"
-        for key in sorted({*saved, *mine})
-        if saved.get(key) != mine.get(key)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{where} is of a run with other settings ({'; '.join(differing)}): start it with the "
-            "same names and options, or train anew in another --workspace"
+
+    model: HostCopy
+    state: HostCopy
+    model_header: Mapping[str, str]
+    meta: Mapping[str, Any]
+
+    @property
+    def staged(self) -> bool:
+        """Whether the device had memory for the copies; where not, training waited for them."""
+        return self.model.staged and self.state.staged
+
+    def on_host(self) -> checkpoint.Snapshot:
+        """Wait for the copies and return them; any thread may, once."""
+        return checkpoint.Snapshot(
+            model=self.model.take(),
+            model_header=self.model_header,
+            state=self.state.take(),
+            meta=self.meta,
         )
 
 
-def snapshot(run: Run) -> checkpoint.Snapshot:
-    """Collect what a checkpoint of the present step holds."""
+def capture(run: Run) -> Capture:
+    """Copy what a checkpoint of the present step holds."""
     parts, config = run.parts, run.config
     assert parts is not None
-    tensors, numbers = checkpoint.optimizer_tensors(parts.model, parts.optimizer)
+    tensors, numbers = optimizer_tensors(parts.model, parts.optimizer)
     state = dict(tensors)
     if parts.ema is not None:
         state |= {f"ema.{name}": t for name, t in parts.ema.state_dict().items()}
     meta = {
         "progress": run.progress.to_json(),
+        "data_set": vars(DataSet.of(run)) if run.train_loader else {},
         "steps_per_epoch": run.train_loader.steps_per_epoch if run.train_loader else None,
         "optimizer_numbers": numbers,
         "scaler": parts.scaler.state_dict(),
@@ -90,8 +105,11 @@ def snapshot(run: Run) -> checkpoint.Snapshot:
         "names": vars(config.names),
         "world_size": run.world.world_size,
     }
-    return checkpoint.Snapshot(
-        model=parts.model.state_dict(), model_header=model_header(config), state=state, meta=meta
+    return Capture(
+        model=HostCopy(parts.model.state_dict()),
+        state=HostCopy(state),
+        model_header=model_header(config),
+        meta=meta,
     )
 
 
@@ -105,54 +123,6 @@ def model_header(config: RunConfig) -> dict[str, str]:
         preprocessing=Preprocessing.of(config.data),
         decoding=DECODING[config.data.backend],
     )
-
-
-def save(run: Run, top1: float | None = None) -> Record:
-    """Save the present step from rank 0; every rank calls this.
-
-    top1 is given when the present weights are the best validated so far.
-
-    Raises:
-        WorkspaceError: it could not be written (earlier checkpoints are intact).
-        DivergedError: the weights are not finite; nothing is written.
-    """
-    parts = run.parts
-    assert parts is not None
-    started = time.perf_counter()
-    broadcast_module_state(parts.model)
-    bad = not all(
-        bool(torch.isfinite(t).all())
-        for t in parts.model.state_dict().values()
-        if t.is_floating_point()
-    )
-    if agree_max(int(bad)):
-        raise DivergedError(
-            f"weights are not finite at step {run.progress.step}", step=run.progress.step
-        )
-    values: dict[str, Any] = {"is_best": top1 is not None}
-    if run.world.rank == 0:
-        saved = checkpoint.save(
-            run.checkpoints,
-            run.progress.step,
-            snapshot(run),
-            prefix=run.config.run.checkpoint_name,
-        )
-        if top1 is not None:
-            checkpoint.note_best(run.checkpoints, saved, top1)
-        best = checkpoint.best_step(run.checkpoints)
-        checkpoint.rotate(
-            run.checkpoints, run.config.run.keep_checkpoints, () if best is None else (best,)
-        )
-        values["path"] = str(saved.path)
-        values["bytes"] = sum(f.stat().st_size for f in saved.path.iterdir())
-    barrier()
-    values["time_s"] = time.perf_counter() - started
-    return Record("checkpoint", run.progress.step, _epoch(run), values)
-
-
-def _epoch(run: Run) -> int:
-    steps = run.train_loader.steps_per_epoch if run.train_loader else 0
-    return max(0, (run.progress.step - 1) // steps) if steps else 0
 
 
 @dataclass(frozen=True)
@@ -176,25 +146,44 @@ def restore(run: Run) -> Restored:
     if saved is None:
         return Restored(None, warnings)
     content = checkpoint.load(saved.path)
-    check_same_run(content.meta["config"], run.config, str(saved.path))
-    steps_per_epoch = run.train_loader.steps_per_epoch if run.train_loader else None
-    if content.meta["steps_per_epoch"] != steps_per_epoch:
-        raise CheckpointError(
-            f"{saved.path} is of a run with {content.meta['steps_per_epoch']} steps an epoch, this "
-            f"one has {steps_per_epoch}: the data set has changed; train anew in another folder"
-        )
+    where, theirs, ours = str(saved.path), content.meta["config"], fingerprint(run.config)
+    now = DataSet.of(run)
+    before = DataSet.saved(content.meta, now)
+    changes = setting_changes(theirs, ours) + before.changes_to(now)
+    check_changes(changes, theirs, ours, run.config.run.allow_changes, where)
+    in_own_folder = saved.path.resolve().parent == run.checkpoints.resolve()
+    check_clock(before, now, in_own_folder, where)
+    if changes:
+        warnings.append(f"continued from {where} under other settings: {'; '.join(changes)}")
     warnings += other_decoding(checkpoint.weights_of(saved.path), run.config.data)
     load_state(parts.model, content.model, where=str(saved.path))
-    parts.optimizer.state.clear()
-    checkpoint.restore_optimizer(
-        parts.model, parts.optimizer, content.state, content.meta["optimizer_numbers"]
-    )
-    if parts.ema is not None:
-        parts.ema.load_state_dict(
-            {k.removeprefix("ema."): v for k, v in content.state.items() if k.startswith("ema.")}
+    if keeps_optimizer(theirs, ours):
+        parts.optimizer.state.clear()
+        restore_optimizer(
+            parts.model, parts.optimizer, content.state, content.meta["optimizer_numbers"]
         )
-    parts.scaler.load_state_dict(content.meta["scaler"])
+    else:
+        warnings.append("the optimizer starts anew: its state is of another kind")
+    averaged = {k.removeprefix("ema."): v for k, v in content.state.items() if k.startswith("ema.")}
+    if parts.ema is not None:
+        if not averaged:
+            warnings.append("the moving average starts at the checkpoint's weights")
+        parts.ema.load_state_dict(averaged or parts.model.state_dict())
+    # A scale that was chosen anew is not overruled by the checkpoint's.
+    if content.meta["scaler"] and not any(c.startswith("precision.loss_scale ") for c in changes):
+        parts.scaler.load_state_dict(content.meta["scaler"])
     run.progress = Progress.from_json(content.meta["progress"])
+    if before.changes_to(now):
+        # What was validated on other data says nothing of this.
+        run.progress.forget_best()
+    if not before.same_order(now):
+        warnings.append(_count_anew(run.progress, before, now))
+    elif theirs.get("run.seed") != ours["run.seed"] and run.progress.step % now.steps_per_epoch:
+        warnings.append(
+            "the rest of this epoch comes in the new seed's order: some of its images were already "
+            "seen in it, others will not be"
+        )
+    run.progress.note_start(run.world.world_size, where, changes)
     if content.meta["world_size"] != run.world.world_size:
         warnings.append(
             f"resumed on {run.world.world_size} processes a run saved on "
@@ -202,6 +191,21 @@ def restore(run: Run) -> Restored:
             "batch statistics and rounding are not"
         )
     return Restored(str(saved.path), warnings)
+
+
+def _count_anew(progress: Progress, before: DataSet, now: DataSet) -> str:
+    """Put ``progress`` at the start of its epoch, as ``now`` counts; say so."""
+    epoch, again = divmod(progress.step, before.steps_per_epoch)
+    progress.step = epoch_start(progress.step, before, now)
+    progress.closed_step = min(epoch_start(progress.closed_step, before, now), progress.step)
+    if progress.best_step is not None:
+        progress.best_step = epoch_start(progress.best_step, before, now)
+    repeated = f"; the {again} steps taken of it before are repeated" if again else ""
+    return (
+        f"an epoch has {now.steps_per_epoch} steps of {now.global_batch} images, not "
+        f"{before.steps_per_epoch} of {before.global_batch}: continuing at the start of epoch "
+        f"{epoch} (from 0), which is step {progress.step} now{repeated}"
+    )
 
 
 def restore_weights(run: Run) -> Restored:

@@ -11,19 +11,20 @@ from typing import Any
 import torch
 
 from image_classification.core.durations import Every
-from image_classification.core.errors import DivergedError
+from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.core.types import EvalResult, Record
 from image_classification.engine import saving
 from image_classification.engine.build import Run
+from image_classification.engine.divergence import diverged
 from image_classification.engine.evaluate import evaluate, figures
+from image_classification.engine.health import Watch
 from image_classification.engine.meter import TrainMeter, Window
-from image_classification.engine.step import Watch, scale_tensor, train_step
+from image_classification.engine.saver import Saver
+from image_classification.engine.step import scale_tensor, train_step
 from image_classification.engine.stopping import Stopped, StopRequest
+from image_classification.engine.target import reached, target_result
 from image_classification.hardware.agreement import gather_text
 from image_classification.hardware.world import agree_max, all_reduce_sum, broadcast_module_state
-
-# An fp16 scale that is halved this often in a row has met infinities no scale can mend.
-MAX_SKIPS_IN_A_ROW = 25
 
 
 @dataclass
@@ -32,11 +33,13 @@ class _Training:
 
     run: Run
     stop: StopRequest
+    saver: Saver
     meter: TrainMeter
     watch: Watch
     loss_sum: torch.Tensor
     epoch_loss_sum: torch.Tensor
     started: float
+    elapsed_before_s: float
     last_save: float
     window_steps: int = 0
     epoch_steps: int = 0
@@ -70,10 +73,24 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
 
     Yields: start, step, epoch, validation, validation_ema, checkpoint, warning, end.
 
+    A ``checkpoint`` record comes when its step is whole on the disk, while later steps are trained.
+
     Raises:
         Stopped: asked to stop, after saving. DivergedError: non-finite loss or weights; the last
             good checkpoint is kept. UserError: anything the user can mend.
     """
+    saver = Saver(run)
+    try:
+        yield from _train(run, stop, saver)
+    except DivergedError:
+        # What was being written is of a good step, and the newest one to go back to.
+        yield from saver.settle()
+        raise
+    finally:
+        saver.close()
+
+
+def _train(run: Run, stop: StopRequest, saver: Saver) -> Iterator[Record]:
     config, parts = run.config, run.parts
     assert parts is not None and run.train_loader is not None
     resumed_from: str | None = None
@@ -82,16 +99,20 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
         for message in restored.warnings:
             yield _record(run, "warning", message=message)
         resumed_from = restored.path
+    if resumed_from is None:
+        run.progress.note_start(run.world.world_size, None, [])
     now = time.perf_counter()
     zero = torch.zeros((), dtype=torch.float64, device=run.device)
     t = _Training(
         run=run,
         stop=stop,
+        saver=saver,
         meter=TrainMeter(run.accelerator, config.run.benchmark_warmup_steps),
-        watch=Watch.on(run.device, run.progress.skipped),
+        watch=Watch(run.device, config.run.max_skipped_steps_in_a_row, run.progress.skipped),
         loss_sum=zero.clone(),
         epoch_loss_sum=zero.clone(),
         started=now,
+        elapsed_before_s=run.progress.elapsed_s,
         last_save=now,
     )
     begun = run.progress.step if run.counted_from is None else run.counted_from
@@ -101,23 +122,26 @@ def train(run: Run, stop: StopRequest) -> Iterator[Record]:
         left_out = f"{run.train_loader.num_quarantined} train images are left out"
         yield _record(run, "warning", message=f"{left_out}: quarantine.json lists them")
     every = Every.parse(config.run.save_every)
-    saved_step = run.progress.step if resumed_from is not None else -1
+    if resumed_from is not None:
+        saver.saved_step = run.progress.step
     while True:
         epoch, position = divmod(run.progress.step, t.steps_per_epoch)
         if position == 0 and run.progress.step > run.progress.closed_step:
-            for record in _close_epoch(t, epoch - 1):
-                yield record
-                if record.kind == "checkpoint":
-                    saved_step = run.progress.step
-        if run.progress.step >= end or _out_of_patience(run):
+            yield from _close_epoch(t, epoch - 1)
+        if run.progress.step >= end or _out_of_patience(run) or reached(run):
             break
         try:
             yield from _part_of_epoch(t, epoch, position, end, every)
         except Stopped:
             yield _end_record(t)
             raise
-    if config.run.save_checkpoints and saved_step != run.progress.step:
-        yield saving.save(run)
+    if config.run.save_checkpoints:
+        try:
+            yield from saver.finish()
+        except WorkspaceError:
+            # What was learnt and measured is reported even where it cannot be saved.
+            yield _end_record(t)
+            raise
     yield _end_record(t)
 
 
@@ -134,19 +158,22 @@ def _part_of_epoch(
         metrics = train_step(run, batches, run.progress.step, epoch, t.watch)
         t.meter.step(metrics.num_images, metrics.data_wait_s)
         run.progress.step += 1
+        _note_time(t)
         t.loss_sum += metrics.loss
         t.epoch_loss_sum += metrics.loss
         t.window_steps += 1
         t.epoch_steps += 1
+        _check_health(t, all_steps=False)
         step = run.progress.step
         closing = within + 1 == t.steps_per_epoch
         if step % run.config.run.log_every_steps == 0 or closing or step >= end:
             yield from _lost_images(t, epoch)
             yield _step_record(t, epoch, within + 1, metrics.lr, end)
+        yield from t.saver.poll()
         if t.stop.agreed():
             _check_health(t)
             if save:
-                yield saving.save(run)
+                yield from t.saver.finish()
             raise Stopped(t.stop.signal_name or "another rank's signal")
         due = every.due(step, time.perf_counter() - t.last_save)
         # Time runs differently on each rank, so minutes are rank 0's to decide.
@@ -154,7 +181,7 @@ def _part_of_epoch(
             due = bool(agree_max(int(due and run.world.rank == 0)))
         if save and due and not closing:
             _check_health(t)
-            yield saving.save(run)
+            yield from t.saver.begin()
             t.last_save = time.perf_counter()
             t.meter.begin()
         if step >= end:
@@ -196,7 +223,7 @@ def _close_epoch(t: _Training, epoch: int) -> Iterator[Record]:
     every = Every.parse(config.run.save_every)
     due = every.due_epoch(epoch + 1)
     if config.run.save_checkpoints and (due or is_best):
-        yield saving.save(run, run.progress.best_top1 if is_best else None)
+        yield from t.saver.begin()
         t.last_save = time.perf_counter()
 
 
@@ -209,6 +236,7 @@ def _validate(t: _Training, epoch: int) -> Iterator[Record]:
         found["validation_ema"] = evaluate(run, parts.ema.module)
     # The average, where there is one, is the model that gets published, so it decides.
     deciding = found.get("validation_ema", found["validation"])
+    _note_time(t)
     is_best = run.progress.note_validation(deciding.top1)
     for kind, result in found.items():
         t.validation_time_s += result.time_s
@@ -232,24 +260,22 @@ def _out_of_patience(run: Run) -> bool:
     return patience is not None and run.progress.validations_without_gain >= patience
 
 
-def _check_health(t: _Training) -> None:
-    """Read the watch; the same verdict on every rank. Raises DivergedError."""
-    bad, skipped, in_a_row = torch.stack(
-        [t.watch.first_bad_step, t.watch.skipped, t.watch.skipped_in_a_row]
-    ).tolist()
-    t.run.progress.skipped = int(skipped)
-    worst_bad = agree_max(int(bad))
-    if worst_bad >= 0:
-        raise DivergedError(
-            f"loss is not finite at step {worst_bad} (learning rate "
-            f"{t.run.schedule.lr(worst_bad) if t.run.schedule else 0:.6g})",
-            step=worst_bad,
-        )
-    if agree_max(int(in_a_row)) >= MAX_SKIPS_IN_A_ROW:
-        raise DivergedError(
-            f"{int(in_a_row)} fp16 overflows in a row up to step {t.run.progress.step}",
-            step=t.run.progress.step,
-        )
+def _note_time(t: _Training) -> None:
+    t.run.progress.elapsed_s = t.elapsed_before_s + time.perf_counter() - t.started
+
+
+def _check_health(t: _Training, all_steps: bool = True) -> None:
+    """Read the watch (see `Watch.trouble`); the same verdict on every rank.
+
+    Before anything is kept of the present step, all_steps must be read.
+
+    Raises:
+        DivergedError: a step the run cannot go on from.
+    """
+    trouble = t.watch.trouble(all_steps)
+    t.run.progress.skipped = t.watch.skipped
+    if trouble is not None:
+        raise diverged(t.run, trouble)
 
 
 def _step_record(t: _Training, epoch: int, epoch_step: int, lr: float, end: int) -> Record:
@@ -334,6 +360,8 @@ def _end_record(t: _Training) -> Record:
         if t.meter.total_steps
         else None,
         **t.results,
+        "target": target_result(run),
+        "starts": run.progress.starts,
         "time_s": {
             "total": time.perf_counter() - t.started,
             "train": t.meter.train_time_s,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from image_classification.config.schema import RunConfig, RunNames
 from image_classification.core.errors import ConfigError, WorkspaceError
+from image_classification.engine import checkpoint
 from image_classification.engine.files import explained
 
 # What a run writes at its end or along the way: any of these says the folder is taken.
@@ -80,6 +81,8 @@ def _first_free(path: Path) -> Path:
 def held(path: Path) -> Iterator[None]:
     """Hold the folder for this run; the lock goes with the process, however it ends.
 
+    What a killed run left half written among the checkpoints is removed.
+
     Raises:
         WorkspaceError: another live process holds it.
     """
@@ -99,6 +102,8 @@ def held(path: Path) -> Iterator[None]:
         lock.truncate()
         lock.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
         lock.flush()
+        with explained(path / "checkpoints", "tidy up"):
+            checkpoint.sweep(path / "checkpoints")
         yield
     finally:
         lock.close()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from image_classification.core.errors import ConfigError, DeviceError, unknown
+from image_classification.hardware.cpulist import parse_cpu_list
 from image_classification.hardware.nvml import nvml
 
 Core = tuple[int, ...]
@@ -30,15 +31,6 @@ MODES = (
     "socket_unique_interleaved",
     "socket_unique_continuous",
 )
-
-
-def parse_cpu_list(text: str) -> set[int]:
-    """Read Linux's CPU list format: ``0-3,8`` is {0, 1, 2, 3, 8}."""
-    cpus: set[int] = set()
-    for part in filter(None, text.strip().split(",")):
-        low, _, high = part.partition("-")
-        cpus.update(range(int(low), int(high or low) + 1))
-    return cpus
 
 
 def read_siblings(root: Path = Path("/sys/devices/system/cpu")) -> dict[int, Core]:

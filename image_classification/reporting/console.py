@@ -253,6 +253,8 @@ def _checkpoint_figures(values: Mapping[str, Any]) -> list[str]:
         figures.append(size(values["bytes"]))
     if values.get("time_s") is not None:
         figures.append(duration(values["time_s"]))
+    if values.get("stall_s") is not None:
+        figures.append(f"stall {duration(values['stall_s'])}")
     if values.get("is_best"):
         figures.append("best")
     return figures

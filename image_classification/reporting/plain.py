@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_BINARY_PREFIXES = ("B", "KiB", "MiB", "GiB", "TiB")
+from image_classification.core.sizes import size_text
 
 
 def finite(value: Any) -> Any:
@@ -60,14 +60,7 @@ def duration(seconds: float | None) -> str:
 
 def size(num_bytes: float | None) -> str:
     """Bytes in binary units: ``1.5 GiB``."""
-    if num_bytes is None:
-        return "-"
-    amount = float(num_bytes)
-    for prefix in _BINARY_PREFIXES[:-1]:
-        if amount < 1024:
-            return f"{amount:.0f} B" if prefix == "B" else f"{amount:.1f} {prefix}"
-        amount /= 1024
-    return f"{amount:.1f} {_BINARY_PREFIXES[-1]}"
+    return "-" if num_bytes is None else size_text(num_bytes)
 
 
 def other_topk(values: Mapping[str, Any]) -> list[str]:

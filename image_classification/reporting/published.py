@@ -193,6 +193,10 @@ def _compare_row(
     if row.figure == "top1":
         measured = validation.get("top1")
         obstacles = _accuracy_obstacles(row, config, train, validation)
+        for start in results.get("starts") or ():
+            if start["changes"]:
+                changed = "; ".join(start["changes"])
+                obstacles.append(f"settings changed at step {start['step']} ({changed})")
     else:
         measured = train.get("images_per_s")
         obstacles = _throughput_obstacles(row, config, devices)

@@ -79,6 +79,13 @@ def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     if train["steps"]:
         epochs = "" if train["epochs"] is None else f" ({train['epochs']:.4g} epochs done)"
         yield "trained", f"{train['steps']:,} steps{epochs}"
+    # Reports of earlier releases have neither of the next two.
+    target = results.get("target") or {}
+    if target.get("stop_at_top1") is not None:
+        yield "target", _target_text(target)
+    worlds = [start["world_size"] for start in results.get("starts") or ()]
+    if len(set(worlds)) > 1:
+        yield "processes", " -> ".join(f"{size}" for size in worlds)
     if results["data"]["images_per_s"] is not None:
         yield "loading", f"{rate(results['data']['images_per_s'])} images/s"
     times = [
@@ -95,6 +102,16 @@ def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:
         yield "time", ", ".join(times)
     if report.exit["code"] != 0:
         yield "ended", f"{report.exit['status']}: {report.exit['message']}"
+
+
+def _target_text(target: dict[str, Any]) -> str:
+    wanted = f"top-1 {number(target['stop_at_top1'])} %"
+    if target["top1"] is None:
+        return f"{wanted} not reached"
+    return (
+        f"{wanted} reached ({number(target['top1'])} %) after epoch {target['epoch']}, step "
+        f"{target['step']:,}, in {duration(target['time_s'])}"
+    )
 
 
 def device_text(report: RunReport) -> str:

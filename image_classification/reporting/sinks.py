@@ -11,7 +11,9 @@ What a record's ``values`` may hold, all optional, units in the names:
   data_wait_s (of the whole epoch)
 - validation, validation_ema: top1, top5, loss, images, time_s, images_per_s,
   compute_images_per_s, is_best
-- checkpoint: path, time_s, bytes, is_best
+- checkpoint: path, bytes, is_best, time_s (from the step until it is whole), stall_s (of that, what
+  training stood still), waited_s (of that, for the checkpoint before). It comes when it is whole,
+  after records of later steps
 - inference: batch, images_per_s, latency_ms_mean, latency_ms_p50, _p90, _p95, _p99
 - data: images_per_s, images, time_s
 - warning: message

@@ -49,6 +49,8 @@ _RESULTS: dict[str, Any] = {
     },
     "validation": _VALIDATION,
     "validation_ema": _VALIDATION,
+    "target": {"stop_at_top1": None, "top1": None, "epoch": None, "step": None, "time_s": None},
+    "starts": None,
     "inference": None,
     "data": {"images_per_s": None},
     "time_s": {"total": None, "train": None, "validation": None, "first_step": None},

@@ -12,6 +12,7 @@ import pytest
 
 from image_classification import models
 from image_classification.__main__ import VERBS
+from image_classification.cli import doctor
 from image_classification.cli.dataset import build_parser
 from image_classification.cli.explain import render_explanation
 from image_classification.cli.parse import _build_parser, parse
@@ -28,8 +29,9 @@ DOCUMENTS = (
 )
 GPU_CHECK = ROOT / "scripts" / "gpu_check.sh"
 
-# Of torchrun, srun, sbatch and scripts/gpu_check.sh.
+# Of torchrun, srun, sbatch, enroot, docker, scripts/cards.sh and scripts/gpu_check.sh.
 FOREIGN_OPTIONS = {"--nproc-per-node", "--nodes", "--ntasks-per-node", "--signal", "--print"}
+FOREIGN_OPTIONS |= {"--requeue", "--output", "--data-path", "--gpus", "--ipc", "--ulimit"}
 # Named in the documents, but files of a run's folder or of the predecessor.
 FOREIGN_FILES = {"config.yml", "main.py"}
 
@@ -46,13 +48,14 @@ def shell_lines(text: str) -> list[str]:
 
 
 def launch_arguments(line: str) -> list[str] | None:
-    """What follows ``launch.py`` on a shell line, up to a pipe; None where it does not occur."""
+    """What follows ``launch.py`` on a shell line, up to | or >; None where it does not occur."""
     words = shlex.split(line, comments=True)
     at = [i for i, word in enumerate(words) if Path(word).name == "launch.py"]
     if not at:
         return None
     arguments = words[at[0] + 1 :]
-    return arguments[: arguments.index("|")] if "|" in arguments else arguments
+    end = next((i for i, word in enumerate(arguments) if word in ("|", ">")), len(arguments))
+    return arguments[:end]
 
 
 def launches(path: Path) -> list[str]:
@@ -139,7 +142,7 @@ def test_files_in_backticks_exist(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_options_exist(path):
     commands = next(a for a in build_parser()._actions if isinstance(a.choices, dict)).choices
-    parsers = [_build_parser(), *dict(commands or {}).values()]
+    parsers = [_build_parser(), doctor.build_parser(), *dict(commands or {}).values()]
     known = {flag for p in parsers for action in p._actions for flag in action.option_strings}
     text = re.sub(r"\]\([^)]*\)", "", text_of(path))
     for option in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text):

@@ -41,6 +41,8 @@ def test_every_option_names_a_key_and_no_spelling_twice() -> None:
         ("--use-ema", "0.9999", "ema.decay", 0.9999),
         ("--save-every", "1 epoch", "run.save_every", "1 epochs"),
         ("--save-every", "3 steps", "run.save_every", "3 steps"),
+        ("--stop-at-top1", "75.9", "run.stop_at_top1", 75.9),
+        ("--allow-changes", None, "run.allow_changes", True),
         (
             "--checkpoint-filename",
             "checkpoint.pth.tar",
@@ -74,7 +76,13 @@ def test_a_benchmark_never_changes_the_schedule(
 
 
 @pytest.mark.parametrize(
-    ("mode", "name"), [("benchmark_inference", "--epochs"), ("evaluate", "--prof")]
+    ("mode", "name"),
+    [
+        ("benchmark_inference", "--epochs"),
+        ("evaluate", "--prof"),
+        ("evaluate", "--stop-at-top1"),
+        ("benchmark_inference", "--stop-at-top1"),
+    ],
 )
 def test_an_option_without_effect_is_noted(mode: str, name: str) -> None:
     overrides, (note,) = translate(BY_NAME[name], "1", mode)
@@ -90,6 +98,7 @@ def test_an_option_without_effect_is_noted(mode: str, name: str) -> None:
         ("--gather-checkpoints", "-2", "-1 keeps all"),
         ("--model-config", "fanon", "did you mean 'fanin'?"),
         ("--lr-schedule", "cosin", "did you mean 'cosine'?"),
+        ("--stop-at-top1", "759", "100 or less"),
         ("--topk", "0", "the nearest valid value is 1"),
         ("--gpu-affinity", "sockets", "did you mean 'socket'?"),
     ],

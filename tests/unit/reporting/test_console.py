@@ -1,11 +1,12 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from image_classification.core.types import Record
 from image_classification.reporting.console import LiveSink, LiveView, PlainSink, open_console_sink
-from image_classification.reporting.results_table import print_results
+from image_classification.reporting.results_table import print_results, result_rows
 from image_classification.reporting.summary import build_report
 
 
@@ -213,3 +214,20 @@ def test_the_table_of_an_inference_run(make_config, dgx1):
     assert "stopped: SIGTERM" in shown
     assert report.environment["cpu"] in shown
     assert "training" not in shown.split("Against")[0]
+
+
+def test_the_table_has_the_target_and_the_worlds(report):
+    def rows(**results):
+        return dict(result_rows(replace(report, results={**report.results, **results})))
+
+    assert "target" not in rows()
+    assert "processes" not in rows(starts=[{"world_size": 8}, {"world_size": 8}])
+    target = {"stop_at_top1": 75.9, "top1": None, "epoch": None, "step": None, "time_s": None}
+    assert rows(target=target)["target"] == "top-1 75.90 % not reached"
+    target = {"stop_at_top1": 75.9, "top1": 76.0, "epoch": 3, "step": 1200, "time_s": 61.0}
+    assert rows(target=target)["target"] == (
+        "top-1 75.90 % reached (76.00 %) after epoch 3, step 1,200, in 1 min 01 s"
+    )
+    assert rows(starts=[{"world_size": 8}, {"world_size": 4}])["processes"] == "8 -> 4"
+    earlier = {k: v for k, v in report.results.items() if k not in ("target", "starts")}
+    assert "target" not in dict(result_rows(replace(report, results=earlier)))

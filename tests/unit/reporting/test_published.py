@@ -237,3 +237,13 @@ def test_bands_are_drawn_for_comparable_figures_only(make_config, results, dgx1)
     assert (drawn["top1"].low, drawn["top1"].high) == pytest.approx((76.56, 77.2))
     assert drawn["train_images_per_s"].low == pytest.approx(0.95 * 8322)
     assert bands(config, compare(config, {}, dgx1)) == []
+
+
+def test_settings_changed_on_the_way_bar_the_accuracy(make_config, results, dgx1):
+    starts = [{"step": 0, "world_size": 8, "resumed_from": None, "changes": []}]
+    run = top1({**results, "starts": starts}, 76.88)
+    assert by_figure(make_config(), run, dgx1)["top1"]["comparable"]
+    starts.append({**starts[0], "step": 700, "changes": ["optim.lr 0.1 -> 2.048"]})
+    found = by_figure(make_config(), run, dgx1)["top1"]
+    assert not found["comparable"]
+    assert "settings changed at step 700 (optim.lr 0.1 -> 2.048)" in found["why"]

@@ -34,6 +34,8 @@ def test_every_key_of_the_schema_is_there_and_null_when_not_measured():
         },
         "validation": empty,
         "validation_ema": empty,
+        "target": {"stop_at_top1": None, "top1": None, "epoch": None, "step": None, "time_s": None},
+        "starts": None,
         "inference": None,
         "data": {"images_per_s": None},
         "time_s": {"total": None, "train": None, "validation": None, "first_step": None},

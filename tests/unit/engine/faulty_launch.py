@@ -1,0 +1,58 @@
+"""``launch.py`` with one thing going wrong: run by test_divergence.py and test_changed_world.py.
+
+FAULT=KIND:RANK:STEP in the environment. KIND is ``loss`` (NaN in the images of that step) or
+``gradient`` (NaN in one gradient, finite loss). SAMPLES=FILE: what each rank decodes is appended.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import image_classification.engine.train as engine
+from image_classification.cli.launch import main
+from image_classification.core.types import Batch
+from image_classification.data.images import ImageBatches
+from image_classification.data.transforms import TrainTransform
+
+
+def with_fault(kind, rank, at_step):
+    take_step = engine.train_step
+
+    def step(run, batches, step, epoch, watch):
+        if run.world.rank != rank or step != at_step:
+            return take_step(run, batches, step, epoch, watch)
+        if kind == "loss":
+            batch = next(batches)
+            bad = Batch(batch.images * math.nan, batch.labels, batch.valid)
+            return take_step(run, iter([bad]), step, epoch, watch)
+        parameter = next(run.parts.model.parameters())
+        hook = parameter.register_hook(lambda gradient: gradient * math.nan)
+        metrics = take_step(run, batches, step, epoch, watch)
+        hook.remove()
+        return metrics
+
+    engine.train_step = step
+
+
+def with_samples(path):
+    decode = ImageBatches.__getitem__
+
+    def getitem(self, request):
+        epoch, indices = request
+        if isinstance(self._transform, TrainTransform):
+            with open(path, "a") as file:
+                file.write(json.dumps({"epoch": epoch, "indices": indices.tolist()}) + "\n")
+        return decode(self, request)
+
+    ImageBatches.__getitem__ = getitem
+
+
+if __name__ == "__main__":
+    if "FAULT" in os.environ:
+        kind, rank, at_step = os.environ["FAULT"].split(":")
+        with_fault(kind, int(rank), int(at_step))
+    if "SAMPLES" in os.environ:
+        with_samples(Path(os.environ["SAMPLES"]))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,218 @@
+"""Losses and gradients that are not finite: when it is noticed, what is kept, what is written."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from image_classification.core.errors import DivergedError
+from image_classification.data.sharding import sample_order
+from image_classification.engine import checkpoint
+from image_classification.engine import train as engine
+from image_classification.engine.divergence import FILE, diverged
+from image_classification.engine.health import Watch, poison
+from image_classification.engine.stopping import StopRequest
+from image_classification.engine.train import train
+
+SCRIPT = Path(__file__).with_name("faulty_launch.py")
+CPU = torch.device("cpu")
+
+
+def launch(arguments, **environ):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def report_of(folder):
+    return json.loads((folder / FILE).read_text())
+
+
+def spoil_gradient(run):
+    """Make one gradient NaN from now on; the loss of this step stays finite."""
+    next(run.parts.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_one_process_stops_at_the_step_however_rarely_it_logs(
+    small_config, open_run, monkeypatch, kind
+):
+    config = small_config(batch__per_device=4, run__log_every_steps=1000, run__save_every="1 steps")
+    run = open_run(config)
+    take_step = engine.train_step
+
+    def step(run, batches, step, epoch, watch):
+        if step == 5 and kind == "loss":
+            with torch.no_grad():
+                run.parts.model.fc.bias.fill_(math.inf)
+        if step == 5 and kind == "gradient":
+            spoil_gradient(run)
+        assert step <= 5, "the step after the bad one must not begin"
+        return take_step(run, batches, step, epoch, watch)
+
+    monkeypatch.setattr(engine, "train_step", step)
+    with pytest.raises(DivergedError, match=f"{kind} is not finite at step 5 ") as caught:
+        for _ in train(run, StopRequest()):
+            pass
+    assert caught.value.step == 5
+    assert checkpoint.listed(run.checkpoints)[-1].step == 5
+    found = report_of(run.workspace)
+    assert (found["step"], found["epoch"], found["epoch_step"]) == (5, 1, 1)
+    assert found["reason"] == kind
+    assert found["bad_ranks"] == [0]
+    assert found["learning_rate"] == run.schedule.lr(5)
+    assert found["loss_scale"] is None
+    assert isinstance(found["ranks"][0]["loss"], str) == (kind == "loss")
+    batches = found["ranks"][0]["micro_batches"]
+    assert [len(b["samples"]) for b in batches] == [4, 4]
+    indices = [s["index"] for b in batches for s in b["samples"]]
+    assert indices == sample_order(config.run.seed, 1, 36)[8:16].tolist()
+    names = [s["name"] for b in batches for s in b["samples"]]
+    assert names == [run.train_loader.sample_name(i) for i in indices]
+    assert all((Path(config.data.path) / name).is_file() for name in names)
+
+
+@pytest.mark.parametrize("save_every", ["1 steps", "9 epochs"])
+def test_a_verdict_read_late_is_read_before_anything_is_saved(
+    small_config, open_run, monkeypatch, save_every
+):
+    class LateWatch(Watch):
+        """Reads a step after the next one, as on a GPU."""
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self._behind = 1
+
+    taken = []
+    take_step = engine.train_step
+
+    def step(run, batches, step, epoch, watch):
+        if step == 1:
+            spoil_gradient(run)
+        taken.append(step)
+        return take_step(run, batches, step, epoch, watch)
+
+    monkeypatch.setattr(engine, "Watch", LateWatch)
+    monkeypatch.setattr(engine, "train_step", step)
+    run = open_run(small_config(run__log_every_steps=1000, run__save_every=save_every))
+    with pytest.raises(DivergedError, match="gradient is not finite at step 1 "):
+        list(train(run, StopRequest()))
+    steps = [saved.step for saved in checkpoint.listed(run.checkpoints)]
+    assert (taken, steps) == (([0, 1], [1]) if save_every == "1 steps" else ([0, 1, 2], []))
+    assert report_of(run.workspace)["step"] == 1
+
+
+def test_a_divergence_that_cannot_be_written_down_is_still_one(small_config, open_run):
+    run = open_run(small_config())
+    (run.workspace / FILE).mkdir()
+    spoil_gradient(run)
+    with pytest.raises(DivergedError, match=f"gradient is not finite .* cannot write .*{FILE}"):
+        list(train(run, StopRequest()))
+
+
+def note(watch, step, overflow):
+    scale = torch.tensor(2.0)
+    watch.note(step, 0, 0.1, (torch.tensor(1.0),), scale=scale, overflow=torch.tensor(overflow))
+    return watch.trouble()
+
+
+def test_overflows_are_no_failure_until_too_many_come_in_a_row():
+    watch = Watch(CPU, max_in_a_row=3, skipped=7)
+    pattern = [True, True, False, True, True, True]
+    found = [note(watch, step, overflow) for step, overflow in enumerate(pattern)]
+    assert found[:5] == [None] * 5
+    assert found[5] is not None
+    assert (found[5].note.step, found[5].overflows) == (5, 3)
+    assert watch.skipped == 7 + 5
+
+
+def test_a_step_is_read_late_where_that_saves_a_wait_and_at_once_where_it_must():
+    watch = Watch(CPU, max_in_a_row=3)
+    watch._behind = 1  # as on a GPU
+    loss = (torch.tensor(1.0),)
+    watch.note(0, 0, 0.1, loss, grad_norm=torch.tensor(math.inf))
+    assert watch.trouble() is None
+    watch.note(1, 0, 0.1, loss, grad_norm=torch.tensor(1.0))
+    assert watch.trouble().note.step == 0
+
+    watch.note(2, 0, 0.1, loss, grad_norm=torch.tensor(math.nan))
+    assert watch.trouble(all_steps=True).note.step == 2
+
+
+def test_overflows_that_end_a_run_are_said_with_their_number(small_config, open_run):
+    run = open_run(small_config(run__max_skipped_steps_in_a_row=2))
+    watch = Watch(CPU, run.config.run.max_skipped_steps_in_a_row)
+    assert note(watch, 4, True) is None
+    error = diverged(run, note(watch, 5, True))
+    assert str(error).startswith("2 fp16 overflows in a row up to step 5 ")
+    found = report_of(run.workspace)
+    assert (found["reason"], found["overflows_in_a_row"]) == ("overflows", 2)
+    assert (found["step"], found["loss_scale"]) == (5, 2.0)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_spoils_gradients_that_would_be(loss):
+    weight = torch.ones(2, requires_grad=True)
+    total = weight.sum() + loss
+    total.backward(poison(total))
+    assert torch.isnan(weight.grad).all()
+
+
+def test_a_finite_loss_gives_its_own_gradients():
+    gradients = []
+    for start in (False, True):
+        weight = torch.linspace(-1, 1, 7, requires_grad=True)
+        loss = (weight.exp() / 3).sum()
+        loss.backward(poison(loss) if start else None)
+        gradients.append(weight.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_two_ranks_stop_at_the_step_where_one_goes_wrong(small_arguments, tmp_path, kind):
+    folder, sound = tmp_path / "run", tmp_path / "sound"
+    halves = [a.replace("batch.per_device=8", "batch.per_device=4") for a in small_arguments]
+    halves = [a.replace("log_every_steps=1", "log_every_steps=1000") for a in halves]
+    halves += ["--set=platform.num_devices=2", "--save-every=1 steps", "--gather-checkpoints=9"]
+    found = launch([*halves, f"--workspace={folder}"], FAULT=f"{kind}:1:2")
+    assert found.returncode == 3, found.stderr
+    where = "rank 1" if kind == "loss" else "a rank unknown"
+    lines = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert f"{kind} is not finite at step 2 on {where}" in lines[0]
+    assert "step-0000000002 is kept" in lines[0]
+
+    steps = [saved.step for saved in checkpoint.listed(folder / "checkpoints")]
+    assert steps == [1, 2]
+    written = report_of(folder)
+    assert written["step"] == 2
+    assert written["reason"] == kind
+    assert written["bad_ranks"] == ([1] if kind == "loss" else "unknown")
+    assert [r["loss"] == "nan" for r in written["ranks"]] == [False, kind == "loss"]
+    indices = [
+        [s["index"] for b in rank["micro_batches"] for s in b["samples"]]
+        for rank in written["ranks"]
+    ]
+    order = sample_order(0, 0, 36)[16:24].tolist()
+    assert indices == [order[:4], order[4:]]
+    assert json.loads((folder / "report.json").read_text())["exit"]["code"] == 3
+    if kind == "gradient":
+        return
+    found = launch([*halves, f"--workspace={sound}", "--set=run.max_steps=2", "--training-only"])
+    assert found.returncode == 0, found.stderr
+    kept, expected = (
+        checkpoint.load(checkpoint.listed(f / "checkpoints")[-1].path) for f in (folder, sound)
+    )
+    for name, tensor in {**expected.model, **expected.state}.items():
+        assert torch.equal(tensor, {**kept.model, **kept.state}[name]), name
