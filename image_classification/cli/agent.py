@@ -31,6 +31,9 @@ from image_classification.core.errors import EXIT_BUG
 # A gap between two looks that is longer than this was the agent's own: a suspended machine or
 # job must not count as time its ranks were stopped.
 _LONGEST_LOOK_S = 2.0
+# Once a rank is lost the others can only fail. They get the time to say so, not torchrun's 30 s:
+# gloo may wait for the whole collective timeout to send to a process that is dead.
+_LOST_GRACE_S = 5
 
 
 @dataclass
@@ -115,10 +118,11 @@ class Agent(LocalElasticAgent):
         codes = {rank: exit_code(pid) for rank, pid in pids.items()}
         first = {rank: code for rank, code in codes.items() if code}
         self._end_stopped(pids, at_once=bool(first))
+        if first and self._cause(first).retry and self._pcontext is not None:
+            self._pcontext.close(signal.SIGTERM, timeout=_LOST_GRACE_S)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
-            self.ends.first = first or {r: f.exitcode for r, f in result.failures.items()}
-            self._decide()
+            self._decide(first or {r: f.exitcode for r, f in result.failures.items()})
         return result
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
@@ -140,9 +144,13 @@ class Agent(LocalElasticAgent):
                 # Each rank leads a session of its own: its loader workers go with it.
                 os.killpg(pid, signal.SIGKILL)
 
-    def _decide(self) -> None:
+    def _cause(self, first: dict[int, int]) -> Outcome:
+        self.ends.first = first
+        return explain_end(self.ends, gather_outcomes(self._outcomes))
+
+    def _decide(self, first: dict[int, int]) -> None:
         """Give up the restarts left where another start would end the same way; else announce."""
-        cause = explain_end(self.ends, gather_outcomes(self._outcomes))
+        cause = self._cause(first)
         if not cause.retry:
             self._remaining_restarts = 0
         if self._remaining_restarts == 0:

@@ -67,6 +67,9 @@ def launch(config: RunConfig, script: str, argv: Sequence[str]) -> int:
             str(max(1, len(os.sched_getaffinity(0)) // platform.num_devices)),
         )
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
+        # Python's tracker of shared memory cleans up after a killed rank, and need not say so.
+        quiet = [os.environ.get("PYTHONWARNINGS", ""), "ignore:resource_tracker:UserWarning"]
+        os.environ["PYTHONWARNINGS"] = ",".join(w for w in quiet if w)
         spec = _spec(config, node_rank, endpoint, (script, *argv))
         agent = Agent(
             spec,
@@ -119,7 +122,7 @@ def _spec(config: RunConfig, node_rank: int, endpoint: str, command: Sequence[st
 
 
 def _quieten() -> None:
-    """Silence the agent's log of every child's end: ours is one line, printed by `_explain`."""
+    """Silence the agent's log of every child's end: ours is one line, printed by `_tell`."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             # Each has a level of its own, so the parent's would not do.

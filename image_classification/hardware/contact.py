@@ -1,4 +1,4 @@
-"""Which ranks are missing when a collective fails, in words."""
+"""Which ranks are missing, at the start or when a collective fails, in words."""
 
 from __future__ import annotations
 
@@ -66,8 +66,31 @@ def missing_ranks(
     return sorted(missing)
 
 
+def wait_for_all(store: Store, rank: int, world_size: int, timeout_s: float) -> list[int]:
+    """Wait until every rank has called this; return those that have not within ``timeout_s``.
+
+    Raises:
+        torch.distributed.DistError: the store cannot be reached.
+    """
+    store.set(_arrival(rank), "1")
+    try:
+        store.wait([_arrival(r) for r in range(world_size)], timedelta(seconds=timeout_s))
+    except dist.DistStoreError:
+        return [r for r in range(world_size) if not store.check([_arrival(r)])]
+    return []
+
+
+def _arrival(rank: int) -> str:
+    return f"image_classification/here/{rank}"
+
+
 def _mark(rank: int) -> str:
     return f"image_classification/lost/{rank}"
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """Return ``rank 2`` or ``ranks 1, 2``."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def describe_loss(error: BaseException, missing: Sequence[int], timeout_s: float) -> str:
@@ -75,7 +98,7 @@ def describe_loss(error: BaseException, missing: Sequence[int], timeout_s: float
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not missing:
         return f"a collective failed on this rank and on all others: {first_line}"
-    who = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+    who = name_ranks(missing)
     if "imed out" in str(error):
         return f"{who} did not answer within {timeout_s:g} s: stopped, hanging or cut off"
     return f"lost contact with {who}; see its own error"

@@ -19,7 +19,13 @@ from torch.distributed.rendezvous import rendezvous as meet
 
 from image_classification.core.errors import DeviceError
 from image_classification.core.types import WorldInfo
-from image_classification.hardware.contact import describe_loss, lost_peer, missing_ranks
+from image_classification.hardware.contact import (
+    describe_loss,
+    lost_peer,
+    missing_ranks,
+    name_ranks,
+    wait_for_all,
+)
 from image_classification.hardware.detection import detect_world as detect_world
 from image_classification.hardware.detection import first_host as first_host
 from image_classification.hardware.detection import rendezvous as rendezvous
@@ -34,6 +40,9 @@ _store: Store | None = None
 
 # NCCL's own watch ends a process without a word, so gloo's, which raises, is to be first.
 _NCCL_LATER_S = 60.0
+# Started again, the ranks of another machine may first wait out their own collective timeout, then
+# be ended by their agent and start as these did.
+_REJOIN_S = 120.0
 
 
 class JoinError(DeviceError):
@@ -50,7 +59,8 @@ def init_process_group(
 
     Sets ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment where a Slurm step left them out,
     and on several machines ``GLOO_SOCKET_IFNAME`` unless it is set.
-    timeout_s: for joining and for every collective. device: bind an NCCL group to it.
+    timeout_s: for joining (longer in a restart on several machines) and for every collective.
+    device: bind an NCCL group to it.
 
     Raises:
         ConfigError: nobody said where rank 0 is. JoinError: it could not be reached.
@@ -70,10 +80,7 @@ def init_process_group(
     longer = timedelta(seconds=timeout_s + _NCCL_LATER_S)
     try:
         with _quiet_stdout():
-            meeting = meet("env://", world.rank, world.world_size, timeout=timeout)
-            met, _, _ = next(meeting)
-            # An agent keeps one store for all starts, with the addresses of ranks long dead.
-            _store = PrefixStore(f"start-{restart_count(os.environ)}", met)
+            _store = _meet(world, timeout_s)
             dist.init_process_group(
                 backend,
                 store=PrefixStore("group", _store),
@@ -96,6 +103,27 @@ def init_process_group(
     else:
         with _quiet_stdout():
             _control = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _meet(world: WorldInfo, timeout_s: float) -> Store:
+    """Return the ranks' common store once all have come.
+
+    Raises:
+        JoinError: some have not. RuntimeError: the store cannot be reached.
+    """
+    meeting = meet("env://", world.rank, world.world_size, timeout=timedelta(seconds=timeout_s))
+    met, _, _ = next(meeting)
+    count = restart_count(os.environ)
+    # An agent keeps one store for all starts, with the addresses of ranks long dead.
+    store = PrefixStore(f"start-{count}", met)
+    patience_s = timeout_s + (_REJOIN_S if count > 0 and world.num_nodes > 1 else 0.0)
+    absent = wait_for_all(store, world.rank, world.world_size, patience_s)
+    if absent:
+        raise JoinError(
+            f"{name_ranks(absent)} of {world.world_size} did not come within {patience_s:g} s; "
+            "check that all ranks run and that MASTER_PORT is open between the machines"
+        )
+    return store
 
 
 @contextmanager

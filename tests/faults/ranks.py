@@ -60,17 +60,17 @@ class Job:
                 return pid
         raise AssertionError(f"no process of rank {rank}")
 
-    def wait_for_step(self, step: int) -> None:
-        """Return when rank 0 has recorded ``step``."""
+    def wait_for(self, kind: str, step: int) -> None:
+        """Return when rank 0 has recorded ``kind`` at ``step`` or later."""
         metrics = self.folder / "metrics.jsonl"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             if metrics.exists() and any(
-                r.kind == "step" and r.step >= step for r in read_metrics(metrics)
+                r.kind == kind and r.step >= step for r in read_metrics(metrics)
             ):
                 return
             time.sleep(0.02)
-        raise AssertionError(f"step {step} was never reached: {self.process.communicate()}")
+        raise AssertionError(f"no {kind} of step {step}: {self.process.communicate()}")
 
     def finish(self, timeout_s: float = 200) -> tuple[int, str]:
         """Wait for the launcher; return its exit code and what it said on stderr."""

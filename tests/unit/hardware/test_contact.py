@@ -10,7 +10,12 @@ from collections.abc import Iterator
 import pytest
 import torch.distributed as dist
 
-from image_classification.hardware.contact import describe_loss, lost_peer, missing_ranks
+from image_classification.hardware.contact import (
+    describe_loss,
+    lost_peer,
+    missing_ranks,
+    wait_for_all,
+)
 
 HOST = (
     "import sys, time, torch.distributed as d\n"
@@ -41,6 +46,12 @@ def test_the_rank_that_leaves_no_mark_is_missing(store: dist.TCPStore) -> None:
     for thread in threads:
         thread.join()
     assert found == {0: [1], 2: [1]}
+
+
+def test_who_has_not_come_is_known(store: dist.TCPStore) -> None:
+    assert wait_for_all(store, 0, 3, timeout_s=0.3) == [1, 2]
+    assert wait_for_all(client(store), 2, 3, timeout_s=0.3) == [1]
+    assert wait_for_all(client(store), 1, 3, timeout_s=0.3) == []
 
 
 def test_nobody_is_missing_where_all_report(store: dist.TCPStore) -> None:
