@@ -11,15 +11,22 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from image_classification.cli.agent import Agent, explain_end
 from image_classification.cli.ends import OUTCOME_FOLDER, Outcome, gather_outcomes, remember
 from image_classification.config.schema import PlatformConfig, RunConfig
-from image_classification.core.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, ConfigError
+from image_classification.core.errors import (
+    EXIT_BUG,
+    EXIT_DONE,
+    EXIT_STOPPED,
+    ConfigError,
+    DeviceError,
+)
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _MONITOR_INTERVAL_S = 0.1
@@ -53,7 +60,7 @@ def launch(config: RunConfig, script: str, argv: Sequence[str]) -> int:
     """Run ``script argv`` once a device and wait; return the exit code of the whole.
 
     Raises:
-        ConfigError: see `nodes_from_environment`.
+        ConfigError: see `nodes_from_environment`. DeviceError: the other machines did not come.
     """
     _quieten()
     platform = config.platform
@@ -85,6 +92,13 @@ def launch(config: RunConfig, script: str, argv: Sequence[str]) -> int:
                 return _tell(outcomes[0])
             print(f"error: stopped by {signal.Signals(error.sigval).name}", file=sys.stderr)
             return EXIT_BUG
+        except (DistError, RendezvousError) as error:
+            reason = str(error).splitlines()[0]
+            raise DeviceError(
+                f"machine {node_rank} of {platform.num_nodes} could not meet the others at "
+                f"{endpoint} within {_RENDEZVOUS_TIMEOUT_S} s ({reason}); start launch.py on every "
+                "machine, and see that MASTER_ADDR is machine 0 and MASTER_PORT free and open"
+            ) from error
         spec.rdzv_handler.shutdown()
         if not result.is_failed():
             return EXIT_DONE

@@ -190,5 +190,11 @@ def rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
 
 
 def restart_count(environ: Mapping[str, str]) -> int:
-    """Return how often the elastic agent that started this process has restarted it."""
-    return int(environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """Return how often the elastic agent that started this process has restarted it.
+
+    Raises:
+        ConfigError: the variable it leaves is no number.
+    """
+    if "TORCHELASTIC_RESTART_COUNT" not in environ:
+        return 0
+    return _number(environ, "TORCHELASTIC_RESTART_COUNT", "torchrun")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from image_classification.cli import processes
 from image_classification.cli.processes import launch, nodes_from_environment
-from image_classification.core.errors import ConfigError
+from image_classification.core.errors import ConfigError, DeviceError
 
 # Rank 1 of the first start does what argv says. With "deaf" its peer hears no SIGTERM, like a rank
 # in the middle of a collective.
@@ -108,6 +110,17 @@ def test_what_would_end_the_same_way_is_not_tried_again(
     assert launch(two_ranks(small_config, max_restarts=2), script, argv) == code
     assert starts(tmp_path) == ["start-0-0", "start-0-1"]
     assert capfd.readouterr().err == f"{kind}: [rank 1] what went wrong\n"
+
+
+def test_a_machine_alone_is_one_line(script, small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_RENDEZVOUS_TIMEOUT_S", 1)
+    monkeypatch.setenv("NODE_RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        monkeypatch.setenv("MASTER_PORT", str(nobody.getsockname()[1]))
+        with pytest.raises(DeviceError, match="machine 1 of 2 could not meet the others"):
+            launch(small_config(platform__num_nodes=2, batch__global=16), script, [])
 
 
 def test_the_machines_are_told_apart_by_the_environment(small_config):
