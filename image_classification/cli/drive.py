@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
+import torch
+
+from image_classification.cli.again import (
+    Footing,
+    check_restarts,
+    find_footing,
+    made_by_us,
+    on_footing,
+)
+from image_classification.cli.ends import Outcome, end_with_launcher, leave_outcome
 from image_classification.cli.parse import Request
-from image_classification.cli.processes import Outcome, launch, leave_outcome
+from image_classification.cli.processes import launch
 from image_classification.cli.session import Session
 from image_classification.config.provenance import Override
 from image_classification.config.schema import RunConfig
@@ -26,11 +38,18 @@ from image_classification.data.demo import resolve_data_path
 from image_classification.data.formats import check_classes
 from image_classification.engine.build import build_run
 from image_classification.engine.stopping import StopRequest
-from image_classification.engine.workspace import held, prepare_workspace
+from image_classification.engine.workspace import held
 from image_classification.hardware.accelerator import Accelerator, get_accelerator, out_of_memory
 from image_classification.hardware.affinity import set_affinity
 from image_classification.hardware.agreement import AnyRank, broadcast_text
-from image_classification.hardware.world import detect_world, lost_peer, process_group
+from image_classification.hardware.world import (
+    JoinError,
+    agree_max,
+    detect_world,
+    lost_peer_message,
+    process_group,
+    restart_count,
+)
 
 
 def drive(request: Request, script: str, argv: Sequence[str]) -> int:
@@ -41,6 +60,7 @@ def drive(request: Request, script: str, argv: Sequence[str]) -> int:
     Raises:
         UserError: to be shown as one line.
     """
+    end_with_launcher()
     world = detect_world(os.environ)
     if world is None and "NODE_RANK" in os.environ:
         request = _on_several_nodes(request)
@@ -56,9 +76,14 @@ def drive(request: Request, script: str, argv: Sequence[str]) -> int:
         )
     else:
         config = request.resolve(available=available)
-    if world is None and config.world_size > 1:
+    if world is None and (config.world_size > 1 or config.run.max_restarts > 0):
         _check_before_launch(config, accelerator)
-        return launch(config.platform, script, argv)
+        return launch(config, script, argv)
+    if world is not None:
+        check_restarts(config, os.environ)
+    elif config.optim.gradient_compression != "none":
+        idle = "optim.gradient_compression has no effect: one process exchanges no gradients"
+        config = replace(config, warnings=(*config.warnings, idle))
     return _run_rank(config, world or WorldInfo(), accelerator, found)
 
 
@@ -93,17 +118,10 @@ def _run_rank(
                 raise _lighter(config) from error
             raise
     except UserError as error:
-        if leave_outcome(Outcome(world.rank, error.exit_code, error.message)):
+        retry = isinstance(error, JoinError)
+        if leave_outcome(Outcome(world.rank, error.exit_code, error.message, retry)):
             return error.exit_code
         raise
-    except RuntimeError as error:
-        if world.world_size == 1 or not lost_peer(error):
-            raise
-        # Another rank failed first; its own error is the one to show.
-        message = "lost contact with another rank; see its error"
-        if not leave_outcome(Outcome(world.rank, EXIT_BUG, message)):
-            print(f"error: [rank {world.rank}] {message}", file=sys.stderr)
-        return EXIT_BUG
 
 
 def _lighter(config: RunConfig) -> DeviceError:
@@ -131,14 +149,46 @@ def _run_in_world(
 ) -> int:
     set_affinity(config.platform.gpu_affinity, world.local_rank, world.local_world_size)
     device = accelerator.device(world.local_rank)
+    timeout_s = config.run.collective_timeout_s
+    backend = accelerator.process_group_backend
+    with process_group(world, backend, timeout_s, device):
+        try:
+            return _run_among_peers(config, world, accelerator, device, found)
+        except RuntimeError as error:
+            message = lost_peer_message(error, timeout_s)
+            if message is None:
+                raise
+            _leave_at_once(Outcome(world.rank, EXIT_BUG, message, retry=True))
+
+
+def _leave_at_once(outcome: Outcome) -> NoReturn:
+    """End without leaving the process group, which would wait for the rank that is lost."""
+    if not leave_outcome(outcome):
+        print(f"error: [rank {outcome.rank}] {outcome.message}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            # The reader may be gone as well.
+            with suppress(OSError):
+                stream.flush()
+    os._exit(outcome.code)
+
+
+def _run_among_peers(
+    config: RunConfig,
+    world: WorldInfo,
+    accelerator: Accelerator,
+    device: torch.device,
+    found: DevicesFound,
+) -> int:
+    # The agents of several machines count for themselves.
+    count = agree_max(restart_count(os.environ))
     with ExitStack() as stack:
-        stack.enter_context(process_group(world, accelerator.process_group_backend, device=device))
-        workspace = stack.enter_context(_shared_workspace(config, world))
-        config = replace(config, run=replace(config.run, workspace=str(workspace)))
-        any_rank = AnyRank()
-        stack.callback(any_rank.finish)
+        footing = stack.enter_context(_shared_footing(config, world, count))
+        config = on_footing(config, footing, count)
+        any_rank = stack.enter_context(AnyRank())
         stop = stack.enter_context(StopRequest(any_rank))
-        run = build_run(config, world, accelerator, device, workspace)
+        run = build_run(config, world, accelerator, device, Path(footing.workspace))
+        run.counted_from = footing.counted_from
         stack.callback(run.close)
         session = Session(run, found)
         stack.callback(session.close_sinks)
@@ -146,26 +196,25 @@ def _run_in_world(
 
 
 @contextmanager
-def _shared_workspace(config: RunConfig, world: WorldInfo) -> Iterator[Path]:
-    """Let rank 0 make and hold the folder; every rank gets its path, or its error."""
+def _shared_footing(config: RunConfig, world: WorldInfo, count: int) -> Iterator[Footing]:
+    """Let rank 0 make and hold the folder; every rank gets where to go on, or its error."""
     with ExitStack() as stack:
-        answer = ""
-        made: Path | None = None
+        answer: dict[str, Any] = {}
         if world.rank == 0:
             try:
-                given = config.run.workspace
-                existed = given is not None and os.path.lexists(given)
-                made = prepare_workspace(config)
+                new = made_by_us(config)
+                footing = find_footing(config, count)
+                made = Path(footing.workspace)
                 stack.enter_context(held(made))
-                if not existed:
+                if new:
                     stack.callback(_remove_if_unused, made)
-                answer = f"ok:{made}"
+                answer = {"footing": vars(footing)}
             except UserError as error:
-                answer = f"error:{error.message}"
-        kind, _, text = broadcast_text(answer).partition(":")
-        if kind == "error":
-            raise WorkspaceError(text)
-        yield Path(text)
+                answer = {"error": error.message}
+        answer = json.loads(broadcast_text(json.dumps(answer)))
+        if "error" in answer:
+            raise WorkspaceError(answer["error"])
+        yield Footing(**answer["footing"])
 
 
 def _remove_if_unused(path: Path) -> None:

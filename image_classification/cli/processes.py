@@ -2,61 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from torch.distributed import DistError
+from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from image_classification.config.schema import PlatformConfig
+from image_classification.cli.agent import Agent, explain_end
+from image_classification.cli.ends import OUTCOME_FOLDER, Outcome, gather_outcomes, remember
+from image_classification.config.schema import PlatformConfig, RunConfig
 from image_classification.core.errors import (
     EXIT_BUG,
-    EXIT_DIVERGED,
     EXIT_DONE,
     EXIT_STOPPED,
-    EXIT_USER,
     ConfigError,
+    DeviceError,
 )
 
-OUTCOME_FOLDER = "IMAGE_CLASSIFICATION_OUTCOMES"
-"""Environment variable: where each process started here leaves how it ended."""
-
-# Which end explains the whole run's: one rank's error makes the others fail in other ways.
-_SEVERITY = (EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED, EXIT_BUG, EXIT_DONE)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one process ended: exit code and, unless 0, the line to show. rank is global."""
-
-    rank: int
-    code: int
-    message: str
-
-
-def leave_outcome(outcome: Outcome, environ: Mapping[str, str] | None = None) -> bool:
-    """Leave ``outcome`` for the parent; False when no parent of ours is listening."""
-    folder = (os.environ if environ is None else environ).get(OUTCOME_FOLDER)
-    if folder is None:
-        return False
-    path = Path(folder) / f"rank-{outcome.rank}.json"
-    path.write_text(json.dumps(vars(outcome)))
-    return True
-
-
-def _gather(folder: Path) -> list[Outcome]:
-    found = [Outcome(**json.loads(p.read_text())) for p in folder.glob("rank-*.json")]
-    return sorted(found, key=lambda o: (_SEVERITY.index(o.code), o.rank))
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+_MONITOR_INTERVAL_S = 0.1
+_RENDEZVOUS_TIMEOUT_S = 900
 
 
 def nodes_from_environment(platform: PlatformConfig, environ: Mapping[str, str]) -> tuple[int, str]:
@@ -82,72 +56,97 @@ def nodes_from_environment(platform: PlatformConfig, environ: Mapping[str, str])
     return rank, f"{host}:{port}"
 
 
-def launch(platform: PlatformConfig, script: str, argv: Sequence[str]) -> int:
+def launch(config: RunConfig, script: str, argv: Sequence[str]) -> int:
     """Run ``script argv`` once a device and wait; return the exit code of the whole.
 
     Raises:
-        ConfigError: see `nodes_from_environment`.
+        ConfigError: see `nodes_from_environment`. DeviceError: the other machines did not come.
     """
     _quieten()
-    processes = platform.num_devices
+    platform = config.platform
     node_rank, endpoint = nodes_from_environment(platform, os.environ)
-    several = platform.num_nodes > 1
     with tempfile.TemporaryDirectory(prefix="image-classification-") as folder:
         os.environ[OUTCOME_FOLDER] = folder
+        remember("launcher", str(os.getpid()))
         # Unset, torchrun would give each process one thread.
         os.environ.setdefault(
-            "OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes))
+            "OMP_NUM_THREADS",
+            str(max(1, len(os.sched_getaffinity(0)) // platform.num_devices)),
         )
-        config = LaunchConfig(
-            min_nodes=platform.num_nodes,
-            max_nodes=platform.num_nodes,
-            nproc_per_node=processes,
-            run_id=os.environ.get(
-                "RUN_ID", "image-classification" if several else uuid.uuid4().hex
-            ),
-            rdzv_backend="static" if several else "c10d",
-            rdzv_endpoint=endpoint,
-            rdzv_configs={"rank": node_rank} if several else {},
-            max_restarts=0,
-            # Resolving this machine's own name can hang for minutes where there is no DNS.
-            local_addr=None if several else "127.0.0.1",
-            logs_specs=DefaultLogsSpecs(log_dir=None),
-            signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
+        # Python's tracker of shared memory cleans up after a killed rank, and need not say so.
+        quiet = [os.environ.get("PYTHONWARNINGS", ""), "ignore:resource_tracker:UserWarning"]
+        os.environ["PYTHONWARNINGS"] = ",".join(w for w in quiet if w)
+        spec = _spec(config, node_rank, endpoint, (script, *argv))
+        agent = Agent(
+            spec,
+            DefaultLogsSpecs(log_dir=None),
+            Path(folder),
+            stopped_limit_s=config.run.collective_timeout_s,
         )
         try:
-            elastic_launch(config, sys.executable)("-u", script, *argv)
-            return EXIT_DONE
-        except ChildFailedError as error:
-            return _explain(_gather(Path(folder)), error)
+            result = agent.run()
         except SignalException as error:
-            outcomes = [o for o in _gather(Path(folder)) if o.code != EXIT_BUG]
+            outcomes = [o for o in gather_outcomes(Path(folder)) if o.code != EXIT_BUG]
             if outcomes:
-                return _explain(outcomes, None)
+                return _tell(outcomes[0])
             print(f"error: stopped by {signal.Signals(error.sigval).name}", file=sys.stderr)
             return EXIT_BUG
+        except (DistError, RendezvousError) as error:
+            reason = str(error).splitlines()[0]
+            raise DeviceError(
+                f"machine {node_rank} of {platform.num_nodes} could not meet the others at "
+                f"{endpoint} within {_RENDEZVOUS_TIMEOUT_S} s ({reason}); start launch.py on every "
+                "machine, and see that MASTER_ADDR is machine 0 and MASTER_PORT free and open"
+            ) from error
+        spec.rdzv_handler.shutdown()
+        if not result.is_failed():
+            return EXIT_DONE
+        return _tell(explain_end(agent.ends, gather_outcomes(Path(folder))))
+
+
+def _spec(config: RunConfig, node_rank: int, endpoint: str, command: Sequence[str]) -> WorkerSpec:
+    platform = config.platform
+    several = platform.num_nodes > 1
+    # Resolving this machine's own name can hang for minutes where there is no DNS.
+    local_addr = None if several else "127.0.0.1"
+    host, _, port = endpoint.rpartition(":")
+    parameters = RendezvousParameters(
+        backend="static" if several else "c10d",
+        endpoint=endpoint,
+        run_id=os.environ.get("RUN_ID", "image-classification" if several else uuid.uuid4().hex),
+        min_nodes=platform.num_nodes,
+        max_nodes=platform.num_nodes,
+        local_addr=local_addr,
+        timeout=_RENDEZVOUS_TIMEOUT_S,
+        **({"rank": node_rank} if several else {}),
+    )
+    return WorkerSpec(
+        role="rank",
+        local_world_size=platform.num_devices,
+        entrypoint=sys.executable,
+        args=("-u", *command),
+        rdzv_handler=get_rendezvous_handler(parameters),
+        max_restarts=config.run.max_restarts,
+        monitor_interval=_MONITOR_INTERVAL_S,
+        master_addr=host if several else None,
+        master_port=int(port) if several else None,
+        local_addr=local_addr,
+    )
 
 
 def _quieten() -> None:
-    """Silence the agent's log of every child's end: ours is one line, printed by `_explain`."""
+    """Silence the agent's log of every child's end: ours is one line, printed by `_tell`."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             # Each has a level of its own, so the parent's would not do.
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _explain(outcomes: list[Outcome], error: ChildFailedError | None) -> int:
-    if outcomes and outcomes[0].code != EXIT_DONE:
-        worst = outcomes[0]
-        where = f"[rank {worst.rank}] " if worst.rank else ""
-        kind = "stopped: " if worst.code == EXIT_STOPPED else "error: "
-        print(f"{kind}{where}{worst.message}", file=sys.stderr)
-        return worst.code
-    assert error is not None
-    rank, failure = error.get_first_failure()
-    how = f"killed by signal {-failure.exitcode}" if failure.exitcode < 0 else "ended"
-    print(
-        f"error: the process of rank {rank} on {socket.gethostname()} was {how} (exit code "
-        f"{failure.exitcode}); start again with --resume auto to continue from its last checkpoint",
-        file=sys.stderr,
-    )
-    return EXIT_BUG
+def _tell(end: Outcome) -> int:
+    """Print the line of the end that explains the others; return its exit code."""
+    where = f"[rank {end.rank}] " if end.rank else ""
+    kind = "stopped: " if end.code == EXIT_STOPPED else "error: "
+    again = "; start again with --resume auto to continue from the last checkpoint"
+    print(f"{kind}{where}{end.message}{again if end.retry else ''}", file=sys.stderr)
+    return end.code

@@ -9,7 +9,7 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-from image_classification.cli.processes import Outcome, leave_outcome
+from image_classification.cli.ends import Outcome, leave_outcome, remember
 from image_classification.cli.terminal import LastingStdout
 from image_classification.config.serialise import to_dict, to_yaml
 from image_classification.core.errors import (
@@ -106,6 +106,8 @@ class Session:
     def _take(self, record: Record) -> None:
         if record.kind == "end":
             self.results = record.values["results"]
+        if record.kind == "start" and self.run.world.rank == 0 and "start_step" in record.values:
+            remember("start_step", str(record.values["start_step"]))
         if record.kind == "checkpoint":
             self.checkpoint = record.values.get("path", self.checkpoint)
         if self.run.world.rank != 0:

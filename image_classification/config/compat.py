@@ -221,6 +221,24 @@ OPTIONS: tuple[Option, ...] = (
         convert=_every,
     ),
     Option(
+        ("--max-restarts", "--max_restarts"),
+        "run.max_restarts",
+        "start all processes again, up to N times, after one has died",
+        "N",
+    ),
+    Option(
+        ("--collective-timeout-s",),
+        "run.collective_timeout_s",
+        "a process that does not answer the others for so long is lost",
+        "S",
+    ),
+    Option(
+        ("--gradient-compression",),
+        "optim.gradient_compression",
+        "exchange gradients as fp16 or bf16",
+        "NAME",
+    ),
+    Option(
         ("--stop-at-top1",),
         "run.stop_at_top1",
         "stop after the first validation whose top-1 reaches this many percent",

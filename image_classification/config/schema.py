@@ -185,6 +185,11 @@ class OptimConfig:
     )
     rmsprop_alpha: float = _key(0.9, doc="rmsprop smoothing", min=0.0, max=1.0)
     rmsprop_eps: float = _key(1e-3, doc="rmsprop epsilon", min=0.0)
+    gradient_compression: str = _key(
+        "none",
+        doc="number format in which processes exchange gradients; changes what is learnt",
+        choices=("none", "fp16", "bf16"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +337,19 @@ class RunControl:
     )
     inference_iterations: int = _key(100, doc="timed forward passes a batch size", min=1)
     benchmark_warmup_steps: int = _key(20, doc="steps before the measured window", min=0)
+    max_restarts: int = _key(
+        0,
+        doc="how often all processes are started again, from the newest checkpoint, after one "
+        "has died",
+        min=0,
+        max=1000,
+    )
+    collective_timeout_s: float = _key(
+        600.0,
+        doc="seconds after which a process that does not answer the others counts as lost",
+        min=1.0,
+        max=86_400.0,
+    )
     deterministic: bool = _key(
         False,
         doc="refuse kernels whose result varies from run to run (slower on a GPU; the CPU's "

@@ -16,6 +16,7 @@ from image_classification import models
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import WorldInfo
 from image_classification.data.backend import Loader, LoaderSpec, open_loader
+from image_classification.engine.parallel import data_parallel
 from image_classification.engine.state import Progress
 from image_classification.hardware.accelerator import Accelerator
 from image_classification.models.weights import load_weights
@@ -49,7 +50,10 @@ class Parts:
 
 @dataclass
 class Run:
-    """One run on one rank."""
+    """One run on one rank.
+
+    counted_from: the step ``run_epochs`` counts from; None: where this process begins.
+    """
 
     config: RunConfig
     world: WorldInfo
@@ -61,6 +65,7 @@ class Run:
     val_loader: Loader | None = None
     schedule: Schedule | None = None
     progress: Progress = field(default_factory=Progress)
+    counted_from: int | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -118,14 +123,7 @@ def build_parts(
     stepped: nn.Module = model
     ddp: DistributedDataParallel | None = None
     if world.world_size > 1:
-        stepped = ddp = DistributedDataParallel(
-            model,
-            device_ids=None if device.type == "cpu" else [device.index],
-            # Rank 0's BN statistics are broadcast before evaluation and saving instead of
-            # before every step; training-mode results do not depend on them.
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+        stepped = ddp = data_parallel(model, config, device)
     if config.model.compile:
         stepped = torch.compile(stepped)  # type: ignore[assignment]
     mixing = config.mixing

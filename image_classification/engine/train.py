@@ -115,7 +115,8 @@ def _train(run: Run, stop: StopRequest, saver: Saver) -> Iterator[Record]:
         elapsed_before_s=run.progress.elapsed_s,
         last_save=now,
     )
-    end = last_step(run, run.progress.step)
+    begun = run.progress.step if run.counted_from is None else run.counted_from
+    end = last_step(run, begun)
     yield _start_record(t, end, resumed_from)
     if run.train_loader.num_quarantined:
         left_out = f"{run.train_loader.num_quarantined} train images are left out"

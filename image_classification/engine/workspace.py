@@ -26,10 +26,11 @@ def default_workspace(names: RunNames, now: datetime | None = None) -> Path:
     return Path("runs") / "-".join([*(p for p in parts if p), at])
 
 
-def prepare_workspace(config: RunConfig) -> Path:
+def prepare_workspace(config: RunConfig, restarted: bool = False) -> Path:
     """Make the run's folder and see that it can be written and holds no other run.
 
-    Returns its path. With ``resume`` set, a folder that holds a run is the one to continue.
+    Returns its path. With ``resume`` set, a folder that holds a run is the one to continue, and
+    so it is when the processes of this run have been ``restarted``.
 
     Raises:
         WorkspaceError: unwritable, full, or taken by another run. ConfigError: ``resume`` is
@@ -45,7 +46,7 @@ def prepare_workspace(config: RunConfig) -> Path:
     with explained(path, "make the run's folder"):
         existed = path.exists()
         path.mkdir(parents=True, exist_ok=True)
-    continuing = config.run.resume is not None and config.run.mode == "convergence"
+    continuing = restarted or (config.run.resume is not None and config.run.mode == "convergence")
     with explained(path, "look into the run's folder"):
         taken = [m for m in _MARKS if (path / m).exists()]
     if taken and not continuing:

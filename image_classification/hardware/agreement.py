@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
 import torch
 import torch.distributed as dist
 
@@ -46,11 +48,25 @@ class AnyRank:
     """Asks at each call whether any rank said True, one call late, so that no step waits.
 
     The reduction of call n travels while the step of call n + 1 runs; every rank gets the same
-    answer at the same call. In a world of one the answer is immediate.
+    answer at the same call. In a world of one the answer is immediate. As a context manager it
+    waits for the last reduction at the end, unless an error is on its way: a rank that is lost
+    would never complete it.
     """
 
     def __init__(self) -> None:
         self._under_way: tuple[dist.Work, torch.Tensor] | None = None
+
+    def __enter__(self) -> AnyRank:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.finish()
 
     def __call__(self, mine: bool) -> bool:
         """Say ``mine`` and return whether any rank had said True by the call before."""

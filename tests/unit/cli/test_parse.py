@@ -97,8 +97,39 @@ def test_every_published_option_is_taken_and_resolves(option: str) -> None:
 
 
 def test_no_option_of_the_table_is_without_a_test() -> None:
-    own = {"--save-every", "--stop-at-top1", "--allow-changes"}  # tested in test_compat.py
+    tested_in_test_compat = {"--save-every", "--stop-at-top1", "--allow-changes"}
+    own = {*tested_in_test_compat, *RELIABILITY}
     assert {option.name for option in OPTIONS} - own <= set(PUBLISHED)
+
+
+RELIABILITY = {
+    "--max-restarts": ("3", "run.max_restarts", 3),
+    "--collective-timeout-s": ("90.5", "run.collective_timeout_s", 90.5),
+    "--gradient-compression": ("bf16", "optim.gradient_compression", "bf16"),
+}
+
+
+@pytest.mark.parametrize("option", RELIABILITY)
+def test_reliability_options_reach_their_keys(option: str) -> None:
+    text, key, value = RELIABILITY[option]
+    config = parse([*NAMES, option, text]).resolve()
+    section, field = key.split(".")
+    assert vars(vars(config)[section])[field] == value
+    assert config.provenance[key] == f"{option} on the command line"
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("--max-restarts", "-1", "run.max_restarts must be 0 or more"),
+        ("--collective-timeout-s", "0", "run.collective_timeout_s must be 1 or more"),
+        ("--collective-timeout-s", "1e9", "run.collective_timeout_s must be 86400 or less"),
+        ("--gradient-compression", "int8", "optim.gradient_compression cannot be 'int8'"),
+    ],
+)
+def test_reliability_options_are_bounded(option: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse([*NAMES, option, text])
 
 
 def test_a_published_command_line_runs_verbatim() -> None:

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Train on two machines that are not there: two network namespaces joined by a cable (a veth pair),
+# launch.py once in each. Needs root and iproute2; leaves nothing behind.
+#
+#   scripts/two_nodes_demo.sh [WORKSPACE] [any option of launch.py …]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [[ "$(id -u)" != 0 ]] || ! command -v ip >/dev/null; then
+  echo "error: network namespaces need root and iproute2's ip command" >&2
+  exit 2
+fi
+python="${PYTHON:-python3}"
+if [[ -z "${PYTHON:-}" && -x .venv/bin/python ]]; then python=.venv/bin/python; fi
+workspace="${1:-runs/two-nodes-$(date -u +%Y%m%dT%H%M%SZ)}"
+shift $(($# > 0 ? 1 : 0))
+if (($# == 0)); then
+  set -- --model resnet18 --precision FP32 --mode convergence --platform CPU demo --epochs 2
+fi
+
+first="ic-$$-0" second="ic-$$-1"
+address=10.213.47
+cleanup() {
+  kill "${there:-}" 2>/dev/null && wait "$there" 2>/dev/null || true
+  ip netns delete "$first" 2>/dev/null || true
+  ip netns delete "$second" 2>/dev/null || true
+}
+trap cleanup EXIT
+
+ip netns add "$first"
+ip netns add "$second"
+ip link add wire0 netns "$first" type veth peer name wire1 netns "$second"
+for node in 0 1; do
+  netns="ic-$$-$node"
+  ip -n "$netns" address add "$address.$((node + 1))/24" dev "wire$node"
+  ip -n "$netns" link set lo up
+  ip -n "$netns" link set "wire$node" up
+done
+
+launch() { # NODE OPTION…
+  local node="$1"
+  shift
+  exec ip netns exec "ic-$$-$node" env NNODES=2 NODE_RANK="$node" \
+    MASTER_ADDR="$address.1" MASTER_PORT=29500 TORCH_CPP_LOG_LEVEL=ERROR \
+    "$python" launch.py "$@" --set platform.num_devices=1 --workspace "$workspace"
+}
+
+(launch 1 "$@") &
+there=$!
+(launch 0 "$@")
+wait "$there"
+unset there

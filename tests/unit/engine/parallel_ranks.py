@@ -1,0 +1,70 @@
+"""Run by test_parallel.py, once a rank: short training curves in several settings."""
+
+import json
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+
+import image_classification.engine.parallel as parallel
+from image_classification import models
+from image_classification.config.resolve import resolve
+
+rank, world_size, port = map(int, sys.argv[1:])
+DEVICE = torch.device("cpu")
+# Few, as batch normalization over four images soon makes much of any difference.
+STEPS = 3 if world_size == 2 else 4
+CONFIG = resolve("resnet18", "FP32", "convergence", "CPU", data="synthetic")
+dist.init_process_group(
+    "gloo",
+    init_method=f"tcp://127.0.0.1:{port}",
+    rank=rank,
+    world_size=world_size,
+    timeout=timedelta(seconds=120),
+)
+
+
+def curve(
+    compression: str = "none", accumulation: int = 1, static: bool = True, anew_at: int = 0
+) -> dict[str, object]:
+    config = replace(
+        CONFIG,
+        optim=replace(CONFIG.optim, gradient_compression=compression),
+        batch=replace(CONFIG.batch, accumulation=accumulation),
+    )
+    torch.manual_seed(0)
+    model = models.build("resnet18", 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.002, momentum=0.9)
+    allowed = parallel.static_graph_allowed
+    losses = []
+    for step in range(STEPS):
+        if step in (0, anew_at):
+            parallel.static_graph_allowed = allowed if static else lambda _: False
+            ddp = parallel.data_parallel(model, config, DEVICE)
+            parallel.static_graph_allowed = allowed
+        random = torch.Generator().manual_seed(step * world_size + rank)
+        for micro in range(accumulation):
+            images = torch.randn(4, 3, 32, 32, generator=random)
+            labels = torch.randint(0, 3, (4,), generator=random)
+            with nullcontext() if micro == accumulation - 1 else ddp.no_sync():
+                loss = cross_entropy(ddp(images), labels)
+                (loss / accumulation).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    return {"losses": losses, "static_graph": ddp.static_graph}
+
+
+found = {"static": curve()}
+if world_size == 2:
+    found["dynamic"] = curve(static=False)
+    found["fp16"], found["bf16"] = curve("fp16"), curve("bf16")
+    found["accumulated"] = curve(accumulation=2)
+else:
+    found["begun anew"] = curve(anew_at=2)
+dist.destroy_process_group()
+print(json.dumps(found))
