@@ -184,6 +184,10 @@ class Broken:
         self._write(path, data)
 
 
+@pytest.mark.faults(
+    "A quota, an I/O error or a full disk stops the write of a checkpoint half way",
+    "refused: the system's reason at the next step, the checkpoint before kept whole",
+)
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -207,6 +211,10 @@ def test_an_error_mid_write_surfaces_at_a_step_boundary(
     checkpoint.verify(run.checkpoints / "step-0000000001")
 
 
+@pytest.mark.faults(
+    "I/O errors at two saves, with run.on_save_error=warn",
+    "survived: a warning each, saved at the next step, final weights bit for bit the same",
+)
 @pytest.mark.slow
 def test_with_warn_the_next_save_tries_again_and_the_result_is_the_same(
     small_config, open_run, monkeypatch
