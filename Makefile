@@ -10,7 +10,7 @@ help:
 	@echo "make test        the whole test suite"
 	@echo "make test-quick  without the tests that take more than a few seconds"
 	@echo "make test-faults the fault tests in full (about 15 minutes), into docs/reliability.md"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy and shellcheck"
 	@echo "make golden      rewrite the golden files (review the diff)"
 	@echo "make bench       speed measurements, into benchmarks/results/"
 	@echo "make setup       .venv with everything; the targets above call it"
@@ -29,11 +29,14 @@ setup: $(VENV)/.complete
 demo: setup
 	$(BIN)/python launch.py --model resnet50 --precision AMP --mode convergence --platform CPU
 
+# Two files of tests at a time: most tests wait for one process or another half of their time.
+PARALLEL := -n 2 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-quick: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 # The table is written from failures, too; they decide the exit code.
 test-faults: FAULTS ?= full
@@ -46,6 +49,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck scripts/*.sh scripts/slurm/*.sbatch .ci/run
 
 format: setup
 	$(BIN)/ruff check --fix .
