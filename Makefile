@@ -9,7 +9,7 @@ help:
 	@echo "make demo        train ResNet-50 on a small real data set on this CPU (about 4 minutes)"
 	@echo "make test        the whole test suite"
 	@echo "make test-quick  without the tests that take more than a few seconds"
-	@echo "make test-faults the fault tests in full (about 15 minutes), into docs/reliability.md"
+	@echo "make test-faults the fault tests in full (about 25 minutes), into docs/reliability.md"
 	@echo "make lint        ruff, mypy and shellcheck"
 	@echo "make golden      rewrite the golden files (review the diff)"
 	@echo "make bench       speed measurements, into benchmarks/results/"

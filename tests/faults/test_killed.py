@@ -14,7 +14,7 @@ from image_classification.engine import checkpoint
 KILLS = {1: (2, 80), 2: (1, 20)}
 """Short and full, by the number of ranks."""
 
-SAVING = ("--training-only", "--save-every=1 steps", "--resume=auto")
+SAVING = ("--training-only", "--save-every=1 steps", "--resume=auto", "--collective-timeout-s=20")
 
 
 @pytest.mark.timeout(1800)
