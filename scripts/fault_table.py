@@ -114,28 +114,32 @@ def _first_line(node: ast.Module | ast.FunctionDef) -> str:
 
 
 def read_results(paths: Sequence[Path]) -> dict[str, Result]:
-    """Return the results by test key; of several runs of a test the last one counts."""
+    """Return the results by test key; where several files hold a case, the last one counts."""
+    cases = {
+        (case.get("classname", ""), case.get("name", "")): case
+        for path in paths
+        for case in ElementTree.parse(path).iter("testcase")
+    }
     results: dict[str, Result] = {}
-    for path in paths:
-        here: dict[str, Result] = {}
-        for case in ElementTree.parse(path).iter("testcase"):
-            module = case.get("classname", "").replace(".", "/")
-            name = case.get("name", "").partition("[")[0]
-            result = here.setdefault(f"{module}.py::{name}", Result())
-            properties = {p.get("name"): p.get("value", "") for p in case.iter("property")}
-            skipped = case.find("skipped")
-            if skipped is not None:
-                result.skipped.append(skipped.get("message", "skipped"))
-            elif case.find("failure") is not None or case.find("error") is not None:
-                result.failed += 1
-            else:
-                result.times += int(properties.get("times", "1"))
-                result.forms.add(properties.get("form", ""))
-                seen = properties.get("seen", "")
-                if seen and seen not in result.seen:
-                    result.seen.append(seen)
-        results |= here
+    for (classname, name), case in cases.items():
+        key = f"{classname.replace('.', '/')}.py::{name.partition('[')[0]}"
+        _add(results.setdefault(key, Result()), case)
     return results
+
+
+def _add(result: Result, case: ElementTree.Element) -> None:
+    properties = {p.get("name"): p.get("value", "") for p in case.iter("property")}
+    skipped = case.find("skipped")
+    if skipped is not None:
+        result.skipped.append(skipped.get("message", "skipped"))
+    elif case.find("failure") is not None or case.find("error") is not None:
+        result.failed += 1
+    else:
+        result.times += int(properties.get("times", "1"))
+        result.forms.add(properties.get("form", ""))
+        seen = properties.get("seen", "")
+        if seen and seen not in result.seen:
+            result.seen.append(seen)
 
 
 def outcome(result: Result, promise: str) -> str:

@@ -87,3 +87,18 @@ def test_rows_from_results(table, tmp_path: Path) -> None:
     assert "\nLatest run: 2026-01-02, Python " in page
     # Rendered again without new results nothing changes.
     assert table.render(tests, {}, page, datetime.now(timezone.utc)) == page
+
+
+def test_a_case_tried_again_replaces_only_itself(table, tmp_path: Path) -> None:
+    def case(name: str, times: int, outcome: str = "") -> str:
+        properties = f'<property name="times" value="{times}"/>'
+        return (
+            f'<testcase classname="tests.faults.test_a" name="{name}">'
+            f"<properties>{properties}</properties>{outcome}</testcase>"
+        )
+
+    first, second = tmp_path / "1.xml", tmp_path / "2.xml"
+    first.write_text(f"<t>{case('test_k[1]', 80)}{case('test_k[2]', 1, '<failure/>')}</t>")
+    second.write_text(f"<t>{case('test_k[2]', 20)}</t>")
+    result = table.read_results([first, second])["tests/faults/test_a.py::test_k"]
+    assert (result.times, result.failed) == (100, 0)
