@@ -137,8 +137,9 @@ def _compare_row(
         verdict, why = "not-comparable", "; ".join(obstacles)
     else:
         verdict, why = _judge(row, measured)
-        if row.figure not in ACCURACY and software and row.run.source.version:
-            why += f"; published with {row.run.source.version}, here torch {software}"
+        version = row.run.source.speed_version
+        if row.figure not in ACCURACY and software and version:
+            why += f"; published with {version}, here torch {software}"
     note = row.note or (row.run.note if row.elsewhere is None else None)
     return {
         "id": row.id,

@@ -44,14 +44,14 @@ def rows_for(config: RunConfig) -> list[PublishedRow]:
 
 
 def other_rows_for(config: RunConfig) -> list[PublishedRow]:
-    """Return what other publications say of the same figures, in the file's order.
+    """Return what other publications say of the same figures, those with known settings first.
 
     A value that two documents print alike is taken once.
     """
     chosen = {with_batch(row.figure, row.batch): row for row in rows_for(config)}
     taken = {_printed(row) for row in chosen.values()}
     others = []
-    for rank, row in _ranked(config):
+    for rank, row in sorted(_ranked(config), key=lambda ranked: ranked[0]):
         best = chosen.get(with_batch(row.figure, row.batch))
         if best is None or row.num_devices != best.num_devices:
             continue
@@ -85,7 +85,7 @@ def _ranked(config: RunConfig) -> Iterator[tuple[int, PublishedRow]]:
     ]
     for run in (*sourced, *named):
         for row in rows_of(run):
-            if row.figure not in figures or row.requests is not None:
+            if row.figure not in figures or row.requests is not None or row.same_as is not None:
                 continue
             if inference and row.batch not in config.run.inference_batches:
                 continue

@@ -155,7 +155,8 @@ def _rows(
             yield PublishedRow(run, figure, value, devices, **own)
     for batch_or_requests, values in _table(entry.get("inference", "")):
         for figure, value in values.items():
-            yield PublishedRow(run, figure, value, num_devices, **batch_or_requests, **common)
+            own = dict(common) | ({"note": notes[figure]} if figure in notes else {})
+            yield PublishedRow(run, figure, value, num_devices, **batch_or_requests, **own)
 
 
 def _by_devices(given: Any, num_devices: int | None) -> dict[int | None, Any]:

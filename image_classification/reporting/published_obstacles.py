@@ -31,9 +31,9 @@ def accuracy_obstacles(
     images = validation.get("images")
     if images is not None and images != IMAGENET_VAL_IMAGES and not obstacles:
         obstacles.append(f"validated on {images:,} images, not ImageNet's {IMAGENET_VAL_IMAGES:,}")
-    if row.epochs is None:
+    if row.epochs is None and row.elsewhere is None:
         obstacles.append("the source does not say how many epochs")
-    elif config.schedule.epochs != row.epochs:
+    elif row.epochs not in (None, config.schedule.epochs):
         obstacles.append(f"schedule of {config.schedule.epochs} epochs, published {row.epochs}")
     epochs = train.get("epochs")
     if epochs is None or epochs < config.schedule.epochs:

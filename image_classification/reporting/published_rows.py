@@ -48,6 +48,11 @@ class Source:
     version: str | None = None
     date: str | None = None
 
+    @property
+    def speed_version(self) -> str | None:
+        """The version behind speeds, where accuracy was measured with another."""
+        return self.version and self.version.rpartition("throughput ")[2]
+
     def __str__(self) -> str:
         detail = ", ".join(part for part in (self.version, self.date) if part)
         text = f"{self.name}, {self.path}" if self.path else self.name

@@ -13,7 +13,11 @@ from rich.text import Text
 from image_classification.core.types import RunReport
 from image_classification.reporting.plain import duration, number, percent, rate
 from image_classification.reporting.published import newest
-from image_classification.reporting.published_figures import figure_name, figure_text
+from image_classification.reporting.published_figures import (
+    figure_name,
+    figure_text,
+    split_batch,
+)
 
 VERDICT_STYLES = {
     "reproduced": "bold green",
@@ -45,9 +49,8 @@ def print_results(
     if report.published:
         first = newest(report.published)
         console.print(_published_table(first))
-        for entry in first:
-            label = f"{entry['id']}, {figure_name(entry['figure'])}: "
-            console.print(Text.assemble((label, "dim"), entry["why"]))
+        for about, why in _reasons(first).items():
+            console.print(Text.assemble((f"{about}: ", "dim"), why))
         rest = len(report.published) - len(first)
         if rest:
             figures = "figure" if rest == 1 else "figures"
@@ -137,6 +140,18 @@ def device_text(report: RunReport) -> str:
 
 def _device_name(device: Any) -> str:
     return str(device["name"] if isinstance(device, dict) else device)
+
+
+def _reasons(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Say what stands behind each verdict; of a table of batch sizes only what bars comparing."""
+    reasons = {}
+    for entry in entries:
+        _, batch = split_batch(entry["figure"])
+        if batch is None:
+            reasons[f"{entry['id']}, {figure_name(entry['figure'])}"] = entry["why"]
+        elif not entry["comparable"]:
+            reasons.setdefault(entry["id"], entry["why"])
+    return reasons
 
 
 def _published_table(published: Sequence[Mapping[str, Any]]) -> Table:
