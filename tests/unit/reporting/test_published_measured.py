@@ -14,6 +14,7 @@ from image_classification.reporting.published_figures import (
     split_batch,
     with_batch,
 )
+from image_classification.reporting.render import write_page
 from image_classification.reporting.results_table import print_results
 from image_classification.reporting.summary import build_report
 
@@ -188,7 +189,7 @@ def test_names_and_texts_of_figures():
     assert with_batch("latency_ms_p95", 64) == "latency_ms_p95_batch_64"
     assert split_batch("latency_ms_p95_batch_64") == ("latency_ms_p95", 64)
     assert split_batch("top1") == ("top1", None)
-    assert figure_name("latency_ms_p95_batch_64") == "latency, p95, batch 64"
+    assert figure_name("latency_ms_p95_batch_64") == "latency p95 at 64"
     assert figure_text("latency_ms_p95_batch_64", 39.361) == "39.36 ms"
     assert figure_text("train_speedup", 2.91) == "2.91"
     assert figure_text("power_w_per_device", None) == "-"
@@ -208,6 +209,28 @@ def test_the_console_shows_the_newest_and_counts_the_rest(make_config, results, 
     assert "nvidia-pyt1910" not in text
 
 
+def test_the_inference_verdicts_fit_eighty_columns(tmp_path):
+    measured = {"inference": [passes(128, 1234.5, 2517.67, 2725.39)]}
+    config = inference_config(**{"run.inference_batches": (128,)})
+    report = build_report(config, devices=V100, environment={}, results=measured)
+    console = Console(record=True, width=80, file=(tmp_path / "out").open("w"))
+    print_results(console, report, folder=tmp_path)
+    text = console.export_text()
+    console.file.close()
+    table = text[text.index("Against the published figures") :]
+    assert "…" not in table
+    assert "latency mean at 128" in table
+
+
+def test_the_page_folds_other_publications_away(make_config, results, dgx1, tmp_path):
+    report = build_report(make_config(), devices=dgx1, environment={}, results=results)
+    text = write_page(report, tmp_path).read_text(encoding="utf-8")
+    before, _, folded = text.partition("<details><summary>Other publications")
+    assert "nvidia-resnet50-dgx1v-amp-90e" in before
+    assert "nvidia-pyt1910-resnet50-dgx1v-amp-90e" not in before
+    assert "nvidia-pyt1910-resnet50-dgx1v-amp-90e" in folded
+
+
 def test_the_console_says_once_what_bars_a_whole_table(tmp_path):
     measured = {"inference": [passes(64, 2990.0, 23.0, 21.0), passes(128, 3000.0, 50.0, 41.0)]}
     config = inference_config(**{"platform.num_devices": 8, "run.inference_batches": (64, 128)})
@@ -217,4 +240,4 @@ def test_the_console_says_once_what_bars_a_whole_table(tmp_path):
     text = console.export_text()
     console.file.close()
     assert text.count("8 devices, published with 1") == 1
-    assert "latency, p99, batch 128" in text
+    assert "latency p99 at 128" in text
