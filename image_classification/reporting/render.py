@@ -15,7 +15,9 @@ from image_classification.core.errors import WorkspaceError
 from image_classification.core.types import RunReport
 from image_classification.reporting.files import write_atomically
 from image_classification.reporting.plain import number, rate
-from image_classification.reporting.results_table import figure_name, figure_text, result_rows
+from image_classification.reporting.published import newest
+from image_classification.reporting.published_figures import figure_name, figure_text
+from image_classification.reporting.results_table import result_rows
 
 PAGE_NAME = "report.html"
 _SHOWN_FIRST = ("loss", "accuracy", "learning_rate", "throughput")
@@ -91,6 +93,16 @@ def _ending(report: RunReport) -> str:
 def _published(published: Sequence[Mapping[str, Any]]) -> str:
     if not published:
         return '<p class="none">No published figure belongs to this configuration.</p>'
+    first = newest(published)
+    rest = [entry for entry in published if entry not in first]
+    text = "<h2>Against the published figures</h2>" + _verdicts(first)
+    if rest:
+        summary = f"Other publications of the same figures ({len(rest)})"
+        text += f"<details><summary>{summary}</summary>{_verdicts(rest)}</details>"
+    return text
+
+
+def _verdicts(entries: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             f'{escape(figure_name(entry["figure"]))}<br><span class="id">{escape(entry["id"])}'
@@ -101,11 +113,10 @@ def _published(published: Sequence[Mapping[str, Any]]) -> str:
             f'<span class="verdict {escape(entry["verdict"])}">{escape(entry["verdict"])}</span>',
             escape(entry["why"]),
         ]
-        for entry in published
+        for entry in entries
     ]
     heads = ("figure", "published", "measured", "ratio", "verdict", "why")
-    classes = ("figure", "num", "num", "num", "", "why")
-    return "<h2>Against the published figures</h2>" + _table(heads, rows, classes)
+    return _table(heads, rows, ("figure", "num", "num", "num", "", "why"))
 
 
 def _inference(rows: Sequence[Mapping[str, Any]] | None) -> str:
