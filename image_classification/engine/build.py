@@ -18,6 +18,7 @@ from image_classification.core.types import WorldInfo
 from image_classification.data.backend import Loader, LoaderSpec, open_loader
 from image_classification.engine.state import Progress
 from image_classification.hardware.accelerator import Accelerator
+from image_classification.hardware.worklog import WorkLog
 from image_classification.models.weights import load_weights
 from image_classification.optim.ema import Ema
 from image_classification.optim.losses import build_loss
@@ -61,6 +62,7 @@ class Run:
     val_loader: Loader | None = None
     schedule: Schedule | None = None
     progress: Progress = field(default_factory=Progress)
+    work: WorkLog = field(default_factory=WorkLog)
 
     @property
     def checkpoints(self) -> Path:
