@@ -20,9 +20,7 @@ class CpuSensor:
 
     expected = False
 
-    def __init__(
-        self, name: str, tree: ProcessTree, cores: float, powercap: Path = POWERCAP
-    ) -> None:
+    def __init__(self, name: str, tree: ProcessTree, cores: float, powercap: Path) -> None:
         self.name = name
         self.missing = dict.fromkeys(_NO_SENSOR, "not read on a CPU")
         self._tree = tree
@@ -81,4 +79,4 @@ def open_sensors(places: Sequence[Place]) -> list[CpuSensor]:
     if quota is not None:
         cores = min(cores, quota)
     tree = ProcessTree(place.pid for place in places)
-    return [CpuSensor(places[0].device_name, tree, cores)]
+    return [CpuSensor(places[0].device_name, tree, cores, POWERCAP)]

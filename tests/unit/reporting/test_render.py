@@ -138,4 +138,4 @@ def test_a_run_without_published_figures_or_plots(make_config, dgx1, tmp_path):
     assert "Curves" not in text
     assert "diverged" in text and "loss is not finite at step 7" in text
     assert "800.0" in text
-    assert "power w mean" in text
+    assert "mean power" in text and "250.0 W" in text and "not measured" in text
