@@ -145,9 +145,10 @@ def test_a_missed_sample_loses_no_energy():
     work.begin(measured=True)
     for _ in range(3):
         sampler.sample()
+        time.sleep(0.05)
     work.end()
     (device,) = sampler.figures()["devices"]
-    assert device["energy_j"] == pytest.approx(90.0, rel=0.2) and device["samples"] == 2
+    assert device["energy_j"] == pytest.approx(90.0, rel=0.05) and device["samples"] == 2
     assert sampler.trouble() is None
 
 
@@ -199,7 +200,7 @@ def test_the_thread_samples_and_ends():
     assert records and sampler.take_records() == []
     assert records[0]["power_w"] == pytest.approx(50.0)
     assert records[0]["images_per_s"] > 0 and records[0]["temperature_c"] is None
-    assert sum(r["span_s"] for r in records) == pytest.approx(device["window_s"], rel=0.3)
+    assert sum(r["span_s"] for r in records) > 0.5 * device["window_s"]
 
 
 def test_an_error_nobody_thought_of_does_not_leave_the_thread():

@@ -78,7 +78,7 @@ def refused(monkeypatch):
 
 def test_no_permission_is_said_with_the_file(powercap, refused):
     refused()
-    with pytest.raises(RaplError, match="no permission to read .*energy_uj"):
+    with pytest.raises(RaplError, match=r"no permission to read .*energy_uj"):
         Rapl(powercap)
 
 
