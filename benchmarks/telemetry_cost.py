@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
-"""Processor time that sampling takes from a run: of one core, at a sample a second.
+"""Processor time that sampling takes from a run, as a share of one core.
 
 With 1, 8 and 16 GPUs the driver is made up: pynvml and all of this package's work are real, the
-driver's own time is not in it. A sample's true cost on a GPU is limited by the sampler itself, which
-samples less often rather than take more than 0.4 % of a core. On a CPU /proc is this machine's,
-with a tree of as many processes as loaders have.
+driver's own time is not in it. On a CPU, /proc is this machine's.
 """
 
 from __future__ import annotations
@@ -20,11 +18,11 @@ from record import RESULTS, ROOT, write_record
 
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "hardware"))
 
-from fake_driver import FakeDevice, FakeDriver, loaded  # noqa: E402
+from fake_driver import FakeDevice, FakeDriver, loaded
 
-from image_classification.hardware.places import Place, own_place  # noqa: E402
-from image_classification.hardware.telemetry import Sampler, open_sensors  # noqa: E402
-from image_classification.hardware.worklog import WorkLog  # noqa: E402
+from image_classification.hardware.places import Place, own_place
+from image_classification.hardware.telemetry import Sampler, open_sensors
+from image_classification.hardware.worklog import WorkLog
 
 SECONDS = 15.0
 STEPS = 20_000

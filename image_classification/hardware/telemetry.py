@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from image_classification.core.registry import Registry
@@ -29,6 +30,8 @@ _SHORTEST_S = 0.1
 # Records cover a hundredth of the time so far: a long run has some thousands of them.
 _RECORD_SHARE = 0.01
 _LONGEST_RECORD_S = 60.0
+# Only rank 0 takes them; the other nodes' are not asked for.
+_RECORDS_KEPT = 10_000
 _MISSES_IN_A_ROW = 10
 _ENDING_S = 5.0
 
@@ -97,7 +100,8 @@ class _Span:
 class Sampler:
     """Samples in a thread of its own from `start` to `stop`; never raises into the run.
 
-    A device that does not answer is left out from then on, with the reason in its figures.
+    A device that does not answer is left out from then on, with the reason in its figures. cost_s:
+    processor time of ``samples`` samples.
     """
 
     def __init__(
@@ -108,11 +112,12 @@ class Sampler:
         self._work = work
         self._period_s = period_s
         self._stopping = threading.Event()
-        self._records: deque[dict[str, Any]] = deque()
+        self._records: deque[dict[str, Any]] = deque(maxlen=_RECORDS_KEPT)
         self._thread: threading.Thread | None = None
         self._span: _Span | None = None
         self._begun_s = time.perf_counter()
         self._last_s = self._begun_s
+        self._recent_costs_s: deque[float] = deque(maxlen=5)
         self.cost_s = 0.0
         self.samples = 0
 
@@ -171,7 +176,8 @@ class Sampler:
             # Signals are the main thread's, which may be asleep in a call they should interrupt.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._stopping.is_set():
-            shortest_s = max(_SHORTEST_S, self._mean_cost_s() / _COST_SHARE)
+            cost_s = median(self._recent_costs_s) if self._recent_costs_s else 0.0
+            shortest_s = max(_SHORTEST_S, cost_s / _COST_SHARE)
             self._stopping.wait(max(0.0, self._last_s + shortest_s - time.perf_counter()))
             due_s = self._last_s + max(self._period_s, shortest_s)
             # Where work begins or ends, a sample tells the two sides apart.
@@ -183,16 +189,16 @@ class Sampler:
         for tally in self._tallies:
             tally.sensor.close()
 
-    def _mean_cost_s(self) -> float:
-        return self.cost_s / self.samples if self.samples else 0.0
-
     def sample(self) -> None:
         """Read every device once (the thread's work, and the benchmark's)."""
         begun_s = time.thread_time()
         self._last_s = time.perf_counter()
         stretches = [self._read(number) for number in range(len(self._tallies))]
         self._add(stretches)
-        self.cost_s += time.thread_time() - begun_s
+        cost_s = time.thread_time() - begun_s
+        if self.samples > 0:  # the first pays for what is loaded on first use
+            self._recent_costs_s.append(cost_s)
+        self.cost_s += cost_s
         self.samples += 1
 
     def _read(self, number: int) -> Stretch | None:
