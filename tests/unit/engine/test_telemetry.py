@@ -80,8 +80,8 @@ def test_the_window_is_that_of_the_speed(drive, ten_watts):
     _, report, _ = drive("benchmark_training_short", run__max_steps=12)
     told, train = report["telemetry"], report["results"]["train"]
     (device,) = told["devices"]
-    assert device["power_w_mean"] == pytest.approx(10.0)
-    assert told["energy_j"] == pytest.approx(10.0 * device["window_s"])
+    assert device["power_w_mean"] == pytest.approx(10.0, rel=0.05)
+    assert told["energy_j"] == pytest.approx(10.0 * device["window_s"], rel=0.05)
     # One warm-up step of 12: the window has the images of the other 11, and their time.
     assert told["images_per_joule"] * told["energy_j"] == pytest.approx(11 * 8)
     assert 11 * 8 / device["window_s"] == pytest.approx(train["images_per_s"], rel=0.3)
