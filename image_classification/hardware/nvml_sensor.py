@@ -114,7 +114,8 @@ class NvmlSensor:
 
 def open_sensors(places: Sequence[Place]) -> list[Sensor]:
     """Return one sensor a GPU of the node, in the order of its ranks; one rank more adds none."""
-    devices = {(place.uuids, place.bus_id): place for place in places}
+    # Without an id, each rank counts as a device of its own.
+    devices = {place.uuids or place.pid: place for place in places}
     return [_open(place) for place in devices.values()]
 
 
@@ -127,7 +128,8 @@ def _open(place: Place) -> Sensor:
         handle, is_slice = _find(lib, place)
     except lib.NVMLError as error:
         lib.nvmlShutdown()
-        why = f"NVML does not know {place.uuids[-1]} at {place.bus_id}: {error}"
+        known_by = f"{place.uuids[-1]} at {place.bus_id}" if place.uuids else "a GPU without an id"
+        why = f"NVML does not know {known_by}: {error}"
         return NoSensor(place.device_name, why, expected=True)
     return NvmlSensor(lib, handle, place.device_name, is_slice)
 

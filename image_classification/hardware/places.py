@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Place:
-    """One rank's place. device ids in the order they are tried; empty for a CPU.
+    """One rank's place. device ids in the order they are tried; empty for a CPU, or unknown.
 
     node: equal for ranks that see one another's processes. uuids: NVML's writing (``GPU-…``,
     ``MIG-…``). bus_id: ``00000000:3B:00.0``.
@@ -45,7 +45,10 @@ def own_place(device: torch.device, name: str) -> Place:
     if device.type != "cuda":
         return Place(node, pid, cpus, name)
     properties: Any = torch.cuda.get_device_properties(device)
-    uuids, bus_id = cuda_ids(properties, os.environ)
+    try:
+        uuids, bus_id = cuda_ids(properties, os.environ)
+    except AttributeError:  # a vendor's own build of torch
+        uuids, bus_id = (), ""
     return Place(node, pid, cpus, str(properties.name), uuids, bus_id)
 
 

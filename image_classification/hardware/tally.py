@@ -54,9 +54,8 @@ class _Sums:
 
 @dataclass(frozen=True)
 class Stretch:
-    """What happened between two readings of a device; power_w is the mean."""
+    """What happened between two readings of a device: its mean power, and the later reading."""
 
-    time_s: float
     power_w: float | None
     reading: Reading
 
@@ -94,7 +93,7 @@ class DeviceTally:
         ):
             if share_s > 0:
                 sums.add(share_s, power_w, peak_w, now)
-        return Stretch(time_s, power_w, now)
+        return Stretch(power_w, now)
 
     def _mean_power_w(self, last: Reading, now: Reading, time_s: float) -> float | None:
         if last.energy_j is not None and now.energy_j is not None:

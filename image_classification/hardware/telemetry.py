@@ -41,7 +41,12 @@ def open_sensors(kind: str, places: Sequence[Place]) -> Sequence[Sensor]:
     if kind not in SENSORS:
         why = f"no sensors for {kind} devices in this release"
         return [NoSensor(place.device_name, why) for place in places]
-    return SENSORS.get(kind)(places)
+    try:
+        return SENSORS.get(kind)(places)
+    except Exception as error:
+        # As in `Sampler._read`: what cannot be measured is no reason not to train.
+        why = f"{type(error).__name__}: {error}"
+        return [NoSensor(place.device_name, why, expected=True) for place in places]
 
 
 @dataclass
@@ -57,22 +62,21 @@ class _Span:
     memory_bytes: int | None = None
     temperature_c: float | None = None
 
-    def add(self, stretches: Sequence[Stretch | None]) -> None:
-        known = [s for s in stretches if s is not None]
-        if not known:
-            return
-        self.time_s += max(s.time_s for s in known)
+    def add(self, stretches: Sequence[Stretch | None], time_s: float) -> None:
+        self.time_s += time_s
         for s in stretches:
             if s is None or s.power_w is None:
                 self.energy_j = None
             elif self.energy_j is not None:
-                self.energy_j += s.power_w * s.time_s
-        for s in known:
+                self.energy_j += s.power_w * time_s
+        for s in stretches:
+            if s is None:
+                continue
             for name in ("utilization", "clock_mhz"):
                 value = vars(s.reading)[name]
                 if value is not None:
-                    self.sums[name] = self.sums.get(name, 0.0) + value * s.time_s
-                    self.counts[name] = self.counts.get(name, 0.0) + s.time_s
+                    self.sums[name] = self.sums.get(name, 0.0) + value * time_s
+                    self.counts[name] = self.counts.get(name, 0.0) + time_s
             if s.reading.memory_bytes is not None:
                 self.memory_bytes = max(s.reading.memory_bytes, self.memory_bytes or 0)
             if s.reading.temperature_c is not None:
@@ -192,9 +196,9 @@ class Sampler:
     def sample(self) -> None:
         """Read every device once (the thread's work, and the benchmark's)."""
         begun_s = time.thread_time()
-        self._last_s = time.perf_counter()
+        before_s, self._last_s = self._last_s, time.perf_counter()
         stretches = [self._read(number) for number in range(len(self._tallies))]
-        self._add(stretches)
+        self._add(stretches, self._last_s - before_s)
         cost_s = time.thread_time() - begun_s
         if self.samples > 0:  # the first pays for what is loaded on first use
             self._recent_costs_s.append(cost_s)
@@ -223,12 +227,12 @@ class Sampler:
         self._misses[number] = 0
         return stretch
 
-    def _add(self, stretches: Sequence[Stretch | None]) -> None:
+    def _add(self, stretches: Sequence[Stretch | None], time_s: float) -> None:
         totals, now_s = self._work.totals(), self._last_s
         if self._span is None:
             self._span = _Span(now_s, totals)
             return
-        self._span.add(stretches)
+        self._span.add(stretches, time_s)
         age_s = now_s - self._span.begun_s
         share_s = _RECORD_SHARE * (now_s - self._begun_s)
         wanted_s = min(max(self._period_s, share_s), _LONGEST_RECORD_S)

@@ -264,6 +264,28 @@ def test_where_nothing_can_be_read_it_says_so():
     assert sampler.trouble() is None
 
 
+def test_sensors_that_cannot_be_opened_end_no_run(monkeypatch):
+    def fail(places):
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "from a driver")
+
+    monkeypatch.setitem(telemetry.SENSORS._entries, "cuda", fail)
+    sampler = Sampler(open_sensors("cuda", [Place("node", 1, (0,), "V100")]), WorkLog())
+    assert "UnicodeDecodeError" in (sampler.trouble() or "")
+
+
+def test_power_over_time_is_the_sum_of_the_devices():
+    sensors = [Scripted(Reading(power_w=w, temperature_c=w)) for w in (40.0, 60.0)]
+    sampler = Sampler(sensors, WorkLog(), period_s=0.1)
+    sampler.start()
+    time.sleep(0.3)
+    sampler.stop()
+    records = sampler.take_records()
+    assert records
+    for record in records:
+        assert record["power_w"] == pytest.approx(100.0)
+        assert record["temperature_c"] == 60.0 and record["utilization"] is None
+
+
 def test_losing_every_device_is_told_once_in_one_line():
     sampler = Sampler([Scripted(LostError("NVML: GPU is lost")) for _ in range(8)], WorkLog())
     sampler.sample()

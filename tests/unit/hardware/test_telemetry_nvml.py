@@ -115,6 +115,14 @@ def test_two_ranks_on_one_gpu_are_one_device(driver):
     sensors[0].close()
 
 
+def test_gpus_without_an_id_are_not_confused_with_one_another(driver):
+    driver(FakeDevice())
+    sensors = open_sensors([Place("n", pid, (0,), "BI-V100") for pid in (7, 8)])
+    assert [sensor.missing["power_w"] for sensor in sensors] == [
+        "NVML does not know a GPU without an id: Not Found"
+    ] * 2
+
+
 def test_ids_come_from_torch_and_a_slice_from_the_environment():
     properties = SimpleNamespace(uuid=ONE, pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
     uuids, bus_id = cuda_ids(properties, {"CUDA_VISIBLE_DEVICES": "3,1"})
