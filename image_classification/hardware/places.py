@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,8 +69,11 @@ def cuda_ids(properties: Any, environ: Mapping[str, str]) -> tuple[tuple[str, ..
 
 def _node() -> str:
     # Containers on one machine have process numbers of their own.
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {os.readlink(namespace) if namespace.is_symlink() else ''}"
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}"
 
 
 def _cpus() -> tuple[int, ...]:
