@@ -22,10 +22,11 @@ from image_classification.core.errors import (
 from image_classification.core.types import DevicesFound, Record
 from image_classification.engine import checkpoint
 from image_classification.engine.build import Run
-from image_classification.engine.environment import device_telemetry, torch_environment
+from image_classification.engine.environment import torch_environment
 from image_classification.engine.files import explained, replace_file
 from image_classification.engine.modes import DRIVERS
 from image_classification.engine.stopping import Stopped, StopRequest
+from image_classification.engine.telemetry import RunTelemetry
 from image_classification.reporting.console import open_console_sink
 from image_classification.reporting.dllogger import DLLoggerSink
 from image_classification.reporting.plots import draw
@@ -51,6 +52,7 @@ class Session:
     sink: Sink | None = None
     results: dict[str, Any] | None = None
     checkpoint: str | None = None
+    epoch: int = 0
 
     def open_sinks(self) -> None:
         """Open every sink of rank 0 and write ``config.yml``."""
@@ -83,31 +85,41 @@ class Session:
 
     def drive(self, stop: StopRequest) -> int:
         """Run the mode to its end and report; return the exit code."""
+        telemetry = RunTelemetry(self.run)
+        try:
+            return self._drive(stop, telemetry)
+        finally:
+            telemetry.stop()
+
+    def _drive(self, stop: StopRequest, telemetry: RunTelemetry) -> int:
         code, message = EXIT_DONE, ""
         driver = DRIVERS.get(self.run.config.run.mode)
         try:
             for record in driver(self.run, stop):
-                self._take(record)
+                self._take(record, telemetry)
         except Stopped as stopped:
             code = EXIT_STOPPED
             message = f"{stopped} came; {_how_to_go_on(self.run)}"
         except DivergedError as error:
             code, message = EXIT_DIVERGED, f"{error}; {_what_is_kept(self.run)}"
         except UserError as error:
-            self._report(error.exit_code, error.message)
+            # It may be this rank's alone, so the others are not waited for.
+            self._report(error.exit_code, error.message, telemetry, telemetry.report(alone=True))
             raise
-        self._report(code, message)
+        self._report(code, message, telemetry, telemetry.report())
         told = code == EXIT_DONE or leave_outcome(Outcome(self.run.world.rank, code, message))
         if not told and self.run.world.rank == 0:
             kind = "stopped: " if code == EXIT_STOPPED else "error: "
             print(f"{kind}{message}", file=sys.stderr)
         return code
 
-    def _take(self, record: Record) -> None:
+    def _take(self, record: Record, telemetry: RunTelemetry) -> None:
         if record.kind == "end":
             self.results = record.values["results"]
+            telemetry.stop()
         if record.kind == "start" and self.run.world.rank == 0 and "start_step" in record.values:
             remember("start_step", str(record.values["start_step"]))
+        self.epoch = record.epoch
         if record.kind == "checkpoint":
             self.checkpoint = record.values.get("path", self.checkpoint)
         if self.run.world.rank != 0:
@@ -116,11 +128,21 @@ class Session:
             # Not before: a run that cannot begin leaves nothing behind.
             self.open_sinks()
         assert self.sink is not None
+        if record.kind != "start":
+            self._write_telemetry(telemetry, record.epoch)
         self.sink.write(record)
 
-    def _report(self, code: int, message: str) -> None:
+    def _write_telemetry(self, telemetry: RunTelemetry, epoch: int) -> None:
+        assert self.sink is not None
+        for record in telemetry.records(epoch):
+            self.sink.write(record)
+
+    def _report(
+        self, code: int, message: str, telemetry: RunTelemetry, figures: dict[str, Any]
+    ) -> None:
         if self.sink is None:
             return
+        self._write_telemetry(telemetry, self.epoch)
         self.sink.close()
         run = self.run
         report = build_report(
@@ -128,7 +150,7 @@ class Session:
             devices=self.found,
             environment=torch_environment(run.accelerator),
             results=self.results,
-            telemetry=device_telemetry(run),
+            telemetry=figures,
             exit_code=code,
             exit_message=message,
         )

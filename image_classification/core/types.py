@@ -70,8 +70,8 @@ class Record:
     """One line for the sinks.
 
     kind is one of ``start``, ``step``, ``epoch``, ``validation``, ``validation_ema``,
-    ``checkpoint``, ``inference``, ``data``, ``warning``, ``end``; ``epoch`` counts from 0.
-    ``values`` holds plain numbers and strings whose units are in their names.
+    ``checkpoint``, ``inference``, ``data``, ``telemetry``, ``warning``, ``end``; ``epoch`` counts
+    from 0. ``values`` holds plain numbers and strings whose units are in their names.
     """
 
     kind: str

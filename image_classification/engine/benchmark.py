@@ -43,9 +43,12 @@ def evaluate_run(run: Run, stop: StopRequest) -> Iterator[Record]:
         yield _record(run, "warning", message=message)
     yield _start(run)
     results: dict[str, Any] = {}
+    run.work.begin(measured=True)
     found = {"validation": evaluate(run, parts.model, stop=stop)}
     if parts.ema is not None and restored.path is not None:
         found["validation_ema"] = evaluate(run, parts.ema.module, stop=stop)
+    run.work.note(sum(result.images for result in found.values()))
+    run.work.end()
     for kind, result in found.items():
         results[kind] = figures(result)
         yield validation_record(run, kind, 0, result, is_best=False)
@@ -94,12 +97,16 @@ def benchmark_inference(run: Run, stop: StopRequest) -> Iterator[Record]:
             if stop.agreed():
                 raise Stopped(stop.signal_name or "another rank's signal")
             run.accelerator.synchronize()
+            if i == _WARMUP_PASSES:
+                run.work.begin(measured=True)
             begun = time.perf_counter()
             with run.accelerator.autocast(config.precision.dtype):
                 logits = model(batch)
             logits.float().cpu()
             if i >= _WARMUP_PASSES:
                 latencies_s.append(time.perf_counter() - begun)
+                run.work.note(batch_size * run.world.world_size)
+        run.work.end()
         measured.append(_inference_result(run, batch_size, latencies_s))
         flat = {f"latency_ms_{k}": v for k, v in measured[-1]["latency_ms"].items()}
         yield _record(
@@ -167,21 +174,25 @@ def benchmark_data(run: Run, stop: StopRequest) -> Iterator[Record]:
     begun = time.perf_counter()
     measured = 0
     batches = loader.epoch(0)
+    run.work.begin(measured=warmup == 0)
     for step in range(wanted):
         for _ in range(config.batch.accumulation):
             next(batches)
             micro_batches += 1
         if stop.agreed():
             raise Stopped(stop.signal_name or "another rank's signal")
+        run.work.note(config.batch.global_batch)
         if step + 1 == warmup:
             run.accelerator.synchronize()
             barrier()
+            run.work.measure()
             begun = time.perf_counter()
         elif step + 1 > warmup:
             measured += config.batch.global_batch
     run.accelerator.synchronize()
     barrier()
     time_s = time.perf_counter() - begun
+    run.work.end()
     rate = measured / time_s if measured else None
     yield _record(run, "data", images_per_s=rate, images=measured, time_s=time_s)
     results = {

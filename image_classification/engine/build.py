@@ -19,6 +19,7 @@ from image_classification.data.backend import Loader, LoaderSpec, open_loader
 from image_classification.engine.parallel import data_parallel
 from image_classification.engine.state import Progress
 from image_classification.hardware.accelerator import Accelerator
+from image_classification.hardware.worklog import WorkLog
 from image_classification.models.weights import load_weights
 from image_classification.optim.ema import Ema
 from image_classification.optim.losses import build_loss
@@ -66,6 +67,7 @@ class Run:
     schedule: Schedule | None = None
     progress: Progress = field(default_factory=Progress)
     counted_from: int | None = None
+    work: WorkLog = field(default_factory=WorkLog)
 
     @property
     def checkpoints(self) -> Path:

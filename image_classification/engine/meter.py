@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from image_classification.hardware.worklog import WorkLog
+
 
 class Clock(Protocol):
     """The two timing calls of an accelerator (see `hardware.accelerator.Accelerator`)."""
@@ -53,6 +55,7 @@ class TrainMeter:
 
     clock: Clock
     warmup_steps: int
+    work: WorkLog = field(default_factory=WorkLog)
     measured: Window = field(default_factory=Window)
     epoch: Window = field(default_factory=Window)
     step_time_s: list[float] = field(default_factory=list)
@@ -67,11 +70,20 @@ class TrainMeter:
         """Start a segment: the time since the last step is not a step's."""
         self.flush()
         self._marks = [self.clock.mark()]
+        self.work.begin(measured=self.total_steps >= self.warmup_steps)
+
+    def pause(self) -> None:
+        """End a segment: what comes before the next `begin` is not training."""
+        self.flush()
+        self.work.end()
 
     def step(self, images: int, data_wait_s: float) -> None:
         """Note the end of an optimizer step over ``images`` images of all ranks."""
         self._marks.append(self.clock.mark())
         self._pending.append((images, data_wait_s))
+        self.work.note(images)
+        if self.total_steps + len(self._pending) == self.warmup_steps:
+            self.work.measure()
 
     def flush(self) -> Window:
         """Wait for the marked work and return the sums since the last flush."""
@@ -100,7 +112,7 @@ class TrainMeter:
 
     def end_epoch(self) -> Window:
         """Close the epoch's window and return it."""
-        self.flush()
+        self.pause()
         window, self.epoch = self.epoch, Window()
         return window
 

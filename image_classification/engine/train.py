@@ -107,7 +107,7 @@ def _train(run: Run, stop: StopRequest, saver: Saver) -> Iterator[Record]:
         run=run,
         stop=stop,
         saver=saver,
-        meter=TrainMeter(run.accelerator, config.run.benchmark_warmup_steps),
+        meter=TrainMeter(run.accelerator, config.run.benchmark_warmup_steps, run.work),
         watch=Watch(run.device, config.run.max_skipped_steps_in_a_row, run.progress.skipped),
         loss_sum=zero.clone(),
         epoch_loss_sum=zero.clone(),
@@ -143,6 +143,7 @@ def _train(run: Run, stop: StopRequest, saver: Saver) -> Iterator[Record]:
         except Stopped:
             yield _end_record(t)
             raise
+    t.meter.pause()
     if config.run.save_checkpoints:
         try:
             yield from saver.finish()
@@ -180,6 +181,7 @@ def _part_of_epoch(
         yield from t.saver.poll()
         if t.stop.agreed():
             _check_health(t)
+            t.meter.pause()
             if save:
                 yield from t.saver.finish()
             raise Stopped(t.stop.signal_name or "another rank's signal")
@@ -189,6 +191,7 @@ def _part_of_epoch(
             due = bool(agree_max(int(due and run.world.rank == 0)))
         if save and due and not closing:
             _check_health(t)
+            t.meter.pause()
             yield from t.saver.begin()
             t.last_save = time.perf_counter()
             t.meter.begin()

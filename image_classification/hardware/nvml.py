@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import cast
 
 
 @contextmanager
 def nvml() -> Iterator[ModuleType | None]:
     """Yield ``pynvml``, initialised; None where the package or the driver's library is absent."""
-    lib = _initialised()
+    lib, _ = open_nvml()
     try:
         yield lib
     finally:
@@ -19,16 +18,20 @@ def nvml() -> Iterator[ModuleType | None]:
             lib.nvmlShutdown()
 
 
-def _initialised() -> ModuleType | None:
+def open_nvml() -> tuple[ModuleType | None, str]:
+    """Return ``pynvml``, initialised, and ``""``; or None and why there is none.
+
+    Who gets the library calls its ``nvmlShutdown``.
+    """
     try:
         import pynvml
     except ImportError:
-        return None
+        return None, "the package nvidia-ml-py is not installed"
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    return cast(ModuleType, pynvml)
+    except pynvml.NVMLError as error:
+        return None, f"NVML: {error}"
+    return pynvml, ""
 
 
 def driver_version() -> str | None:

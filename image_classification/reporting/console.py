@@ -105,6 +105,7 @@ class LiveView:
         self._total_steps = 0
         self._epochs = 0
         self._values: dict[str, Any] = {}
+        self._telemetry: dict[str, Any] = {}
         self._top1: float | None = None
         self._best: tuple[float, int] | None = None
 
@@ -121,6 +122,8 @@ class LiveView:
         elif record.kind == "step":
             self._step, self._epoch, self._values = record.step, record.epoch, dict(values)
             self._step_at_s = self._monotonic_s()
+        elif record.kind == "telemetry":
+            self._telemetry = dict(values)
         elif record.kind == "validation" and values.get("top1") is not None:
             self._top1 = values["top1"]
             if self._best is None or values["top1"] > self._best[0]:
@@ -147,6 +150,7 @@ class LiveView:
         )
         figures = [f"step {self._step:,}/{self._total_steps:,}"]
         figures += _step_figures(self._values) if self._values else ["waiting for the first steps"]
+        figures += _telemetry_figures(self._telemetry)
         if self._top1 is not None and self._best is not None:
             best, at = self._best
             figures.append(f"top-1 {number(self._top1)} % (best {number(best)} %, epoch {at + 1})")
@@ -212,6 +216,20 @@ def _step_figures(values: Mapping[str, Any]) -> list[str]:
         figures.append(f"loss scale {values['loss_scale']:g}")
     if values.get("skipped_steps"):
         figures.append(f"skipped {values['skipped_steps']:,}")
+    return figures
+
+
+def _telemetry_figures(values: Mapping[str, Any]) -> list[str]:
+    """What the node's devices do at present, as far as it is measured."""
+    figures = []
+    if values.get("power_w") is not None:
+        figures.append(f"power {number(values['power_w'], 0)} W")
+    if values.get("utilization") is not None:
+        figures.append(f"busy {percent(values['utilization'], 0)}")
+    if values.get("memory_bytes") is not None:
+        figures.append(f"in use {size(values['memory_bytes'])}")
+    if values.get("temperature_c") is not None:
+        figures.append(f"{number(values['temperature_c'], 0)} °C")
     return figures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from image_classification.core.errors import WorkspaceError
 from image_classification.core.types import RunReport
 from image_classification.reporting.files import write_atomically
-from image_classification.reporting.plain import number, rate
+from image_classification.reporting.plain import number, percent, rate, size
 from image_classification.reporting.published import newest
 from image_classification.reporting.published_figures import figure_name, figure_text
 from image_classification.reporting.results_table import result_rows
@@ -139,14 +139,46 @@ def _telemetry(telemetry: Mapping[str, Any]) -> str:
     devices = telemetry["devices"]
     if not devices:
         return ""
-    heads = tuple(devices[0])
-    cells = [[escape(_plain(device[head])) for head in heads] for device in devices]
-    shown = tuple(head.replace("_", " ") for head in heads)
-    totals = [
-        (key.replace("_", " "), _plain(telemetry[key]))
-        for key in ("energy_j", "images_per_joule", "source")
+    heads = ("device", *(head for head, _, _ in _TELEMETRY_COLUMNS))
+    cells = [
+        [
+            escape(str(device["name"])),
+            *(escape(_measured(device.get(key), show)) for _, key, show in _TELEMETRY_COLUMNS),
+        ]
+        for device in devices
     ]
-    return "<h2>Telemetry</h2>" + _table(shown, cells) + _pairs(totals)
+    totals = [
+        ("energy", _measured(telemetry["energy_j"], _kilojoules)),
+        ("images per joule", _measured(telemetry["images_per_joule"], lambda v: number(v, 3))),
+        ("source", _plain(telemetry["source"])),
+    ]
+    classes = ("", *("num",) * len(_TELEMETRY_COLUMNS))
+    return "<h2>Telemetry</h2>" + _table(heads, cells, classes) + _pairs(totals)
+
+
+def _measured(value: Any, show: Callable[[Any], str]) -> str:
+    return "not measured" if value is None else show(value)
+
+
+def _kilojoules(joules: float) -> str:
+    return f"{number(joules / 1000, 2)} kJ"
+
+
+def _reasons(shares: Mapping[str, float]) -> str:
+    held = (f"{name.replace('_', ' ')} {percent(share, 0)}" for name, share in shares.items())
+    return ", ".join(held) or "no"
+
+
+_TELEMETRY_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("mean power", "power_w_mean", lambda value: f"{number(value, 1)} W"),
+    ("highest power", "power_w_max", lambda value: f"{number(value, 1)} W"),
+    ("energy", "energy_j", _kilojoules),
+    ("peak memory", "memory_peak_bytes", size),
+    ("mean utilisation", "utilization_mean", percent),
+    ("highest temperature", "temperature_c_max", lambda value: f"{number(value, 0)} °C"),
+    ("mean clock", "clock_mhz_mean", lambda value: f"{number(value, 0)} MHz"),
+    ("clock held back, share of time", "throttle_reasons", _reasons),
+)
 
 
 def _plots(svgs: Sequence[str]) -> str:

@@ -99,6 +99,8 @@ def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:
         yield "processes", " -> ".join(f"{size}" for size in worlds)
     if results["data"]["images_per_s"] is not None:
         yield "loading", f"{rate(results['data']['images_per_s'])} images/s"
+    if report.telemetry["energy_j"] is not None:
+        yield "power", _power_text(report.telemetry)
     times = [
         f"{name} {duration(results['time_s'][key])}"
         for key, name in (
@@ -113,6 +115,17 @@ def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:
         yield "time", ", ".join(times)
     if report.exit["code"] != 0:
         yield "ended", f"{report.exit['status']}: {report.exit['message']}"
+
+
+def _power_text(telemetry: dict[str, Any]) -> str:
+    devices = telemetry["devices"]
+    power_w = sum(device["power_w_mean"] for device in devices)
+    parts = [f"mean {number(power_w, 1)} W", f"{number(telemetry['energy_j'] / 1000)} kJ"]
+    if len(devices) > 1:
+        parts[0] += f" of {len(devices)} devices"
+    if telemetry["images_per_joule"] is not None:
+        parts.append(f"{number(telemetry['images_per_joule'], 3)} images per joule")
+    return ", ".join(parts)
 
 
 def _target_text(target: dict[str, Any]) -> str:

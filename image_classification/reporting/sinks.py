@@ -16,6 +16,9 @@ What a record's ``values`` may hold, all optional, units in the names:
   after records of later steps
 - inference: batch, images_per_s, latency_ms_mean, latency_ms_p50, _p90, _p95, _p99
 - data: images_per_s, images, time_s
+- telemetry: unix_time_s (end of the span), span_s, power_w (sum of the devices of rank 0's node),
+  utilization (a fraction) and clock_mhz (means of them), memory_bytes and temperature_c (of the
+  highest), images_per_s (of the steps that ended in the span; null where none did)
 - warning: message
 - end: results (the ``results`` of report.json)
 """

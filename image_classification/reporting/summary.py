@@ -70,6 +70,11 @@ _TELEMETRY_DEVICE = {
     "utilization_mean": None,
     "temperature_c_max": None,
     "throttled": None,
+    "throttle_reasons": None,
+    "clock_mhz_mean": None,
+    "window_s": None,
+    "samples": None,
+    "source": None,
 }
 _ENVIRONMENT = {
     "python": None,

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "image_classification"
 NAME = PACKAGE.name
 
-PARTS = {"models", "data", "optim", "hardware"}
+PARTS = ("models", "data", "optim", "hardware")
 ALLOWED = {
     "core": set(),
     "config": {"core"},

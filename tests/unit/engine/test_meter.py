@@ -90,3 +90,22 @@ def test_windows_between_flushes_and_epochs():
 def test_percentiles_interpolate():
     assert percentiles([1.0, 2.0, 3.0], (50, 100)) == {"p50": 2.0, "p100": 3.0}
     assert percentiles([], (50,)) == {"p50": None}
+
+
+def test_the_work_log_follows_segments_and_the_warm_up():
+    clock = FakeClock()
+    meter = TrainMeter(clock, warmup_steps=2)
+    assert meter.work.is_idle
+    meter.begin()
+    run_steps(meter, clock, [1.0])
+    assert meter.work.totals().measured_s == 0.0
+    run_steps(meter, clock, [1.0, 1.0])
+    meter.end_epoch()
+    assert meter.work.is_idle
+    meter.begin()
+    run_steps(meter, clock, [1.0])
+    meter.pause()
+    assert meter.work.is_idle
+    totals = meter.work.totals()
+    assert (totals.images, totals.measured_images) == (40, meter.measured.images) == (40, 20)
+    assert 0 < totals.measured_s < totals.training_s

@@ -126,6 +126,18 @@ def test_the_live_view_shows_progress_figures_and_time_left(records):
     assert "top-1 30.00 % (best 30.00 %, epoch 1)" in " ".join([second, *rest])
 
 
+def test_the_live_view_shows_what_the_devices_do(records):
+    view = LiveView(lambda: 5.0)
+    for record in records[:2]:
+        view.update(record)
+    measured = {"power_w": 2105.4, "utilization": 0.974, "memory_bytes": 9 * 2**30}
+    console = plain_console(200)
+    view.update(Record("telemetry", 1, 0, {**measured, "temperature_c": None}))
+    console.print(view.render())
+    assert "power 2,105 W  busy 97 %  in use 9.0 GiB" in text_of(console)
+    assert "°C" not in text_of(console)
+
+
 def test_the_live_view_before_the_first_step_and_after_a_resume(records):
     view = LiveView(lambda: 5.0)
     view.update(Record("start", 6, 1, {**records[0].values, "start_step": 6}))

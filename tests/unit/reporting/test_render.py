@@ -7,6 +7,7 @@ import pytest
 from image_classification.reporting.plots import draw
 from image_classification.reporting.published import bands
 from image_classification.reporting.render import render, write_page
+from image_classification.reporting.results_table import result_rows
 from image_classification.reporting.summary import build_report
 
 VOID = {"meta", "br", "link", "img"}
@@ -121,6 +122,25 @@ def test_everything_from_outside_is_escaped(make_config, dgx1, results):
     assert "$title" in page
 
 
+def test_power_is_in_the_results_once_every_device_has_it(make_config, dgx1):
+    devices = [{"name": "V100", "power_w_mean": 250.0, "energy_j": 5000.0}] * 8
+    telemetry = {"devices": devices, "energy_j": 40_000.0, "images_per_joule": 0.512}
+
+    def rows(**changes):
+        report = build_report(
+            make_config(),
+            devices=dgx1,
+            environment={},
+            results={},
+            telemetry={**telemetry, **changes},
+        )
+        return dict(result_rows(report))
+
+    power = rows()["power"]
+    assert power == "mean 2,000.0 W of 8 devices, 40.00 kJ, 0.512 images per joule"
+    assert "power" not in rows(energy_j=None)
+
+
 def test_a_run_without_published_figures_or_plots(make_config, dgx1, tmp_path):
     config = replace(make_config(names={"platform": "CPU"}), sources=())
     report = build_report(
@@ -138,4 +158,4 @@ def test_a_run_without_published_figures_or_plots(make_config, dgx1, tmp_path):
     assert "Curves" not in text
     assert "diverged" in text and "loss is not finite at step 7" in text
     assert "800.0" in text
-    assert "power w mean" in text
+    assert "mean power" in text and "250.0 W" in text and "not measured" in text

@@ -105,7 +105,8 @@ def test_telemetry_of_a_device_has_every_key(make_config, dgx1, results):
     (device,) = report.telemetry["devices"]
     assert device["power_w_mean"] == 250.0
     assert device["throttled"] is None
-    assert len(device) == 8
+    assert device["source"] is None
+    assert len(device) == 13
 
 
 def test_a_run_that_ended_before_it_measured(make_config, dgx1):

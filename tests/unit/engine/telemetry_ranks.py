@@ -1,0 +1,34 @@
+"""Run by test_telemetry.py, once a rank: samples and reports over a process group."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from image_classification.core.types import WorldInfo
+from image_classification.engine.build import Run
+from image_classification.engine.telemetry import RunTelemetry
+from image_classification.hardware import places
+from image_classification.hardware.cpu import CpuAccelerator
+from image_classification.hardware.world import process_group
+
+rank, nodes, port = (int(text) for text in sys.argv[1:])
+if nodes == 2:
+    places._node = lambda: f"node {rank}"
+
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+world = WorldInfo(rank, rank if nodes == 1 else 0, 2, 2 // nodes, nodes)
+held = bytearray(200 * 2**20)
+config: Any = None
+run = Run(config, world, CpuAccelerator(), torch.device("cpu"), Path())
+with process_group(world, "gloo", timeout_s=60.0):
+    telemetry = RunTelemetry(run)
+    run.work.begin(measured=True)
+    time.sleep(0.5)
+    run.work.note(8)
+    report = telemetry.report()
+print(json.dumps({"report": report, "samples": telemetry._sampler is not None}))
