@@ -15,13 +15,16 @@ from image_classification.reporting.measured import (
     FIGURES,
     figure_of,
     label_of,
+    plain_spread,
+    plain_value,
     split_batch,
-    spread_text,
+    unit_text,
     value_text,
 )
 from image_classification.reporting.named_run import device_names
 from image_classification.reporting.plain import number, percent
 from image_classification.reporting.scaling import Ratio, scalings, speedups
+from image_classification.reporting.titled import print_titled
 from image_classification.reporting.vendor_table import vendor_row
 
 SCHEMA_VERSION = 1
@@ -86,26 +89,29 @@ def _group_json(group: Group, ratios: Sequence[Ratio]) -> dict[str, Any]:
 def print_combined(console: Console, combined: Combined, *, vendor: bool) -> None:
     """Print every group's figures and verdicts, then the ratios. vendor: its table as well."""
     for group in combined.groups:
-        console.print(_group_table(group))
+        note = f"{device_names(group.first)}; {seeds_text(group)}"
+        print_titled(console, title_of(group), _group_table(group), note)
         if group.published:
-            console.print(_published_table(group.newest_published))
+            table = _published_table(group.newest_published)
+            print_titled(console, "\nAgainst the published figures", table)
             for entry in group.newest_published:
                 label = f"{entry.id}, {published_label(entry.figure)}: "
                 console.print(Text.assemble((label, "dim"), entry.why))
         for warning in group.warnings:
             console.print(Text.assemble(("warning: ", "bold yellow"), warning))
         if vendor:
-            console.print(_vendor_table(group, combined.scalings))
+            print_titled(console, "\nVendor table", _vendor_table(group, combined.scalings))
         console.print()
     for title, ratios in (
         ("Speed-up", combined.speedups),
         ("Weak scaling", combined.scalings),
     ):
         if ratios:
-            console.print(_ratio_table(title, ratios))
+            print_titled(console, title, _ratio_table(ratios))
             for ratio in ratios:
                 label = f"{ratio_label(ratio)}: "
                 console.print(Text.assemble((label, "dim"), ratio.why))
+            console.print()
 
 
 def title_of(group: Group) -> str:
@@ -120,22 +126,31 @@ def seeds_text(group: Group) -> str:
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
 
 
-def _group_table(group: Group) -> Table:
-    table = Table(title=title_of(group), title_justify="left", title_style="bold")
-    table.caption = f"{device_names(group.first)}; {seeds_text(group)}"
-    table.caption_justify = "left"
-    table.add_column("figure")
-    for head in ("mean", "± std", "least", "most", "n"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for key, spread in group.figures.items():
-        table.add_row(
+FIGURE_HEADS = ("figure", "unit", "mean", "± std", "least", "most", "n")
+
+
+def figure_rows(group: Group) -> list[tuple[str, ...]]:
+    """Return the cells of every figure, under `FIGURE_HEADS`."""
+    return [
+        (
             label_of(key),
-            value_text(key, spread.mean),
-            spread_text(key, spread.std),
-            value_text(key, spread.least) if spread.n > 1 else "-",
-            value_text(key, spread.most) if spread.n > 1 else "-",
+            unit_text(key),
+            plain_value(key, spread.mean),
+            plain_spread(key, spread.std),
+            plain_value(key, spread.least if spread.n > 1 else None),
+            plain_value(key, spread.most if spread.n > 1 else None),
             str(spread.n),
         )
+        for key, spread in group.figures.items()
+    ]
+
+
+def _group_table(group: Group) -> Table:
+    table = Table()
+    for at, head in enumerate(FIGURE_HEADS):
+        table.add_column(head, justify="right" if at > 1 else "left", no_wrap=at > 1)
+    for row in figure_rows(group):
+        table.add_row(*row)
     return table
 
 
@@ -158,11 +173,9 @@ def published_with_spread(entry: Judged) -> str:
 
 
 def _published_table(entries: Sequence[Judged]) -> Table:
-    table = Table(
-        title="The mean against the published figures", title_justify="left", title_style="bold"
-    )
+    table = Table()
     table.add_column("figure")
-    for head in ("published", "mean", "ratio"):
+    for head in ("published", "measured", "ratio"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for entry in entries:
@@ -177,7 +190,7 @@ def _published_table(entries: Sequence[Judged]) -> Table:
 
 
 def _vendor_table(group: Group, ratios: Sequence[Ratio]) -> Table:
-    table = Table(title="Vendor table", title_justify="left", title_style="bold", show_header=False)
+    table = Table(show_header=False)
     table.add_column("what", style="bold", no_wrap=True)
     table.add_column("value", overflow="fold")
     for name, text in vendor_row(group, ratios).items():
@@ -199,8 +212,8 @@ def ratio_text(ratio: Ratio, value: float | None) -> str:
     return percent(value) if ratio.kind == "scaling" else number(value)
 
 
-def _ratio_table(title: str, ratios: Sequence[Ratio]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+def _ratio_table(ratios: Sequence[Ratio]) -> Table:
+    table = Table()
     table.add_column("of")
     for head in ("measured", "published"):
         table.add_column(head, justify="right", no_wrap=True)

@@ -9,7 +9,9 @@ from string import Template
 
 from image_classification.reporting.combine import Group
 from image_classification.reporting.combined import (
+    FIGURE_HEADS,
     Combined,
+    figure_rows,
     published_label,
     published_text,
     published_with_spread,
@@ -18,7 +20,6 @@ from image_classification.reporting.combined import (
     seeds_text,
     title_of,
 )
-from image_classification.reporting.measured import label_of, spread_text, value_text
 from image_classification.reporting.named_run import device_names
 from image_classification.reporting.plain import number
 from image_classification.reporting.regression import environment_of
@@ -55,7 +56,7 @@ def _group(group: Group) -> Iterator[str]:
         yield f'<p class="warning">{escape(warning)}</p>'
     if group.published:
         yield _table(
-            ("figure", "published", "mean", "ratio", "verdict", "why"),
+            ("figure", "published", "measured", "ratio", "verdict", "why"),
             (
                 (
                     f"{published_label(entry.figure)} ({entry.id})",
@@ -71,21 +72,7 @@ def _group(group: Group) -> Iterator[str]:
         )
     else:
         yield "<p>No published figure belongs to these runs.</p>"
-    yield _table(
-        ("figure", "mean", "standard deviation", "least", "most", "n"),
-        (
-            (
-                label_of(key),
-                value_text(key, spread.mean),
-                spread_text(key, spread.std),
-                value_text(key, spread.least),
-                value_text(key, spread.most),
-                str(spread.n),
-            )
-            for key, spread in group.figures.items()
-        ),
-        numbers=(1, 2, 3, 4, 5),
-    )
+    yield _table(FIGURE_HEADS, figure_rows(group), numbers=(2, 3, 4, 5, 6))
     environments = [environment_of(run) for run in group.runs]
     kinds = ("container", "driver", "cuda", "torch", "dali", "git_commit")
     yield _table(

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from image_classification.reporting.history import Entry, Flag, History, Line
-from image_classification.reporting.measured import label_of, value_text
-from image_classification.reporting.plain import number, rate
-from image_classification.reporting.regression import environment_of
+from image_classification.reporting.measured import label_of, plain_value, split_batch, value_text
+from image_classification.reporting.regression import environment_of, short_commit
 from image_classification.reporting.regression_text import reason, run_json
+from image_classification.reporting.titled import print_titled
 
 SCHEMA_VERSION = 1
 
 _HEADLINES = ("top1", "train_images_per_s", "data_images_per_s")
-_SHOWN_VERSIONS = ("container", "driver", "cuda", "torch", "dali", "git_commit")
-_COMMIT_DIGITS = 8
+_SHOWN = ("device", "container", "driver", "cuda", "torch", "dali", "git")
 
 
 def history_json(history: History) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def _line_json(line: Line) -> dict[str, Any]:
 def print_history(console: Console, history: History) -> None:
     """Print every line as a table, what is flagged below it, and the outcome."""
     for line in history.lines:
-        console.print(_table(line))
+        _print_line(console, line)
         for entry in line.entries:
             for flag in entry.flags:
                 style = "bold red" if entry is line.latest else "yellow"
@@ -81,7 +80,7 @@ def flag_text(flag: Flag) -> str:
     what = "the best" if flag.against == "best" else "the previous"
     old = value_text(flag.change.figure, flag.earlier.figures[flag.change.figure])
     return (
-        f"{label_of(flag.change.figure)}: {reason(flag.change)} than {what}, {old} "
+        f"{label_of(flag.change.figure)}: {reason(flag.change)} than {what}: {old} "
         f"({flag.earlier.label}, {flag.earlier.time_text})"
     )
 
@@ -94,57 +93,50 @@ def _headlines(line: Line) -> list[str]:
     return chosen + inference[-1:]
 
 
-def _table(line: Line) -> Table:
-    table = Table(title=line.identity.text, title_justify="left", title_style="bold")
+def _print_line(console: Console, line: Line) -> None:
+    environments = [short_environment(entry) for entry in line.entries]
+    changing = [key for key in _SHOWN if len({env[key] for env in environments}) > 1]
+    same = [f"{key} {environments[0][key]}" for key in _SHOWN if key not in changing]
+    note = ", ".join(text for text in same if not text.endswith(" -"))
     if line.settings:
-        table.caption = f"other settings: {'; '.join(line.settings)}"
-        table.caption_justify = "left"
-    table.add_column("ended (UTC)", no_wrap=True)
+        note = f"other settings: {'; '.join(line.settings)}\n{note}"
+    # Narrow, so that the versions fit beside the figures.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("ended", no_wrap=True)
     table.add_column("run", overflow="fold")
     keys = _headlines(line)
     for key in keys:
         table.add_column(_head(key), justify="right", no_wrap=True)
-    table.add_column("environment", overflow="fold")
+    for key in changing:
+        table.add_column(key, overflow="fold")
     table.add_column("", no_wrap=True)
-    for entry in line.entries:
+    for entry, environment in zip(line.entries, environments, strict=True):
         table.add_row(
-            entry.run.time_text,
+            f"{'' if entry.run.time_is_known else '~'}{entry.run.ended_at:%Y-%m-%d}",
             Text(entry.run.label),
-            *(_cell(key, entry.run.figures.get(key)) for key in keys),
-            Text(versions_text(entry)),
+            *(plain_value(key, entry.run.figures.get(key)) for key in keys),
+            *(Text(environment[key]) for key in changing),
             _mark(entry),
         )
-    return table
+    print_titled(console, line.identity.text, table, note)
 
 
 def _head(key: str) -> str:
-    if key == "top1":
-        return "top-1, %"
-    if key == "train_images_per_s":
-        return "images/s"
-    return f"{label_of(key)}, images/s"
+    kind, batch = split_batch(key)
+    if kind == "top1":
+        return "top-1\n%"
+    if batch is not None:
+        return f"batch {batch}\nimages/s"
+    return f"{'loading' if kind == 'data_images_per_s' else 'training'}\nimages/s"
 
 
-def _cell(key: str, value: float | None) -> str:
-    return number(value) if key == "top1" else rate(value)
-
-
-def versions_text(entry: Entry) -> str:
-    """The environment on one line, without what is not known."""
+def short_environment(entry: Entry) -> dict[str, str]:
+    """The chief versions, by their names in tables; ``-`` where the report does not say."""
     known = environment_of(entry.run)
-    parts: Sequence[str] = [
-        _version(key, known[key]) for key in _SHOWN_VERSIONS if known[key] != "-"
-    ]
-    return ", ".join(parts)
-
-
-def _version(key: str, value: str) -> str:
-    if key == "container":
-        return value
-    if key == "git_commit":
-        commit, dash, dirty = value.partition("-")
-        return f"git {commit[:_COMMIT_DIGITS]}{dash}{dirty}"
-    return f"{key} {value}"
+    return {
+        **{key: known[key] for key in _SHOWN if key != "git"},
+        "git": short_commit(known["git_commit"]),
+    }
 
 
 def _mark(entry: Entry) -> Text:

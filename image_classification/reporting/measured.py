@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from image_classification.core.types import RunReport
-from image_classification.reporting.plain import duration, number, percent, rate
+from image_classification.reporting.plain import duration, number, rate
 
 _GIB = 2**30
 
@@ -88,36 +88,42 @@ def label_of(key: str) -> str:
     return label if batch is None else f"{label}, batch {batch}"
 
 
-def value_text(key: str, value: float | None) -> str:
-    """A value with its unit; a dash for None."""
+_UNIT_TEXTS = {"percent": "%", "fraction": "%", "s": "", "epochs": ""}
+
+
+def unit_text(key: str) -> str:
+    """The unit of `plain_value`; "" for durations, which carry theirs, and for bare numbers."""
+    unit = figure_of(key).unit
+    return _UNIT_TEXTS.get(unit, unit)
+
+
+def plain_value(key: str, value: float | None) -> str:
+    """A value without its unit, for a table that has a column for it; a dash for None."""
     unit = figure_of(key).unit
     if value is None:
         return "-"
-    if unit == "percent":
-        return f"{number(value)} %"
-    if unit == "fraction":
-        return percent(value)
     if unit == "s":
-        return duration(value)
+        return duration(value) if value else "0 s"
+    if unit == "fraction":
+        return number(100 * value, 1)
     if unit == "images/s":
-        return f"{rate(value)} images/s"
-    if unit == "":
-        return number(value, 4)
+        return rate(value)
     if unit == "epochs":
         return f"{value:.4g}"
-    return f"{number(value)} {unit}"
+    return number(value, {"": 4, "J": 0}.get(unit, 2))
 
 
-def spread_text(key: str, spread: float | None) -> str:
-    """A standard deviation in the digits of its figure, without the unit; a dash for None."""
-    unit = figure_of(key).unit
-    if spread is None:
-        return "-"
-    if unit in ("s", "fraction"):
-        return value_text(key, spread)
-    if unit == "images/s":
+def plain_spread(key: str, spread: float | None) -> str:
+    """A standard deviation, likewise."""
+    if spread is not None and figure_of(key).unit == "images/s":
         return number(spread, 1)
-    return number(spread, 4 if unit == "" else 2)
+    return plain_value(key, spread)
+
+
+def value_text(key: str, value: float | None) -> str:
+    """A value with its unit; a dash for None."""
+    text = plain_value(key, value)
+    return text if value is None else f"{text} {unit_text(key)}".rstrip()
 
 
 def measured(report: RunReport) -> dict[str, float]:

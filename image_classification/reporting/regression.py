@@ -153,5 +153,11 @@ def environment_changes(old: RecordedRun, new: RecordedRun) -> dict[str, tuple[s
     return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
 
 
+def short_commit(commit: str) -> str:
+    """The first digits of a commit, with ``-dirty`` where it was that."""
+    digits, dash, dirty = commit.partition("-")
+    return f"{digits[:8]}{dash}{dirty}"
+
+
 def _text(value: Any) -> str:
     return "-" if value is None else str(value)

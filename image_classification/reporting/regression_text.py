@@ -11,8 +11,9 @@ from rich.text import Text
 
 from image_classification.reporting.measured import label_of, value_text
 from image_classification.reporting.named_run import Identity
-from image_classification.reporting.regression import Change, Comparison
+from image_classification.reporting.regression import Change, Comparison, short_commit
 from image_classification.reporting.run_file import RecordedRun
+from image_classification.reporting.titled import print_titled
 
 SCHEMA_VERSION = 1
 
@@ -53,12 +54,7 @@ def run_json(run: RecordedRun) -> dict[str, Any]:
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print figures, environments and the outcome."""
     old, new = comparison.old, comparison.new
-    table = Table(title=Identity.of(new).text, title_justify="left", title_style="bold")
-    table.caption = (
-        f"old: {old.label}, {old.time_text}, seed {old.seed}\n"
-        f"new: {new.label}, {new.time_text}, seed {new.seed}"
-    )
-    table.caption_justify = "left"
+    table = Table()
     table.add_column("figure")
     for head in ("old", "new", "change"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -71,9 +67,13 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             change_text(change),
             Text(change.verdict, style=STYLES[change.verdict]),
         )
-    console.print(table)
+    note = (
+        f"old: {old.label}, {old.time_text}, seed {old.seed}\n"
+        f"new: {new.label}, {new.time_text}, seed {new.seed}\n"
+    )
+    print_titled(console, Identity.of(new).text, table, note)
     if comparison.environment:
-        console.print(_environment_table(comparison))
+        print_titled(console, "Environments differ", _environment_table(comparison))
     else:
         console.print("The environments are the same.")
     for change in comparison.regressed:
@@ -98,10 +98,12 @@ def reason(change: Change) -> str:
 
 
 def _environment_table(comparison: Comparison) -> Table:
-    table = Table(title="Environments differ", title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("what", no_wrap=True)
     table.add_column("old", overflow="fold")
     table.add_column("new", overflow="fold")
     for key, (old, new) in comparison.environment.items():
+        if key == "git_commit":
+            old, new = short_commit(old), short_commit(new)
         table.add_row(key, Text(old), Text(new))
     return table

@@ -88,7 +88,12 @@ def _speedup(slow: Group, fast: Group) -> Ratio:
     value = fast.figures[SPEED].mean / slow.figures[SPEED].mean
     count = fast.identity.num_devices
     # From the two speeds: a printed speed-up may be over another precision than these runs'.
-    published, source = _quotient(_rates(fast, count), _rates(slow, count))
+    above, below = _rates(fast, count), _rates(slow, count)
+    shared = {*above, *below} - ({*above} ^ {*below})
+    published, source = _quotient(
+        {key: rate for key, rate in above.items() if key not in shared},
+        {key: rate for key, rate in below.items() if key not in shared},
+    )
     return _ratio("speedup", slow, fast, value, published, source, obstacles)
 
 

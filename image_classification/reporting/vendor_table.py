@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from image_classification.reporting.combine import Group, Spread
-from image_classification.reporting.measured import spread_text, value_text
+from image_classification.reporting.measured import plain_spread, value_text
 from image_classification.reporting.named_run import device_names
 from image_classification.reporting.plain import duration, number, rate
 from image_classification.reporting.scaling import Ratio
@@ -95,7 +95,7 @@ def _with_spread(key: str, figure: Spread) -> str:
     text = value_text(key, figure.mean)
     if figure.std is None:
         return text
-    return f"{text} ± {spread_text(key, figure.std)} (n = {figure.n})"
+    return f"{text} ± {plain_spread(key, figure.std)} (n = {figure.n})"
 
 
 def _times(group: Group, key: str, count: int) -> str:
