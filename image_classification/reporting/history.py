@@ -10,8 +10,9 @@ from typing import Literal
 from image_classification.core.errors import EXIT_DIVERGED, WorkspaceError
 from image_classification.reporting.measured import figure_of
 from image_classification.reporting.named_run import Identity, differences
+from image_classification.reporting.plain import printable
 from image_classification.reporting.regression import DEFAULTS, Change, Thresholds, judge
-from image_classification.reporting.run_file import RecordedRun, find_reports, printable, read_run
+from image_classification.reporting.run_file import RecordedRun, find_reports, read_run
 
 AGAINST = ("best", "previous")
 Against = Literal["best", "previous"]

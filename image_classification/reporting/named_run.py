@@ -8,7 +8,8 @@ from typing import Any
 
 from image_classification.config.keys import KEYS, unknown_key
 from image_classification.core.errors import ConfigError, WorkspaceError
-from image_classification.reporting.run_file import RecordedRun, printable
+from image_classification.reporting.plain import printable
+from image_classification.reporting.run_file import RecordedRun
 
 # What says how a run is driven and recorded, but neither what is learnt nor how fast.
 _FREE = frozenset(
@@ -47,7 +48,15 @@ class Identity:
     @classmethod
     def of(cls, run: RecordedRun) -> Identity:
         """Return that of ``run``."""
-        return cls(**run.report.name, num_devices=run.num_devices)
+        name = run.report.name
+        return cls(
+            name["model"],
+            name["precision"],
+            name["mode"],
+            name["platform"],
+            name["recipe"],
+            run.num_devices,
+        )
 
     @property
     def text(self) -> str:
@@ -134,9 +143,10 @@ def check_same(
     changes = differences(before, after, ignored)
     if changes:
         files = f"{printable(str(before.path))} and {printable(str(after.path))}"
+        only_settings = not _changed_names(before, after)
+        more = ", or --ignore a setting that may differ" if only_settings else ""
         raise WorkspaceError(
-            f"{files} are not the same named run ({listed(changes)}): {remedy}, or --ignore a "
-            "setting that may differ"
+            f"{files} are not the same named run ({listed(changes)}): {remedy}{more}"
         )
 
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from image_classification.core.errors import WorkspaceError
 from image_classification.reporting.measured import figure_of, order
 from image_classification.reporting.named_run import check_finished, check_same, device_names
-from image_classification.reporting.run_file import RecordedRun, printable
+from image_classification.reporting.plain import printable
+from image_classification.reporting.run_file import RecordedRun
 
 Verdict = Literal["ok", "regressed", "improved", "not measured"]
 Thresholds = Mapping[str, float]

@@ -51,21 +51,23 @@ def speedups(groups: Sequence[Group]) -> list[Ratio]:
         if slow.identity.precision in FULL
         and fast.identity.precision in REDUCED
         and _rest(slow.identity) == _rest(fast.identity)
-        and SPEED in slow.figures
-        and SPEED in fast.figures
+        and _has_speed(slow)
+        and _has_speed(fast)
     ]
 
 
 def scalings(groups: Sequence[Group]) -> list[Ratio]:
     """Return weak scaling: images/s of N devices over N/n0 times those of the fewest, n0.
 
-    Both have the same model, mode, precision and recipe; platforms may be sizes of one machine.
+    Both have the same model, mode, precision, recipe and kind of device; platforms may be sizes of
+    one machine.
     """
     families: dict[tuple[str, ...], list[Group]] = {}
     for group in groups:
         names = group.identity
-        if SPEED in group.figures:
-            key = (names.model, names.precision, names.mode, names.recipe)
+        if _has_speed(group):
+            devices = device_names(group.first)
+            key = (names.model, names.precision, names.mode, names.recipe, devices)
             families.setdefault(key, []).append(group)
     found = []
     for family in families.values():
@@ -77,6 +79,10 @@ def scalings(groups: Sequence[Group]) -> list[Ratio]:
             if other.identity.num_devices > base.identity.num_devices
         ]
     return found
+
+
+def _has_speed(group: Group) -> bool:
+    return SPEED in group.figures and group.figures[SPEED].mean > 0
 
 
 def _rest(names: Identity) -> tuple[object, ...]:
