@@ -22,7 +22,7 @@ from image_classification.reporting.combined import (
 )
 from image_classification.reporting.named_run import device_names
 from image_classification.reporting.plain import number
-from image_classification.reporting.regression import environment_of
+from image_classification.reporting.regression import environment_of, short_commit
 from image_classification.reporting.scaling import Ratio
 from image_classification.reporting.vendor_table import COLUMNS, vendor_row
 
@@ -74,9 +74,9 @@ def _group(group: Group) -> Iterator[str]:
         yield "<p>No published figure belongs to these runs.</p>"
     yield _table(FIGURE_HEADS, figure_rows(group), numbers=(2, 3, 4, 5, 6))
     environments = [environment_of(run) for run in group.runs]
-    kinds = ("container", "driver", "cuda", "torch", "dali", "git_commit")
+    kinds = ("container", "driver", "cuda", "torch", "dali")
     yield _table(
-        ("run", "seed", "ended (UTC)", "top-1", "images/s", *kinds),
+        ("run", "seed", "ended (UTC)", "top-1", "images/s", *kinds, "git"),
         (
             (
                 run.label,
@@ -85,6 +85,7 @@ def _group(group: Group) -> Iterator[str]:
                 number(run.figures.get("top1")),
                 number(run.figures.get("train_images_per_s"), 1),
                 *(environment[kind] for kind in kinds),
+                short_commit(environment["git_commit"]),
             )
             for run, environment in zip(group.runs, environments, strict=True)
         ),

@@ -106,7 +106,10 @@ def _times(group: Group, key: str, count: int) -> str:
 def _scalability(group: Group, scalings: Sequence[Ratio]) -> str:
     for ratio in scalings:
         if ratio.of == group.identity and ratio.value is not None:
-            return f"{number(ratio.value)} of {ratio.over.num_devices} -> {ratio.of.num_devices}"
+            return (
+                f"{number(ratio.value)} from {ratio.over.num_devices} to {ratio.of.num_devices} "
+                "devices"
+            )
     return NOT_MEASURED
 
 
