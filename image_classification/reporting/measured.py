@@ -59,8 +59,8 @@ FIGURES: dict[str, Figure] = {
         )
         for name in _LATENCIES
     },
-    "memory_g_per_device": Figure("memory, each device", "GiB", less=True, judged_by="memory"),
-    "power_w_per_device": Figure("power, each device", "W", less=True, judged_by="power"),
+    "memory_g_per_device": Figure("memory a device", "GiB", less=True, judged_by="memory"),
+    "power_w_per_device": Figure("power a device", "W", less=True, judged_by="power"),
     "energy_j": Figure("energy", "J", less=True),
     "images_per_joule": Figure("images per joule", "images/J"),
     "time_total_s": Figure("time, total", "s", less=True),
@@ -88,7 +88,9 @@ def label_of(key: str) -> str:
     return label if batch is None else f"{label}, batch {batch}"
 
 
-_UNIT_TEXTS = {"percent": "%", "fraction": "%", "s": "", "epochs": ""}
+# A run takes millions of joules; people read watt-hours.
+_UNIT_TEXTS = {"percent": "%", "fraction": "%", "s": "", "epochs": "", "J": "Wh"}
+_J_PER_WH = 3600
 
 
 def unit_text(key: str) -> str:
@@ -108,9 +110,11 @@ def plain_value(key: str, value: float | None) -> str:
         return number(100 * value, 1)
     if unit == "images/s":
         return rate(value)
+    if unit == "J":
+        return rate(value / _J_PER_WH)
     if unit == "epochs":
         return f"{value:.4g}"
-    return number(value, {"": 4, "J": 0}.get(unit, 2))
+    return number(value, 4 if unit == "" else 2)
 
 
 def plain_spread(key: str, spread: float | None) -> str:

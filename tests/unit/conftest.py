@@ -75,7 +75,6 @@ def record_run(tmp_path: Path) -> Callable[..., Path]:
             mode,
             platform,
             recipe=recipe,
-            data="/imagenet",
             overrides={"run.seed": seed, **settings},
         )
         devices = DevicesFound("cuda", (device,) * config.platform.num_devices)
