@@ -69,7 +69,7 @@ def test_combine_prints_and_writes(two, tmp_path, capsys):
 
 def test_combine_says_where_it_cannot_write(two, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WorkspaceError, match="cannot make .*file: File exists; give another -o"):
+    with pytest.raises(WorkspaceError, match=r"cannot make .*file: File exists; give another -o"):
         report("combine", two / "old", "-o", tmp_path / "file")
 
 

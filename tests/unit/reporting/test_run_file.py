@@ -173,9 +173,9 @@ def test_reports_are_found_below_a_folder(record_run, tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path)
     found = [path.relative_to(tmp_path).as_posix() for path in find_reports(tmp_path)]
     assert found == ["a/report.json", "b/inner/report.json"]
-    with pytest.raises(WorkspaceError, match="holds no report.json"):
+    with pytest.raises(WorkspaceError, match=r"holds no report.json"):
         find_reports(empty(tmp_path))
-    with pytest.raises(WorkspaceError, match="cannot list .*: No such file or directory"):
+    with pytest.raises(WorkspaceError, match=r"cannot list .*: No such file or directory"):
         find_reports(tmp_path / "none")
 
 
