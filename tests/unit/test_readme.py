@@ -12,11 +12,16 @@ import pytest
 
 from image_classification import models
 from image_classification.__main__ import VERBS
-from image_classification.cli import doctor, report_combine, report_compare, report_history
+from image_classification.cli import (
+    doctor,
+    report,
+    report_combine,
+    report_compare,
+    report_history,
+)
 from image_classification.cli.dataset import build_parser
 from image_classification.cli.explain import render_explanation
 from image_classification.cli.parse import _build_parser, parse
-from image_classification.cli.report import COMMANDS
 from image_classification.config.keys import KEYS
 from image_classification.core.errors import ConfigError
 from image_classification.models.weights import model_metadata, save_model
@@ -167,7 +172,7 @@ def test_verbs_exist(path):
     for verb in re.findall(r"-m image_classification ([a-z-]+)", text_of(path)):
         assert verb in VERBS, verb
     for command in re.findall(r"-m image_classification report ([a-z-]+)", text_of(path)):
-        assert command in COMMANDS, command
+        assert command in report.COMMANDS, command
 
 
 def test_the_explanation_shown_is_the_real_one():
