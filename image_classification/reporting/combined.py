@@ -22,7 +22,7 @@ from image_classification.reporting.measured import (
     value_text,
 )
 from image_classification.reporting.named_run import device_names
-from image_classification.reporting.plain import number, percent
+from image_classification.reporting.plain import number, percent, rate
 from image_classification.reporting.scaling import Ratio, scalings, speedups
 from image_classification.reporting.titled import print_titled
 from image_classification.reporting.vendor_table import vendor_row
@@ -90,7 +90,14 @@ def print_combined(console: Console, combined: Combined, *, vendor: bool) -> Non
     """Print every group's figures and verdicts, then the ratios. vendor: its table as well."""
     for group in combined.groups:
         note = f"{device_names(group.first)}; {seeds_text(group)}"
-        print_titled(console, title_of(group), _group_table(group), note)
+        rows, served = figure_rows(group), inference_rows(group)
+        if rows:
+            print_titled(console, title_of(group), _text_table(FIGURE_HEADS, rows, 2), note)
+        else:
+            console.print(Text.assemble((title_of(group), "bold"), f"\n{note}"))
+        if served:
+            table = _text_table(INFERENCE_HEADS, served, 0)
+            print_titled(console, "\nInference, means; latency in ms", table)
         if group.published:
             table = _published_table(group.newest_published)
             print_titled(console, "\nAgainst the published figures", table)
@@ -127,10 +134,11 @@ def seeds_text(group: Group) -> str:
 
 
 FIGURE_HEADS = ("figure", "unit", "mean", "± std", "least", "most", "n")
+INFERENCE_HEADS = ("batch", "images/s", "± std", "mean", "p50", "p90", "p95", "p99", "n")
 
 
 def figure_rows(group: Group) -> list[tuple[str, ...]]:
-    """Return the cells of every figure, under `FIGURE_HEADS`."""
+    """Return the cells of every figure but those of one batch size, under `FIGURE_HEADS`."""
     return [
         (
             label_of(key),
@@ -142,14 +150,38 @@ def figure_rows(group: Group) -> list[tuple[str, ...]]:
             str(spread.n),
         )
         for key, spread in group.figures.items()
+        if split_batch(key)[1] is None
     ]
 
 
-def _group_table(group: Group) -> Table:
+def inference_rows(group: Group) -> list[tuple[str, ...]]:
+    """Return the means of every batch size, latency in ms, under `INFERENCE_HEADS`."""
+    batches = {batch for key in group.figures if (batch := split_batch(key)[1]) is not None}
+    rows = []
+    for batch in sorted(batches):
+        speed = group.figures.get(f"inference_images_per_s_batch_{batch}")
+        latencies = (
+            group.figures.get(f"latency_ms_{name}_batch_{batch}") for name in INFERENCE_HEADS[3:8]
+        )
+        rows.append(
+            (
+                str(batch),
+                rate(None if speed is None else speed.mean),
+                number(None if speed is None else speed.std, 1),
+                *(number(None if figure is None else figure.mean) for figure in latencies),
+                "-" if speed is None else str(speed.n),
+            )
+        )
+    return rows
+
+
+def _text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> Table:
+    """Build a table of cells; the first ``texts`` columns are words, the others numbers."""
     table = Table()
-    for at, head in enumerate(FIGURE_HEADS):
-        table.add_column(head, justify="right" if at > 1 else "left", no_wrap=at > 1)
-    for row in figure_rows(group):
+    for at, head in enumerate(heads):
+        numbers = at >= texts
+        table.add_column(head, justify="right" if numbers else "left", no_wrap=numbers)
+    for row in rows:
         table.add_row(*row)
     return table
 

@@ -10,8 +10,10 @@ from string import Template
 from image_classification.reporting.combine import Group
 from image_classification.reporting.combined import (
     FIGURE_HEADS,
+    INFERENCE_HEADS,
     Combined,
     figure_rows,
+    inference_rows,
     published_label,
     published_text,
     published_with_spread,
@@ -72,7 +74,12 @@ def _group(group: Group) -> Iterator[str]:
         )
     else:
         yield "<p>No published figure belongs to these runs.</p>"
-    yield _table(FIGURE_HEADS, figure_rows(group), numbers=(2, 3, 4, 5, 6))
+    rows, served = figure_rows(group), inference_rows(group)
+    if rows:
+        yield _table(FIGURE_HEADS, rows, numbers=range(2, len(FIGURE_HEADS)))
+    if served:
+        yield "<p>Inference, means; latency in ms</p>"
+        yield _table(INFERENCE_HEADS, served, numbers=range(len(INFERENCE_HEADS)))
     environments = [environment_of(run) for run in group.runs]
     kinds = ("container", "driver", "cuda", "torch", "dali")
     yield _table(

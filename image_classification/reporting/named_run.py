@@ -111,10 +111,22 @@ def differences(
         old, new = theirs.get(key), ours.get(key)
         if old != new and key not in ignored:
             changed.append(f"{key} {_text(old)} -> {_text(new)}")
+    if _on_the_way(before) != _on_the_way(after):
+        changed.append(f"on the way: {_on_the_way(before)} -> {_on_the_way(after)}")
     counts = [run.report.results["validation"]["images"] for run in (before, after)]
     if None not in counts and counts[0] != counts[1]:
         changed.append(f"validation images {counts[0]:,} -> {counts[1]:,}")
     return changed
+
+
+def _on_the_way(run: RecordedRun) -> str:
+    """Settings that were changed when the run was continued, in words."""
+    changes = [
+        f"{change} at step {start['step']}"
+        for start in run.report.results.get("starts") or ()
+        for change in start["changes"]
+    ]
+    return ", ".join(changes) or "no change"
 
 
 def _changed_names(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[str, str]]:

@@ -38,6 +38,10 @@ def _is_number(value: Any) -> bool:
     return value == 0 or _LEAST <= abs(value) <= _LARGEST
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def _is_time(value: Any) -> bool:
     try:
         parsed = datetime.fromisoformat(value)
@@ -112,6 +116,9 @@ _SHAPE: dict[str, Any] = {
                 "epoch": _MEASURED,
                 "time_s": _MEASURED,
             }
+        ),
+        "starts": _Later(
+            _Rows({"step": _WHOLE, "changes": _Is("a list of text", _is_texts)}, optional=True)
         ),
         "inference": _Rows(
             {

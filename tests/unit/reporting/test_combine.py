@@ -191,6 +191,16 @@ def test_another_validation_set_is_another_run(seeds):
     assert differences(one, other) == ["validation images 50,000 -> 360"]
 
 
+def test_settings_changed_on_the_way_make_another_run(seeds):
+    one, other = seeds(76.8, 76.9)
+    start = {"step": 625, "world_size": 8, "resumed_from": "x", "changes": ["optim.lr 2 -> 1"]}
+    other.report.results["starts"] = [start]
+    assert differences(one, other) == ["on the way: no change -> optim.lr 2 -> 1 at step 625"]
+    # Continued without changes, a run is still the same.
+    other.report.results["starts"] = [start | {"changes": []}]
+    assert differences(one, other) == []
+
+
 def test_a_run_that_ended_early_and_a_report_given_twice_are_refused(seeds, record_run):
     runs = seeds(76.8, 76.9)
     with pytest.raises(WorkspaceError, match="are the same report: give each run once"):

@@ -107,6 +107,15 @@ def test_equal_runs_on_the_console(record_run):
     assert text.endswith("The environments are the same.\nNo figure regressed.\n")
 
 
+def test_inference_runs_have_a_table_of_batch_sizes(releases):
+    combined = Combined.of(group_runs([read_run(releases / "served")]))
+    text = shown(80, print_combined, combined, vendor=False)
+    assert "│   256 │   25,600 │     - │ 9.90 │ 9.80 │ 10.20 │ 10.40 │ 11.00 │ 1 │" in text
+    assert text.startswith("resnet50 AMP benchmark_inference DGX1V 90e, 8 devices, 1 run\nTesla")
+    page = Page(combined_page(combined))
+    assert "25,600" in page.text and page.open == []
+
+
 def test_combined_json_is_plain_and_whole(combined):
     content = json.loads(json.dumps(combined_json(combined), allow_nan=False))
     assert list(content) == ["schema_version", "groups", "speedups", "scalings"]
