@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from image_classification.config.keys import KEYS, unknown_key
@@ -183,13 +184,16 @@ def check_distinct(runs: Sequence[RecordedRun]) -> None:
     Raises:
         WorkspaceError: naming both.
     """
-    for at, run in enumerate(runs):
-        for other in runs[:at]:
-            if run.report == other.report or run.path.resolve() == other.path.resolve():
-                raise WorkspaceError(
-                    f"{printable(str(other.path))} and {printable(str(run.path))} are the same "
-                    "report: give each run once"
-                )
+    seen: dict[str, RecordedRun] = {}
+    for run in runs:
+        # By content, so that a copy in another folder counts as the same.
+        content = json.dumps(asdict(run.report), sort_keys=True)
+        other = seen.setdefault(content, run)
+        if other is not run:
+            raise WorkspaceError(
+                f"{printable(str(other.path))} and {printable(str(run.path))} are the same "
+                "report: give each run once"
+            )
 
 
 def _text(value: Any) -> str:
