@@ -188,12 +188,12 @@ def check_distinct(runs: Sequence[RecordedRun]) -> None:
     for run in runs:
         # By content, so that a copy in another folder counts as the same.
         content = json.dumps(asdict(run.report), sort_keys=True)
-        other = seen.setdefault(content, run)
-        if other is not run:
+        if content in seen:
             raise WorkspaceError(
-                f"{printable(str(other.path))} and {printable(str(run.path))} are the same "
+                f"{printable(str(seen[content].path))} and {printable(str(run.path))} are the same "
                 "report: give each run once"
             )
+        seen[content] = run
 
 
 def _text(value: Any) -> str:
