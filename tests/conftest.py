@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,6 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+
+def pytest_configure() -> None:
+    # A job in a shell's background ignores Ctrl-C, and so would every program the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 CLASSES = ("cat", "dog", "owl")
 
