@@ -15,7 +15,8 @@ from image_classification.core.errors import WorkspaceError
 from image_classification.core.types import RunReport
 from image_classification.reporting.files import write_atomically
 from image_classification.reporting.plain import number, rate
-from image_classification.reporting.results_table import figure_name, figure_text, result_rows
+from image_classification.reporting.published_figures import figure_name, figure_text
+from image_classification.reporting.results_table import result_rows
 
 PAGE_NAME = "report.html"
 _SHOWN_FIRST = ("loss", "accuracy", "learning_rate", "throughput")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,12 @@ from rich.text import Text
 
 from image_classification.core.types import RunReport
 from image_classification.reporting.plain import duration, number, percent, rate
+from image_classification.reporting.published import newest
+from image_classification.reporting.published_figures import (
+    figure_name,
+    figure_text,
+    split_batch,
+)
 
 VERDICT_STYLES = {
     "reproduced": "bold green",
@@ -41,10 +47,15 @@ def print_results(
     if report.results["inference"]:
         console.print(_inference_table(report.results["inference"]))
     if report.published:
-        console.print(_published_table(report.published))
-        for entry in report.published:
-            label = f"{entry['id']}, {figure_name(entry['figure'])}: "
-            console.print(Text.assemble((label, "dim"), entry["why"]))
+        first = newest(report.published)
+        console.print(_published_table(first))
+        for about, why in _reasons(first).items():
+            console.print(Text.assemble((f"{about}: ", "dim"), why))
+        rest = len(report.published) - len(first)
+        if rest:
+            figures = "figure" if rest == 1 else "figures"
+            told = f"{rest} more {figures} of other publications in report.json"
+            console.print(Text(told, style="dim"))
 
 
 def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:
@@ -131,19 +142,19 @@ def _device_name(device: Any) -> str:
     return str(device["name"] if isinstance(device, dict) else device)
 
 
-def figure_text(figure: str, value: float | None) -> str:
-    """A published or measured figure with its unit."""
-    if value is None:
-        return "-"
-    return f"{number(value)} %" if figure == "top1" else f"{rate(value)} images/s"
+def _reasons(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Say what stands behind each verdict; of a table of batch sizes only what bars comparing."""
+    reasons = {}
+    for entry in entries:
+        _, batch = split_batch(entry["figure"])
+        if batch is None:
+            reasons[f"{entry['id']}, {figure_name(entry['figure'])}"] = entry["why"]
+        elif not entry["comparable"]:
+            reasons.setdefault(entry["id"], entry["why"])
+    return reasons
 
 
-def figure_name(figure: str) -> str:
-    """What the figure is called in tables."""
-    return {"top1": "top-1", "train_images_per_s": "training speed"}.get(figure, figure)
-
-
-def _published_table(published: list[dict[str, Any]]) -> Table:
+def _published_table(published: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="Against the published figures", title_justify="left", title_style="bold")
     table.add_column("figure", no_wrap=True)
     table.add_column("published", justify="right", no_wrap=True)

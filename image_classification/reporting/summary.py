@@ -109,13 +109,15 @@ def build_report(
     if exit_code not in STATUSES:
         raise ValueError(f"no status for exit code {exit_code}")
     measured = fill_results(results or {})
+    sensed = _fill_telemetry(telemetry or {})
+    published = compare(config, measured, devices, telemetry=sensed, environment=environment)
     return RunReport(
         name=asdict(config.names),
         config=finite(to_dict(config)),
         environment=_fill(_ENVIRONMENT, {**host_environment(), **environment}, "environment"),
         results=measured,
-        telemetry=_fill_telemetry(telemetry or {}),
-        published=compare(config, measured, devices),
+        telemetry=sensed,
+        published=published,
         exit={"status": STATUSES[exit_code], "code": exit_code, "message": exit_message},
     )
 

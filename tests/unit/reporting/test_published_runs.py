@@ -29,6 +29,8 @@ def test_a_listed_run_that_gives_the_published_figures_reproduces_them(platform)
             continue
         config = resolve(run.model, run.precision, "convergence", run.platform, run.recipe)
         for row in rows_for(config):
+            if row.figure not in ("top1", "train_images_per_s"):
+                continue
             assert row.num_devices == PLATFORMS[platform], (run, row.id)
             devices = DevicesFound("cuda", (f"NVIDIA {row.hardware.device_name}",) * 8)
             results = {
