@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -11,45 +10,44 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from image_classification.core.errors import WorkspaceError
 from image_classification.core.types import RunReport
 from image_classification.reporting.files import write_atomically
+from image_classification.reporting.pictures.draw import Gallery
+from image_classification.reporting.pictures.inline import gallery_html
 from image_classification.reporting.plain import number, rate
 from image_classification.reporting.published_figures import figure_name, figure_text
 from image_classification.reporting.results_table import result_rows
 
 PAGE_NAME = "report.html"
-_SHOWN_FIRST = ("loss", "accuracy", "learning_rate", "throughput")
 
 
 def write_page(
-    report: RunReport, folder: Path, *, provenance: Mapping[str, str] | None = None
+    report: RunReport,
+    folder: Path,
+    *,
+    gallery: Gallery | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write ``report.html`` into the run's folder, with the SVGs of its ``plots/``.
+    """Write ``report.html`` into the run's folder.
 
-    provenance: where each ``section.key`` came from.
+    gallery: the run's pictures, as `pictures.draw.draw_run` returns them. provenance: where each
+    ``section.key`` came from.
 
     Raises:
-        WorkspaceError: a plot cannot be read or the page cannot be written.
+        WorkspaceError: the page cannot be written.
     """
-    plots = folder / "plots"
-    order = {name: at for at, name in enumerate(_SHOWN_FIRST)}
-    files = sorted(plots.glob("*.svg"), key=lambda file: (order.get(file.stem, 99), file.stem))
-    try:
-        svgs = [file.read_text(encoding="utf-8") for file in files]
-    except OSError as error:
-        raise WorkspaceError(
-            f"cannot read the plots in {plots}: {error.strerror or error}; delete that folder"
-        ) from error
     path = folder / PAGE_NAME
-    write_atomically(path, render(report, svgs, provenance=provenance))
+    write_atomically(path, render(report, gallery, provenance=provenance))
     return path
 
 
 def render(
-    report: RunReport, svgs: Sequence[str] = (), *, provenance: Mapping[str, str] | None = None
+    report: RunReport,
+    gallery: Gallery | None = None,
+    *,
+    provenance: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the page. svgs: whole SVG documents, drawn by this program."""
+    """Return the page, which needs no other file."""
     names = report.name
     body = [
         f"<h1>{escape(names['model'])} on {escape(names['platform'])}</h1>",
@@ -60,7 +58,7 @@ def render(
         _pairs(result_rows(report)),
         _inference(report.results["inference"]),
         _telemetry(report.telemetry),
-        _plots(svgs),
+        _pictures(gallery),
         "<h2>Environment</h2>",
         _pairs((key, _plain(value)) for key, value in report.environment.items()),
         "<h2>Configuration</h2>",
@@ -139,17 +137,11 @@ def _telemetry(telemetry: Mapping[str, Any]) -> str:
     return "<h2>Telemetry</h2>" + _table(shown, cells) + _pairs(totals)
 
 
-def _plots(svgs: Sequence[str]) -> str:
-    if not svgs:
+def _pictures(gallery: Gallery | None) -> str:
+    if gallery is None:
         return ""
-    drawn = "\n".join(f"<div>{_inline(svg)}</div>" for svg in svgs)
-    return f'<h2>Curves</h2>\n<div class="plots">{drawn}</div>'
-
-
-def _inline(svg: str) -> str:
-    """Take the ``<svg>`` element out of its document, without the metadata block."""
-    element = svg[svg.index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    shown = gallery_html(gallery)
+    return f"<h2>Pictures</h2>\n{shown}" if shown else ""
 
 
 def _section(name: str, values: Mapping[str, Any], provenance: Mapping[str, str] | None) -> str:
@@ -166,7 +158,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequenc
     """Build a table; cells are HTML already, heads are text."""
     kinds = [f' class="{kind}"' if kind else "" for kind in classes] or [""] * len(heads)
     head = "".join(
-        f"<th{kind}>{escape(text)}</th>" for kind, text in zip(kinds, heads, strict=True)
+        f'<th scope="col"{kind}>{escape(text)}</th>'
+        for kind, text in zip(kinds, heads, strict=True)
     )
     body = "\n".join(
         "<tr>"
@@ -182,7 +175,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequenc
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     rows = "\n".join(
-        f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in pairs
+        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>'
+        for key, value in pairs
     )
     return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
 

@@ -1,0 +1,179 @@
+"""Draw a picture with matplotlib, which is imported on first use."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from image_classification.reporting.pictures.picture import Bars, Panel, Picture, Series
+from image_classification.reporting.pictures.style import BAND, GROUND, INK, STYLE, Look
+from image_classification.reporting.published import Band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH_IN, _FIRST_IN, _NEXT_IN, _LEGEND_IN = 5.4, 3.1, 1.9, 0.19
+_MARKED = 25
+_HEADROOM = 1.08
+
+
+def paint(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
+    """Return the picture as files: format (``png``, ``svg``) -> content.
+
+    The same picture gives the same bytes.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # One salt a picture, so that ids stay unique where several SVGs share a page.
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": picture.name}):
+        lines = len(picture.entries) + sum(len(panel.bands) for panel in picture.panels)
+        height_in = _FIRST_IN + _NEXT_IN * (len(picture.panels) - 1)
+        figure = Figure(
+            figsize=(_WIDTH_IN, height_in + _LEGEND_IN * math.ceil(lines / _columns(picture))),
+            dpi=150,
+            layout="constrained",
+        )
+        _fill(figure, picture)
+        # Laid out once: every format is drawn where the first one was.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        files = {}
+        for kind in formats:
+            content = io.BytesIO()
+            # No date in the file: the same run draws the same bytes.
+            metadata: Any = {"Date": None, "Title": picture.title} if kind == "svg" else None
+            figure.savefig(content, format=kind, metadata=metadata)
+            files[kind] = content.getvalue()
+    return files
+
+
+def _fill(figure: Figure, picture: Picture) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    rows = len(picture.panels)
+    heights = [1.0] * rows
+    all_axes = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    all_axes[0].set_title(picture.title)
+    all_axes[-1].set_xlabel(picture.x_label)
+    handles: list[Any] = []
+    for axes, panel in zip(all_axes, picture.panels, strict=True):
+        for band in panel.bands:
+            _draw_band(axes, band)
+            handles.append(Patch(facecolor=BAND, alpha=0.3, hatch="//", label=band.label))
+        for series in panel.series:
+            _draw_series(axes, series)
+        for bars in panel.bars:
+            _draw_bars(axes, bars)
+        for rule in panel.rules:
+            look = rule.look
+            axes.axvline(rule.x, color=look.color, linestyle=look.line, linewidth=look.width)
+        axes.set_ylabel(panel.y_label)
+        _set_scales(axes, panel)
+    patches = {bars.label for panel in picture.panels for bars in panel.bars if not bars.outline}
+    shown = [
+        Patch(facecolor=GROUND, edgecolor=look.color, hatch=look.hatch, label=label)
+        if label in patches
+        else Line2D([], [], label=label, **_pen(look))
+        for label, look in picture.entries
+    ]
+    if len(shown) + len(handles) > 1:
+        figure.legend(handles=[*shown, *handles], loc="outside lower left", ncols=_columns(picture))
+
+
+def _columns(picture: Picture) -> int:
+    labels = [label for label, _ in picture.entries]
+    labels += [band.label for panel in picture.panels for band in panel.bands]
+    return 2 if max(map(len, labels), default=0) <= 24 else 1
+
+
+def _pen(look: Look) -> dict[str, Any]:
+    return {
+        "color": look.color,
+        "linestyle": look.line or "none",
+        "linewidth": look.width,
+        "marker": look.marker or None,
+        "markersize": 5.0,
+        "markerfacecolor": look.color if look.filled else GROUND,
+        "markeredgecolor": look.color,
+    }
+
+
+def _draw_band(axes: Axes, band: Band) -> None:
+    axes.axhspan(band.low, band.high, facecolor=BAND, alpha=0.3, hatch="//", linewidth=0)
+    axes.axhline((band.low + band.high) / 2, color=BAND, linewidth=1.0)
+
+
+def _draw_series(axes: Axes, series: Series) -> None:
+    pen = _pen(series.look)
+    if series.areas:
+        axes.scatter(
+            series.x,
+            series.y,
+            s=series.areas,
+            marker=series.look.marker,
+            facecolors=series.look.color if series.look.filled else GROUND,
+            edgecolors=series.look.color,
+            linewidths=1.4,
+            zorder=3,
+        )
+    else:
+        # A single point has no line to see: it gets a marker in any case.
+        if len(series.x) == 1 and not series.look.marker:
+            pen["marker"] = "o"
+        # Markers on every point of a long curve would hide it.
+        every = max(1, len(series.x) // _MARKED)
+        axes.plot(series.x, series.y, markevery=every, **pen)
+    for name, x, y, area in zip(
+        series.names, series.x, series.y, series.areas or [0.0] * len(series.x), strict=False
+    ):
+        away = 4 + math.sqrt(area) / 2
+        axes.annotate(
+            name,
+            (x, y),
+            (away, -3) if area else (3, 5),
+            textcoords="offset points",
+            fontsize=9,
+            color=INK,
+        )
+
+
+def _draw_bars(axes: Axes, bars: Bars) -> None:
+    look = bars.look
+    axes.stairs(
+        bars.heights,
+        bars.edges,
+        fill=not bars.outline,
+        facecolor=GROUND,
+        edgecolor=look.color,
+        linestyle=look.line,
+        linewidth=look.width,
+        hatch=None if bars.outline else look.hatch,
+    )
+
+
+def _set_scales(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_xscale(panel.x_scale)
+    axes.set_yscale(panel.y_scale)
+    plain = FuncFormatter(lambda value, _: f"{value:,.10g}")
+    for axis, scale in ((axes.xaxis, panel.x_scale), (axes.yaxis, panel.y_scale)):
+        axis.set_major_formatter(plain)
+        if scale == "log":
+            axis.set_minor_formatter(NullFormatter())
+    if panel.x_ticks:
+        axes.set_xticks(panel.x_ticks)
+        axes.set_xticks([], minor=True)
+    if panel.x_from_zero:
+        farthest = max((max(each.x) for each in panel.series), default=0.0)
+        axes.set_xlim(0, 1.02 * farthest or 1.0)
+    if panel.y_from_zero:
+        highest = [y for each in panel.series for y in each.y if math.isfinite(y)]
+        highest += [height for each in panel.bars for height in each.heights]
+        highest += [band.high for band in panel.bands]
+        axes.set_ylim(0, _HEADROOM * max(highest, default=0.0) or 1.0)
