@@ -12,7 +12,16 @@ import yaml
 
 from image_classification.reporting.pictures.picture import LeftOut, Panel, Picture, Series, take
 from image_classification.reporting.pictures.source import RunData
-from image_classification.reporting.pictures.style import BLUE, GREEN, INK, ORANGE, RUNS, Look
+from image_classification.reporting.pictures.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Look,
+)
 from image_classification.reporting.published import load_published
 from image_classification.reporting.published_rows import PublishedRow
 
@@ -20,8 +29,19 @@ COSTS_NAME = "model_costs.yml"
 _NAME, _TITLE = "accuracy_cost", "Accuracy against multiply-adds"
 _AREA_PER_MILLION = 2.6
 _SHORT_EPOCHS = 100
+_MEASURED_SHAPES = (
+    (VERMILION, "X"),
+    (PURPLE, "P"),
+    (INK, "*"),
+    (SKY, "D"),
+    (VERMILION, "v"),
+    (PURPLE, "<"),
+    (INK, ">"),
+)
 _IMAGENET_CLASSES = 1000
 
+# Shapes that leave a published ring below them visible.
+_MEASURED = tuple(Look(color, "", marker) for color, marker in _MEASURED_SHAPES)
 _LENGTHS = (
     (f"published, up to {_SHORT_EPOCHS} epochs", Look(BLUE, "", "o", filled=False)),
     (f"published, more than {_SHORT_EPOCHS} epochs", Look(ORANGE, "", "s", filled=False)),
@@ -52,15 +72,15 @@ def accuracy_cost(runs: Sequence[RunData]) -> Picture | LeftOut:
     """Draw the runs' top-1 on ImageNet among the published ones of every model."""
     measured: list[Series] = []
     why: dict[str, None] = {}
-    for run, look in zip(runs, take(RUNS, len(runs)), strict=True):
-        found = _measured(run, f"{run.label}, measured" if len(runs) > 1 else "this run", look)
+    for run, look in zip(runs, take(_MEASURED, len(runs)), strict=True):
+        found = _measured(run, run.label if len(runs) > 1 else "this run", look)
         if isinstance(found, Series):
             measured.append(found)
         else:
             why[f"{run.label}: {found}" if len(runs) > 1 else found] = None
     if not measured:
         return LeftOut(_NAME, _TITLE, "; ".join(why))
-    panel = Panel("top-1, percent", (*_published(), *measured), x_from_zero=True)
+    panel = Panel("top-1, percent", (*_published(), *measured))
     notes = (
         "Dot size is the number of parameters; multiply-adds are of one image of 224 x 224 pixels "
         "for published figures, of the run's own size for measured ones.",
@@ -68,7 +88,7 @@ def accuracy_cost(runs: Sequence[RunData]) -> Picture | LeftOut:
         "the highest.",
         *(f"{reason}." for reason in why),
     )
-    return Picture(_NAME, _TITLE, "multiply-adds an image, billions", (panel,), notes)
+    return Picture(_NAME, _TITLE, "multiply-adds an image, billions", (panel,), notes, tall=True)
 
 
 def _measured(run: RunData, label: str, look: Look) -> Series | str:
@@ -84,9 +104,8 @@ def _measured(run: RunData, label: str, look: Look) -> Series | str:
     size_px = int(run.number("config", "data", "image_size") or 0)
     if cost is None or size_px not in cost.multiply_adds:
         return f"the multiply-adds of {model} at {size_px} pixels are not known"
-    shown = Look(look.color, "", look.marker)
     billions = cost.multiply_adds[size_px] / 1e9
-    return Series(label, (billions,), (top1,), shown, (_area(cost),), (model,))
+    return Series(f"{label}: {model}", (billions,), (top1,), look, (_area(cost),))
 
 
 def _published() -> list[Series]:

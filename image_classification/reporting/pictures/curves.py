@@ -27,6 +27,7 @@ from image_classification.reporting.pictures.style import (
 from image_classification.reporting.published import Band
 
 EPOCHS = "epochs done"
+_CLOSE_POINTS = 0.5
 
 # A quantity: kind and key of its records, its name, its look in a picture of one run. Among
 # several runs the colour and the marker are the run's and the line alone tells the quantity.
@@ -66,6 +67,7 @@ def accuracy(runs: Sequence[RunData]) -> Picture | LeftOut:
         )
         for key, name in (("top1", "top-1"), ("top5", "top-5"))
     )
+    panels = (*panels[:1], *_close_up(panels[0]), *panels[1:])
     drawn = tuple(panel for panel in panels if panel.series)
     title, why = "Validation accuracy", "nothing was validated"
     return _picture(runs, "accuracy", title, drawn, _accuracy("top1"), why)
@@ -103,6 +105,17 @@ def _panel(runs: Sequence[RunData], y_label: str, quantities: Sequence[_Quantity
                 shown = look.lined(own.line, filled=own.line == "-")
                 series.append(Series(f"{run.label}, {name}", x, y, shown))
     return Panel(y_label, tuple(series), rules=_resumptions(runs), x_from_zero=True)
+
+
+def _close_up(panel: Panel) -> tuple[Panel, ...]:
+    """The same around the published values, which are too narrow to see in a whole curve."""
+    if not panel.bands or not panel.series:
+        return ()
+    seen = [each.y[-1] for each in panel.series]
+    low = min([*seen, *(band.low for band in panel.bands)])
+    high = max([*seen, *(band.high for band in panel.bands)])
+    room = max(high - low, 2 * _CLOSE_POINTS) / 2
+    return (replace(panel, y_label="top-1, close up", y_limits=(low - room, high + room)),)
 
 
 def _resumptions(runs: Sequence[RunData]) -> tuple[Rule, ...]:

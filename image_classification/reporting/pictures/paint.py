@@ -7,17 +7,18 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from image_classification.reporting.pictures.names import write_names
 from image_classification.reporting.pictures.picture import Bars, Panel, Picture, Series
-from image_classification.reporting.pictures.style import BAND, GROUND, INK, STYLE, Look
+from image_classification.reporting.pictures.style import BAND, GROUND, STYLE, Look
 from image_classification.reporting.published import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH_IN, _FIRST_IN, _NEXT_IN, _LEGEND_IN = 5.4, 3.1, 1.9, 0.19
-_MARKED = 25
-_HEADROOM = 1.08
+_WIDTH_IN, _FIRST_IN, _NEXT_IN, _TALLER_IN, _LEGEND_IN = 5.4, 3.1, 1.9, 1.5, 0.19
+_MARKED, _TWO_COLUMNS = 25, 24
+_HEADROOM, _NAMES_ROOM = 1.08, 0.3
 
 
 def paint(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
@@ -30,8 +31,8 @@ def paint(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
 
     # One salt a picture, so that ids stay unique where several SVGs share a page.
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": picture.name}):
-        lines = len(picture.entries) + sum(len(panel.bands) for panel in picture.panels)
-        height_in = _FIRST_IN + _NEXT_IN * (len(picture.panels) - 1)
+        lines = len(_words(picture))
+        height_in = _FIRST_IN + _NEXT_IN * (len(picture.panels) - 1) + _TALLER_IN * picture.tall
         figure = Figure(
             figsize=(_WIDTH_IN, height_in + _LEGEND_IN * math.ceil(lines / _columns(picture))),
             dpi=150,
@@ -41,6 +42,8 @@ def paint(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
         # Laid out once: every format is drawn where the first one was.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
+        for axes, panel in zip(figure.axes, picture.panels, strict=True):
+            write_names(axes, panel)
         files = {}
         for kind in formats:
             content = io.BytesIO()
@@ -60,13 +63,13 @@ def _fill(figure: Figure, picture: Picture) -> None:
     all_axes = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     all_axes[0].set_title(picture.title)
     all_axes[-1].set_xlabel(picture.x_label)
-    handles: list[Any] = []
+    bands: dict[str, Any] = {}
     for axes, panel in zip(all_axes, picture.panels, strict=True):
         for band in panel.bands:
             _draw_band(axes, band)
-            handles.append(Patch(facecolor=BAND, alpha=0.3, hatch="//", label=band.label))
-        for series in panel.series:
-            _draw_series(axes, series)
+            bands[band.label] = Patch(facecolor=BAND, alpha=0.3, hatch="//", label=band.label)
+        for at, series in enumerate(panel.series):
+            _draw_series(axes, series, at / len(panel.series))
         for bars in panel.bars:
             _draw_bars(axes, bars)
         for rule in panel.rules:
@@ -74,6 +77,7 @@ def _fill(figure: Figure, picture: Picture) -> None:
             axes.axvline(rule.x, color=look.color, linestyle=look.line, linewidth=look.width)
         axes.set_ylabel(panel.y_label)
         _set_scales(axes, panel)
+    figure.align_ylabels(all_axes)
     patches = {bars.label for panel in picture.panels for bars in panel.bars if not bars.outline}
     shown = [
         Patch(facecolor=GROUND, edgecolor=look.color, hatch=look.hatch, label=label)
@@ -81,14 +85,20 @@ def _fill(figure: Figure, picture: Picture) -> None:
         else Line2D([], [], label=label, **_pen(look))
         for label, look in picture.entries
     ]
-    if len(shown) + len(handles) > 1:
-        figure.legend(handles=[*shown, *handles], loc="outside lower left", ncols=_columns(picture))
+    if len(shown) + len(bands) > 1:
+        figure.legend(
+            handles=[*shown, *bands.values()], loc="outside lower left", ncols=_columns(picture)
+        )
+
+
+def _words(picture: Picture) -> dict[str, None]:
+    """What the legend says, each once."""
+    words = dict.fromkeys(label for label, _ in picture.entries)
+    return words | dict.fromkeys(band.label for panel in picture.panels for band in panel.bands)
 
 
 def _columns(picture: Picture) -> int:
-    labels = [label for label, _ in picture.entries]
-    labels += [band.label for panel in picture.panels for band in panel.bands]
-    return 2 if max(map(len, labels), default=0) <= 24 else 1
+    return 2 if max(map(len, _words(picture)), default=0) <= _TWO_COLUMNS else 1
 
 
 def _pen(look: Look) -> dict[str, Any]:
@@ -108,7 +118,7 @@ def _draw_band(axes: Axes, band: Band) -> None:
     axes.axhline((band.low + band.high) / 2, color=BAND, linewidth=1.0)
 
 
-def _draw_series(axes: Axes, series: Series) -> None:
+def _draw_series(axes: Axes, series: Series, shift: float) -> None:
     pen = _pen(series.look)
     if series.areas:
         axes.scatter(
@@ -127,19 +137,7 @@ def _draw_series(axes: Axes, series: Series) -> None:
             pen["marker"] = "o"
         # Markers on every point of a long curve would hide it.
         every = max(1, len(series.x) // _MARKED)
-        axes.plot(series.x, series.y, markevery=every, **pen)
-    for name, x, y, area in zip(
-        series.names, series.x, series.y, series.areas or [0.0] * len(series.x), strict=False
-    ):
-        away = 4 + math.sqrt(area) / 2
-        axes.annotate(
-            name,
-            (x, y),
-            (away, -3) if area else (3, 5),
-            textcoords="offset points",
-            fontsize=9,
-            color=INK,
-        )
+        axes.plot(series.x, series.y, markevery=(int(shift * every), every), **pen)
 
 
 def _draw_bars(axes: Axes, bars: Bars) -> None:
@@ -157,15 +155,16 @@ def _draw_bars(axes: Axes, bars: Bars) -> None:
 
 
 def _set_scales(axes: Axes, panel: Panel) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale(panel.x_scale)
     axes.set_yscale(panel.y_scale)
     plain = FuncFormatter(lambda value, _: f"{value:,.10g}")
     for axis, scale in ((axes.xaxis, panel.x_scale), (axes.yaxis, panel.y_scale)):
-        axis.set_major_formatter(plain)
         if scale == "log":
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(plain)
     if panel.x_ticks:
         axes.set_xticks(panel.x_ticks)
         axes.set_xticks([], minor=True)
@@ -177,3 +176,10 @@ def _set_scales(axes: Axes, panel: Panel) -> None:
         highest += [height for each in panel.bars for height in each.heights]
         highest += [band.high for band in panel.bands]
         axes.set_ylim(0, _HEADROOM * max(highest, default=0.0) or 1.0)
+    if panel.y_limits is not None:
+        axes.set_ylim(*panel.y_limits)
+    # Room for the words beside the points.
+    axes.margins(x=0.06)
+    if any(each.names for each in panel.series) and panel.x_scale == "linear":
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high + _NAMES_ROOM * (high - low))

@@ -64,13 +64,15 @@ class Panel:
     x_from_zero: bool = False
     y_from_zero: bool = False
     x_ticks: tuple[float, ...] = ()
+    y_limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Picture:
     """One picture. name: its files' stem. notes: what a reader must know, one sentence each.
 
-    legend: words with their looks; None: those of the series, bars and rules.
+    legend: words with their looks; None: those of the series, bars and rules. tall: half as high
+    again, where points crowd.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Picture:
     panels: tuple[Panel, ...]
     notes: tuple[str, ...] = ()
     legend: tuple[tuple[str, Look], ...] | None = None
+    tall: bool = False
 
     @property
     def entries(self) -> tuple[tuple[str, Look], ...]:
@@ -130,7 +133,7 @@ def _series_alt(series: Series) -> str:
     ]
     if series.names and len(series.names) == len(series.x) <= 12:
         named = zip(series.names, series.x, series.y, strict=True)
-        told = ", ".join(f"{name} at {x:.4g}, {y:.4g}" for name, x, y in named)
+        told = ", ".join(f"{name} at {x:.4g}, {y:.4g}".lstrip() for name, x, y in named)
         return f"{series.label}: {told}"
     if len(points) == 1:
         return f"{series.label}: {points[0][1]:.4g} at {points[0][0]:.4g}"

@@ -35,7 +35,9 @@ def step_time(runs: Sequence[RunData]) -> Picture | LeftOut:
     everything = [value for _, ms in shown for value in ms]
     lowest, highest = min(everything), max(everything)
     limit = _FAR * max(median(ms) for _, ms in shown)
-    edges = _edges(lowest, min(highest, limit), len(everything))
+    tail_s = shown[0][0].number("results", "train", "step_time_s", "p99")
+    reach = 1000 * tail_s if tail_s is not None and len(shown) == 1 else highest
+    edges = _edges(lowest, min(max(highest, reach), limit), len(everything))
     bars: tuple[Bars, ...]
     rules: tuple[Rule, ...] = ()
     notes = []
@@ -57,7 +59,7 @@ def step_time(runs: Sequence[RunData]) -> Picture | LeftOut:
         for run, ms in zip(runs, times, strict=True)
         if len(runs) > 1 and len(ms) < _FEWEST
     ]
-    panel = Panel("share of the records, percent", bars=bars, rules=rules, y_from_zero=True)
+    panel = Panel("records, percent", bars=bars, rules=rules, y_from_zero=True)
     x_label = f"step time, ms ({_what_a_record_is([run for run, _ in shown])})"
     return Picture(_NAME, _TITLE, x_label, (panel,), tuple(notes))
 
