@@ -19,6 +19,7 @@ from image_classification.reporting.published_figures import figure_name, figure
 from image_classification.reporting.results_table import result_rows
 
 PAGE_NAME = "report.html"
+PICTURES_PAGE_NAME = "pictures.html"
 
 
 def write_page(
@@ -64,8 +65,19 @@ def render(
         "<h2>Configuration</h2>",
         *(_section(name, values, provenance) for name, values in report.config.items()),
     ]
-    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     title = " ".join(names[key] for key in ("model", "precision", "platform", "mode"))
+    return _page(title, body)
+
+
+def write_pictures_page(gallery: Gallery, folder: Path, title: str) -> Path:
+    """Write ``pictures.html``, the pictures alone; raises WorkspaceError as `write_page`."""
+    path = folder / PICTURES_PAGE_NAME
+    write_atomically(path, _page(title, [f"<h1>{escape(title)}</h1>", gallery_html(gallery)]))
+    return path
+
+
+def _page(title: str, body: Iterable[str]) -> str:
+    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     return Template(template).substitute(title=escape(title), body="\n".join(filter(None, body)))
 
 
@@ -92,19 +104,19 @@ def _published(published: Sequence[Mapping[str, Any]]) -> str:
         return '<p class="none">No published figure belongs to this configuration.</p>'
     rows = [
         [
-            f'{escape(figure_name(entry["figure"]))}<br><span class="id">{escape(entry["id"])}'
-            "</span>",
+            f"<span>{escape(figure_name(entry['figure']))}<br>"
+            f'<span class="id">{escape(entry["id"])}</span></span>',
             escape(figure_text(entry["figure"], entry["published"])),
             escape(figure_text(entry["figure"], entry["measured"])),
             "-" if entry["ratio"] is None else escape(number(entry["ratio"], 3)),
             f'<span class="verdict {escape(entry["verdict"])}">{escape(entry["verdict"])}</span>',
-            escape(entry["why"]),
+            f"<span>{escape(entry['why'])}</span>",
         ]
         for entry in published
     ]
     heads = ("figure", "published", "measured", "ratio", "verdict", "why")
     classes = ("figure", "num", "num", "num", "", "why")
-    return "<h2>Against the published figures</h2>" + _table(heads, rows, classes)
+    return "<h2>Against the published figures</h2>" + _table(heads, rows, classes, stacked=True)
 
 
 def _inference(rows: Sequence[Mapping[str, Any]] | None) -> str:
@@ -154,22 +166,37 @@ def _section(name: str, values: Mapping[str, Any], provenance: Mapping[str, str]
     return f"<details><summary>{escape(name)}</summary>{_table(heads, rows)}</details>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = ()) -> str:
-    """Build a table; cells are HTML already, heads are text."""
+def _table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    classes: Sequence[str] = (),
+    *,
+    stacked: bool = False,
+) -> str:
+    """Build a table; cells are HTML already, heads are text.
+
+    stacked: on a narrow screen the cells of a row stand below one another.
+    """
     kinds = [f' class="{kind}"' if kind else "" for kind in classes] or [""] * len(heads)
     head = "".join(
         f'<th scope="col"{kind}>{escape(text)}</th>'
         for kind, text in zip(kinds, heads, strict=True)
     )
+    cells = [
+        f'<td{kind} data-head="{escape(text)}">' if stacked else f"<td{kind}>"
+        for kind, text in zip(kinds, heads, strict=True)
+    ]
     body = "\n".join(
         "<tr>"
-        + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True))
+        + "".join(f"{opening}{cell}</td>" for opening, cell in zip(cells, row, strict=True))
         + "</tr>"
         for row in rows
     )
+    table = '<table class="stacked">' if stacked else "<table>"
+    # Focusable, so that what is wider than the screen can be scrolled with the keyboard.
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        "</table></div>"
+        f'<div class="scroll" tabindex="0">{table}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,7 +162,14 @@ def with_labels(runs: Sequence[RunData]) -> list[RunData]:
         for words, count in zip(told, devices, strict=True):
             words.append(f"{count or '?'} device{'' if count == 1 else 's'}")
     labels = [" ".join(words) for words in told]
-    return [
-        replace(run, label=label if label and labels.count(label) == 1 else f"{label} {run.label}")
+    named = [
+        label if label and labels.count(label) == 1 else f"{label} {run.label}".strip()
         for run, label in zip(runs, labels, strict=True)
     ]
+    # Folders of one name, of runs that do not differ.
+    seen: Counter[str] = Counter()
+    told_apart = []
+    for label in named:
+        seen[label] += 1
+        told_apart.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return [replace(run, label=label) for run, label in zip(runs, told_apart, strict=True)]

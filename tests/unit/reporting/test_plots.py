@@ -1,10 +1,10 @@
 import math
 
 import pytest
+from image_classification.reporting.plots import draw, plan
 
 from image_classification.core.errors import WorkspaceError
 from image_classification.core.types import Record
-from image_classification.reporting.plots import draw, plan
 from image_classification.reporting.published import Band
 
 BANDS = (

@@ -3,8 +3,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-
 from image_classification.reporting.plots import draw
+
 from image_classification.reporting.published import bands
 from image_classification.reporting.render import render, write_page
 from image_classification.reporting.summary import build_report
