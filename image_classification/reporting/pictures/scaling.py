@@ -45,7 +45,7 @@ def scaling(runs: Sequence[RunData]) -> Picture | LeftOut:
         name = f"{kind}, measured" if len(several) > 1 else "measured"
         series.append(_series(name, points, look))
         series.append(_ideal(points, "ideal" if len(several) == 1 else ""))
-        batches = sorted({run.text("config", "batch", "per_device_batch") for _, _, run in found})
+        batches = sorted({run.text("config", "batch", "per_device") for _, _, run in found})
         if len(batches) > 1:
             notes.append(f"{kind}: the runs differ in images a device: {', '.join(batches)}.")
     if len(several) == 1:

@@ -35,8 +35,12 @@ class Browser:
             "--disable-sync --remote-debugging-pipe"
         )
         self._process = subprocess.Popen(
-            ["bash", "-c", script, "-", str(browser_reads), str(browser_writes), program]
-            + [*flags.split(), f"--user-data-dir={profile}", "about:blank"],
+            [
+                *("bash", "-c", script, "-", str(browser_reads), str(browser_writes), program),
+                *flags.split(),
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
             pass_fds=(browser_reads, browser_writes),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -21,6 +21,12 @@ class Writer:
             folder / "metrics.jsonl", append=append, unix_time_s=lambda: self.now_s
         )
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sink.close()
+
     def add(self, kind: str, step: int, epoch: int, **values):
         self.sink.write(Record(kind, step, epoch, values))
 
