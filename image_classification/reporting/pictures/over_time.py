@@ -39,20 +39,20 @@ def over_time(runs: Sequence[RunData]) -> Picture | LeftOut:
     if not ends_s:
         return LeftOut(_NAME, _TITLE, "no record of throughput or power has a time")
     _, unit_s, unit = next(entry for entry in _UNITS if max(ends_s) < entry[0])
-    notes = []
-    panels = []
+    notes, panels, groups = [], [], []
     for y_label, points, absent in (
         ("images/s", [track.speed for track in tracks], "images/s over time: not measured."),
         ("power, W", [track.power for track in tracks], "power: not measured."),
     ):
         series, group = _series(runs, points, unit_s)
-        if group > 1:
-            notes.append(f"{y_label}: means of up to {group} records.")
+        groups.append(group)
         if not series:
             notes.append(absent)
             continue
         rules = _restarts(tracks, unit_s)
         panels.append(Panel(y_label, series, rules=rules, x_from_zero=True, y_from_zero=True))
+    if max(groups) > 1:
+        notes.append(f"Long curves are drawn as means of up to {max(groups)} records.")
     if len(panels) > 1:
         notes.append("Power is that of the devices of rank 0's node together.")
     return Picture(_NAME, _TITLE, f"time since the start, {unit}", tuple(panels), tuple(notes))
