@@ -53,9 +53,11 @@ def over_time(runs: Sequence[RunData]) -> Picture | LeftOut:
         panels.append(Panel(y_label, series, rules=rules, x_from_zero=True, y_from_zero=True))
     if max(groups) > 1:
         notes.append(f"Long curves are drawn as means of up to {max(groups)} records.")
-    if len(panels) > 1:
+    has_power = any(panel.y_label.startswith("power") for panel in panels)
+    if has_power:
         notes.append("Power is that of the devices of rank 0's node together.")
-    return Picture(_NAME, _TITLE, f"time since the start, {unit}", tuple(panels), tuple(notes))
+    title = _TITLE if has_power else "Throughput over time"
+    return Picture(_NAME, title, f"time since the start, {unit}", tuple(panels), tuple(notes))
 
 
 def _series(

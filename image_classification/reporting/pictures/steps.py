@@ -77,7 +77,10 @@ def _what_a_record_is(runs: Sequence[RunData]) -> str:
         if after.record.step > before.record.step
     ]
     each = round(median(steps)) if steps else 1
-    return "single steps" if each == 1 else f"means of {each} steps each"
+    if each == 1:
+        return "single steps"
+    # The last record of an epoch is of what is left of it.
+    return f"means of {each} steps each" if len(set(steps)) == 1 else f"means of about {each} steps"
 
 
 def _edges(lowest: float, highest: float, count: int) -> tuple[float, ...]:

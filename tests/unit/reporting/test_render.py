@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from image_classification.config.resolve import resolve
 from image_classification.reporting.pictures.draw import Gallery, draw_run
 from image_classification.reporting.pictures.picture import LeftOut
 from image_classification.reporting.render import render, write_page
@@ -81,13 +82,12 @@ def test_the_page_holds_names_verdicts_results_and_configuration(report, make_co
     assert page.count('class="verdict reproduced"') == 2
 
 
-@pytest.fixture
-def gallery(tmp_path, make_config):
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
     """The pictures of a run that has every kind but scaling."""
-    folder = tmp_path / "made"
-    rows = made.inference_rows()
-    options = {"steps_per_epoch": 20, "print_every": 10, "inference": rows}
-    return draw_run(made.write_training(folder, make_config(), **options))
+    config = resolve("resnet50", "AMP", "convergence", "DGX1V", "90e")
+    options = {"steps_per_epoch": 20, "print_every": 10, "inference": made.inference_rows()}
+    return draw_run(made.write_training(tmp_path_factory.mktemp("run"), config, **options))
 
 
 def test_the_page_needs_no_script_and_no_network(report, gallery, tmp_path):

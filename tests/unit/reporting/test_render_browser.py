@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from image_classification.config.resolve import resolve
 from image_classification.reporting.pictures.draw import draw_run
 from image_classification.reporting.render import write_page
 from image_classification.reporting.summary import read_report
@@ -99,15 +100,10 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, request):
+def page(tmp_path_factory):
     """A whole report of a run that has every picture of one run."""
     folder = tmp_path_factory.mktemp("run")
-    spec = importlib.util.spec_from_file_location(
-        "reporting_conftest", Path(__file__).with_name("conftest.py")
-    )
-    conftest = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(conftest)
-    config = conftest.dgx1_config()
+    config = resolve("resnet50", "AMP", "convergence", "DGX1V", "90e")
     rows = made.inference_rows()
     options = {"steps_per_epoch": 50, "print_every": 10, "resumed_after": 40, "inference": rows}
     made.write_training(folder, config, **options)
