@@ -20,6 +20,8 @@ _Box = tuple[float, float, float, float]
 def write_names(axes: Axes, panel: Panel) -> None:
     """Write the names of ``panel``; the axes' limits and place on the figure must be final."""
     points_per_pixel = 72.0 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    # Asked for, so that the limits are those of all that is drawn.
+    axes.get_xlim(), axes.get_ylim()
     sized = any(series.areas for series in panel.series)
     wanted: list[tuple[float, float, str, tuple[float, float], float]] = []
     markers: list[_Box] = []

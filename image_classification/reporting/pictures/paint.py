@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH_IN, _FIRST_IN, _NEXT_IN, _TALLER_IN, _LEGEND_IN = 5.4, 3.1, 1.9, 1.5, 0.19
-_MARKED, _TWO_COLUMNS = 25, 24
+_WIDTH_IN, _FIRST_IN, _NEXT_IN, _TALLER_IN, _LEGEND_IN = 5.4, 3.1, 1.9, 1.5, 0.21
+_MARKED, _TWO_COLUMNS, _LONGEST = 25, 24, 62
 _HEADROOM, _NAMES_ROOM = 1.08, 0.3
 
 
@@ -30,7 +31,12 @@ def paint(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
     from matplotlib.figure import Figure
 
     # One salt a picture, so that ids stay unique where several SVGs share a page.
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": picture.name}):
+    with (
+        matplotlib.rc_context({**STYLE, "svg.hashsalt": picture.name}),
+        warnings.catch_warnings(),
+    ):
+        # Of a script that the font lacks, as a folder may be named in: boxes are drawn.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         lines = len(_words(picture))
         height_in = _FIRST_IN + _NEXT_IN * (len(picture.panels) - 1) + _TALLER_IN * picture.tall
         figure = Figure(
@@ -40,7 +46,9 @@ def paint(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
         )
         _fill(figure, picture)
         # Laid out once: every format is drawn where the first one was.
-        figure.draw_without_rendering()
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
         figure.set_layout_engine("none")
         for axes, panel in zip(figure.axes, picture.panels, strict=True):
             write_names(axes, panel)
@@ -80,9 +88,9 @@ def _fill(figure: Figure, picture: Picture) -> None:
     figure.align_ylabels(all_axes)
     patches = {bars.label for panel in picture.panels for bars in panel.bars if not bars.outline}
     shown = [
-        Patch(facecolor=GROUND, edgecolor=look.color, hatch=look.hatch, label=label)
+        Patch(facecolor=GROUND, edgecolor=look.color, hatch=look.hatch, label=_fitting(label))
         if label in patches
-        else Line2D([], [], label=label, **_pen(look))
+        else Line2D([], [], label=_fitting(label), **_pen(look))
         for label, look in picture.entries
     ]
     if len(shown) + len(bands) > 1:
@@ -99,6 +107,14 @@ def _words(picture: Picture) -> dict[str, None]:
 
 def _columns(picture: Picture) -> int:
     return 2 if max(map(len, _words(picture)), default=0) <= _TWO_COLUMNS else 1
+
+
+def _fitting(label: str) -> str:
+    """The words as a legend can hold them: not too long, and not hidden by a leading line."""
+    # matplotlib leaves out what begins with an underscore.
+    words = label.lstrip("_")
+    kept = _LONGEST // 2
+    return words if len(words) <= _LONGEST else f"{words[:kept]}…{words[-kept:]}"
 
 
 def _pen(look: Look) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class RunData:
     def text(self, section: str, *keys: str) -> str:
         """The same for words; empty where there are none."""
         found = self.value(section, *keys)
-        return "" if found is None else str(found)
+        return "" if found is None else _printable(str(found))
 
     @property
     def num_devices(self) -> int | None:
@@ -120,6 +120,11 @@ def real(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def _printable(text: str) -> str:
+    """A folder's name may hold anything; what no file can show becomes a question mark."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
 def read_run(path: Path) -> RunData:
     """Read a run's folder, or its report.json.
 
@@ -133,7 +138,7 @@ def read_run(path: Path) -> RunData:
             f"{path} has neither {REPORT_NAME} nor {METRICS_NAME}; name the folder of a run"
         )
     return RunData(
-        folder.resolve().name,
+        _printable(folder.resolve().name),
         read_report(report) if report.exists() else None,
         tuple(read_timed_metrics(metrics)) if metrics.exists() else (),
     )

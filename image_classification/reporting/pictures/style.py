@@ -35,6 +35,8 @@ STYLE: Any = {
     "figure.facecolor": GROUND,
     "axes.facecolor": GROUND,
     "savefig.facecolor": GROUND,
+    # A dollar sign in a folder's name is no formula.
+    "text.parse_math": False,
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -74,16 +76,20 @@ class Look:
         return replace(self, line=line, filled=filled)
 
 
-RUNS = (
-    Look(BLUE, marker="o", hatch="///"),
-    Look(VERMILION, marker="^", hatch="\\\\\\"),
-    Look(GREEN, marker="s", hatch="..."),
-    Look(PURPLE, marker="D", hatch="xxx"),
-    Look(ORANGE, marker="v", hatch="---"),
-    Look(SKY, marker="P", hatch="+++"),
-    Look(INK, marker="X", hatch="ooo"),
+_RUN_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
+_RUN_MARKERS = (
+    ("o", "///"),
+    ("^", "\\\\\\"),
+    ("s", "..."),
+    ("D", "xxx"),
+    ("v", "---"),
+    ("P", "+++"),
 )
-"""The looks of several runs; an eighth begins again."""
+RUNS = tuple(
+    Look(_RUN_COLORS[at % 7], marker=_RUN_MARKERS[at % 6][0], hatch=_RUN_MARKERS[at % 6][1])
+    for at in range(42)
+)
+"""The looks of several runs; a forty-third begins again."""
 
 TRAINING = Look(BLUE)
 RAW = Look(VERMILION, "--", "o")

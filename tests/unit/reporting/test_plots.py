@@ -1,6 +1,8 @@
 import importlib.util
 import math
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -346,3 +348,45 @@ def test_records_of_a_killed_run_are_enough(tmp_path):
     gallery = draw_run(tmp_path)
     names = [drawn.picture.name for drawn in gallery.drawn]
     assert names == ["loss", "learning_rate", "over_time", "step_time"]
+
+
+def test_folders_of_any_name_are_drawn(tmp_path):
+    names = (
+        "_hidden",
+        "$x_{",
+        "a" * 200,
+        "<b>&",
+        "\u4e2d\u6587",
+        "line\nbreak",
+        b"\xff".decode("utf-8", "surrogateescape"),
+    )
+    for at, name in enumerate(names):
+        with Writer(tmp_path / name) as writer:
+            writer.add("start", 0, 0, steps_per_epoch=4)
+            for step in (1, 2, 3):
+                writer.add("step", step, 0, loss=1.0 + at, step_time_s=0.1 * step)
+    gallery = draw([read_run(tmp_path / name) for name in names], tmp_path / "out")
+    assert [drawn.picture.name for drawn in gallery.drawn] == ["loss", "step_time"]
+    labels = [label for label, _ in gallery.drawn[0].picture.entries]
+    assert labels == ["_hidden", "$x_{", "a" * 200, "<b>&", "\u4e2d\u6587", "line?break", "?"]
+    for drawn in gallery.drawn:
+        texts = [each.text for each in ElementTree.fromstring(drawn.svg).iter() if each.text]
+        assert {"hidden", "$x_{", "a" * 31 + "…" + "a" * 31, "<b>&"} <= set(texts)
+
+
+def test_many_runs_leave_room_for_the_curves(tmp_path):
+    runs = []
+    for at in range(30):
+        with Writer(tmp_path / f"a-run-with-a-rather-long-name-{at:02d}") as writer:
+            writer.add("start", 0, 0, steps_per_epoch=4)
+            writer.add("step", 2, 0, loss=1.0 + at)
+            writer.add("step", 4, 0, loss=1.0)
+        runs.append(read_run(tmp_path / f"a-run-with-a-rather-long-name-{at:02d}"))
+    gallery = draw(runs, tmp_path / "out", ["svg"])
+    assert len({look for _, look in gallery.drawn[0].picture.entries}) == 30
+    axes = re.search(
+        r'id="patch_2">\s*<path d="M [0-9.]+ ([0-9.]+)[^z]* ([0-9.]+) ', gallery.drawn[0].svg
+    )
+    low, high = sorted(map(float, axes.groups()))
+    # The curves keep two inches however long the legend is.
+    assert high - low > 2 * 72
