@@ -142,7 +142,8 @@ def read_timed_metrics(path: Path) -> list[TimedRecord]:
     for number, line in enumerate(whole.splitlines(), start=1):
         timed = _parse(line, f"{path}:{number}")
         if timed.record.kind == "start":
-            start_step = timed.record.values.get("start_step") or 0
+            start_step = timed.record.values.get("start_step")
+            start_step = start_step if isinstance(start_step, int) else 0
             kept = [before for before in kept if _before(before.record, start_step)]
         kept.append(timed)
     return kept

@@ -91,14 +91,17 @@ class RunData:
 
     def bands(self, *figures: str) -> tuple[Band, ...]:
         """The published figures this run may be compared with, as bands."""
+        entries = self.report.published if self.report else ()
         comparable = {
-            (entry.get("id"), entry.get("figure"), entry.get("published"))
-            for entry in (self.report.published if self.report else ())
-            if entry.get("comparable") and entry.get("figure") in figures
+            (str(entry.get("id")), entry["figure"], real(entry.get("published")))
+            for entry in entries
+            if isinstance(entry, Mapping)
+            and entry.get("comparable")
+            and entry.get("figure") in figures
         }
         if not comparable:
             return ()
-        found: dict[tuple[str, str], Band] = {}
+        found: dict[str, Band] = {}
         for row in load_published():
             figure = with_batch(row.figure, row.batch)
             if (row.id, figure, row.value) in comparable:
@@ -109,7 +112,7 @@ class RunData:
                     row.value + row.tolerance,
                     f"published {row.value:,} ± {row.tolerance:,.3g}",
                 )
-                found.setdefault((figure, ""), band)
+                found.setdefault(figure, band)
         return tuple(found.values())
 
 
