@@ -14,6 +14,7 @@ Verb = Callable[[list[str]], int]
 VERBS: Registry[Verb] = Registry("verb")
 VERBS.add("dataset", "image_classification.cli.dataset:main")
 VERBS.add("doctor", "image_classification.cli.doctor:main")
+VERBS.add("report", "image_classification.cli.report:main")
 
 _USAGE = """usage: python -m image_classification VERB …
 
@@ -23,6 +24,9 @@ _USAGE = """usage: python -m image_classification VERB …
   dataset fake DIR      make an ImageNet-like data set for trying things out
   dataset demo OUT      write the demo data set (handwritten digits, JPEG class folders) to OUT
   doctor                look for what would break a long run on this machine
+  report combine RUN…   runs over seeds, precisions or devices: mean, spread, verdict on the mean
+  report compare A B    the same run in two environments: which figures regressed
+  report history DIR    all runs below DIR in order of time, with what regressed
 
 Each has its own --help.
 Runs are started with launch.py; see launch.py --help.

@@ -1,7 +1,7 @@
 """Errors a user can mend, and the two other ways a run ends early.
 
 Exit codes are part of the contract: 0 done, 1 a bug, 2 the user can mend it, 3 diverged,
-75 stopped by a signal after saving.
+4 a report is worse than an earlier one, 75 stopped by a signal after saving.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_DIVERGED = 3
+EXIT_REGRESSED = 4
 EXIT_STOPPED = 75
 
 

@@ -63,6 +63,11 @@ def size(num_bytes: float | None) -> str:
     return "-" if num_bytes is None else size_text(num_bytes)
 
 
+def printable(text: str) -> str:
+    """Replace what would drive a terminal or break a line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def other_topk(values: Mapping[str, Any]) -> list[str]:
     """Return which ``topN`` there are beside ``top1`` and ``top5``."""
     return [n for n in values if re.fullmatch("top[0-9]+", n) and n not in ("top1", "top5")]

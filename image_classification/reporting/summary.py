@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ _ENVIRONMENT = {
     "cpu": None,
     "container": None,
     "git_commit": None,
+    "ended_at": None,
 }
 
 
@@ -164,12 +166,16 @@ def _fill(template: Mapping[str, Any], given: Mapping[str, Any], where: str) -> 
 
 
 def host_environment() -> dict[str, Any]:
-    """What can be known of this machine without torch: python, cpu, container, git_commit."""
+    """What can be known without torch: python, cpu, container, git_commit, ended_at.
+
+    ended_at is now, in UTC as ISO 8601: a report is made at its run's end.
+    """
     return {
         "python": platform.python_version(),
         "cpu": _cpu(Path("/proc/cpuinfo")),
         "container": _container(Path("/")),
         "git_commit": _git_commit(Path(__file__).resolve().parents[2]),
+        "ended_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 

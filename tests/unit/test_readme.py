@@ -12,7 +12,13 @@ import pytest
 
 from image_classification import models
 from image_classification.__main__ import VERBS
-from image_classification.cli import doctor
+from image_classification.cli import (
+    doctor,
+    report,
+    report_combine,
+    report_compare,
+    report_history,
+)
 from image_classification.cli.dataset import build_parser
 from image_classification.cli.explain import render_explanation
 from image_classification.cli.parse import _build_parser, parse
@@ -143,6 +149,9 @@ def test_files_in_backticks_exist(path):
 def test_options_exist(path):
     commands = next(a for a in build_parser()._actions if isinstance(a.choices, dict)).choices
     parsers = [_build_parser(), doctor.build_parser(), *dict(commands or {}).values()]
+    parsers += [
+        module.build_parser() for module in (report_combine, report_compare, report_history)
+    ]
     known = {flag for p in parsers for action in p._actions for flag in action.option_strings}
     text = re.sub(r"\]\([^)]*\)", "", text_of(path))
     for option in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text):
@@ -162,6 +171,8 @@ def test_settings_exist(path):
 def test_verbs_exist(path):
     for verb in re.findall(r"-m image_classification ([a-z-]+)", text_of(path)):
         assert verb in VERBS, verb
+    for command in re.findall(r"-m image_classification report ([a-z-]+)", text_of(path)):
+        assert command in report.COMMANDS, command
 
 
 def test_the_explanation_shown_is_the_real_one():

@@ -1,0 +1,53 @@
+"""``report compare OLD NEW``: one named run in two environments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from image_classification.cli.report_parser import (
+    ReportParser,
+    add_ignore,
+    add_thresholds,
+    show_json,
+    show_tables,
+    thresholds_of,
+)
+from image_classification.core.errors import EXIT_DONE, EXIT_REGRESSED
+from image_classification.reporting.named_run import check_ignored
+from image_classification.reporting.regression import compare_runs
+from image_classification.reporting.regression_text import comparison_json, print_comparison
+from image_classification.reporting.run_file import read_run
+
+
+def build_parser() -> ReportParser:
+    """Return the parser."""
+    parser = ReportParser(
+        prog="python -m image_classification report compare",
+        description="Compare a run with an earlier one of the same name, as in another container "
+        f"release. Exits with {EXIT_REGRESSED} if a figure got worse by more than its threshold.",
+    )
+    parser.add_argument("old", metavar="OLD", type=Path, help="a run's folder, or its report.json")
+    parser.add_argument("new", metavar="NEW", type=Path, help="the same of the later run")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add_thresholds(parser)
+    add_ignore(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Compare two runs; return 0, or EXIT_REGRESSED.
+
+    Raises:
+        ConfigError: the command line cannot be understood. WorkspaceError: a run cannot be read,
+            or the two are not the same named run.
+    """
+    arguments = build_parser().parse_args(argv)
+    ignored = check_ignored(arguments.ignore)
+    comparison = compare_runs(
+        read_run(arguments.old), read_run(arguments.new), thresholds_of(arguments), ignored
+    )
+    if arguments.json:
+        show_json(comparison_json(comparison))
+    else:
+        show_tables(lambda console: print_comparison(console, comparison))
+    return EXIT_REGRESSED if comparison.regressed else EXIT_DONE

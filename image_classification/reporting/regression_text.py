@@ -1,0 +1,109 @@
+"""What `report compare` says: as data, on the console."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from image_classification.reporting.measured import label_of, value_text
+from image_classification.reporting.named_run import Identity
+from image_classification.reporting.regression import Change, Comparison, short_commit
+from image_classification.reporting.run_file import RecordedRun
+from image_classification.reporting.titled import print_titled
+
+SCHEMA_VERSION = 1
+
+STYLES = {
+    "ok": "green",
+    "improved": "bold cyan",
+    "regressed": "bold red",
+    "not measured": "dim",
+}
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """Return what ``--json`` prints; docs/reports.md has its keys."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": dict(comparison.new.report.name),
+        "num_devices": comparison.new.num_devices,
+        "old": run_json(comparison.old),
+        "new": run_json(comparison.new),
+        "changes": [asdict(change) for change in comparison.changes],
+        "environment": {
+            key: {"old": old, "new": new} for key, (old, new) in comparison.environment.items()
+        },
+        "regressed": [change.figure for change in comparison.regressed],
+    }
+
+
+def run_json(run: RecordedRun) -> dict[str, Any]:
+    """Return which run it was."""
+    return {
+        "path": str(run.path),
+        "seed": run.seed,
+        "ended_at": run.ended_at.isoformat(timespec="seconds"),
+        "ended_at_is_file_time": not run.time_is_known,
+    }
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Print figures, environments and the outcome."""
+    old, new = comparison.old, comparison.new
+    table = Table()
+    table.add_column("figure")
+    for head in ("old", "new", "change"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for change in comparison.changes:
+        table.add_row(
+            label_of(change.figure),
+            value_text(change.figure, change.old),
+            value_text(change.figure, change.new),
+            change_text(change),
+            Text(change.verdict, style=STYLES[change.verdict]),
+        )
+    note = (
+        f"old: {old.label}, {old.time_text}, seed {old.seed}\n"
+        f"new: {new.label}, {new.time_text}, seed {new.seed}\n"
+    )
+    print_titled(console, Identity.of(new).text, table, note)
+    if comparison.environment:
+        print_titled(console, "Environments differ", _environment_table(comparison))
+    else:
+        console.print("The environments are the same.")
+    for change in comparison.regressed:
+        console.print(Text(f"{label_of(change.figure)}: {reason(change)}", style="bold red"))
+    if not comparison.regressed:
+        console.print("No figure regressed.")
+
+
+def change_text(change: Change) -> str:
+    """The change with its sign and unit."""
+    if change.change is None:
+        return "-"
+    if change.unit == "points":
+        return f"{change.change:+.2f} points"
+    return f"{change.change:+.1f} %"
+
+
+def reason(change: Change) -> str:
+    """Why a change is a regression, in words."""
+    unit = "points" if change.unit == "points" else "%"
+    return f"{change_text(change)}, worse by more than {change.threshold:g} {unit}"
+
+
+def _environment_table(comparison: Comparison) -> Table:
+    table = Table()
+    table.add_column("what", no_wrap=True)
+    table.add_column("old", overflow="fold")
+    table.add_column("new", overflow="fold")
+    for key, (old, new) in comparison.environment.items():
+        if key == "git_commit":
+            old, new = short_commit(old), short_commit(new)
+        table.add_row(key, Text(old), Text(new))
+    return table
