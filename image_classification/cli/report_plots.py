@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
 
+from image_classification.cli.report_parser import ReportParser, show_text
 from image_classification.core.errors import EXIT_DONE, ConfigError, unknown
 from image_classification.reporting.pictures.draw import FORMATS, draw
 from image_classification.reporting.pictures.source import read_run
 from image_classification.reporting.render import write_pictures_page
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see {self.prog} --help")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ReportParser:
     """Return the parser; its errors are ConfigError."""
-    parser = _Parser(
+    parser = ReportParser(
         prog="python -m image_classification report plots",
         description="Draw the pictures of a run, or of several over one another: curves, "
         "throughput and power, step times, latency, accuracy against arithmetic, scaling. What a "
@@ -53,13 +47,12 @@ def main(argv: list[str]) -> int:
     formats = _formats(arguments.format)
     runs = [read_run(Path(name)) for name in arguments.runs]
     gallery = draw(runs, _folder(arguments.output, arguments.runs), formats)
-    for path in gallery.files:
-        print(path)
+    files = [*gallery.files]
     if gallery.drawn and "svg" in formats:
         title = "Pictures of " + ", ".join(run.label for run in runs)
-        print(write_pictures_page(gallery, gallery.files[0].parent, title))
-    for entry in gallery.left_out:
-        print(f"not drawn: {entry.title}: {entry.why}")
+        files.append(write_pictures_page(gallery, files[0].parent, title))
+    left_out = [f"not drawn: {entry.title}: {entry.why}" for entry in gallery.left_out]
+    show_text("\n".join([*map(str, files), *left_out]))
     return EXIT_DONE
 
 

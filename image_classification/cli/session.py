@@ -132,7 +132,7 @@ class Session:
             exit_message=message,
         )
         write_report(report, run.workspace)
-        gallery = draw_run(run.workspace)
+        gallery = draw_run(run.workspace, report)
         write_page(report, run.workspace, gallery=gallery, provenance=run.config.provenance)
         print_results(self.console, report, folder=run.workspace, checkpoint=self.checkpoint)
 

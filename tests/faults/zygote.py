@@ -30,7 +30,7 @@ def main() -> None:
     from image_classification.cli import session
     from image_classification.cli.launch import main as launch
 
-    session.draw_run = lambda folder: None  # type: ignore[attr-defined]
+    session.draw_run = lambda *what: None  # type: ignore[attr-defined]
 
     awake, wake = os.pipe()
     os.set_blocking(wake, False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from image_classification.core.types import RunReport
 from image_classification.reporting.files import unwritable
 from image_classification.reporting.pictures.costs import accuracy_cost
 from image_classification.reporting.pictures.curves import (
@@ -19,7 +20,7 @@ from image_classification.reporting.pictures.over_time import over_time
 from image_classification.reporting.pictures.paint import paint
 from image_classification.reporting.pictures.picture import LeftOut, Picture
 from image_classification.reporting.pictures.scaling import scaling
-from image_classification.reporting.pictures.source import RunData, read_run, with_labels
+from image_classification.reporting.pictures.source import RunData, with_labels, with_records
 from image_classification.reporting.pictures.steps import step_time
 
 FORMATS = ("png", "svg")
@@ -91,6 +92,10 @@ def draw(runs: Sequence[RunData], folder: Path, formats: Sequence[str] = FORMATS
     return Gallery(tuple(drawn), tuple(left_out), tuple(files))
 
 
-def draw_run(folder: Path) -> Gallery:
-    """Draw a run's pictures into its ``plots/``; raises WorkspaceError as `read_run` and `draw`."""
-    return draw([read_run(folder)], folder / "plots")
+def draw_run(folder: Path, report: RunReport) -> Gallery:
+    """Draw the pictures of the run in ``folder`` into its ``plots/``.
+
+    Raises:
+        WorkspaceError: its records cannot be read, or the pictures not written.
+    """
+    return draw([with_records(folder, report)], folder / "plots")

@@ -11,10 +11,12 @@ from typing import Any
 
 from image_classification.core.errors import WorkspaceError
 from image_classification.core.types import RunReport
+from image_classification.reporting import run_file
+from image_classification.reporting.plain import printable
 from image_classification.reporting.published import Band, load_published
 from image_classification.reporting.published_figures import with_batch
 from image_classification.reporting.sinks import TimedRecord, read_timed_metrics
-from image_classification.reporting.summary import REPORT_NAME, read_report
+from image_classification.reporting.summary import REPORT_NAME
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -45,7 +47,7 @@ class RunData:
     def text(self, section: str, *keys: str) -> str:
         """The same for words; empty where there are none."""
         found = self.value(section, *keys)
-        return "" if found is None else _printable(str(found))
+        return "" if found is None else printable(str(found))
 
     @property
     def num_devices(self) -> int | None:
@@ -123,28 +125,32 @@ def real(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _printable(text: str) -> str:
-    """A folder's name may hold anything; what no file can show becomes a question mark."""
-    return "".join(each if each.isprintable() else "?" for each in text)
-
-
 def read_run(path: Path) -> RunData:
-    """Read a run's folder, or its report.json.
+    """Read a run's folder, or its report.json with the records beside it.
 
     Raises:
         WorkspaceError: neither a report nor records are there, or one of them is damaged.
     """
-    folder = path.parent if path.name == REPORT_NAME and not path.is_dir() else path
-    report, metrics = folder / REPORT_NAME, folder / METRICS_NAME
-    if not report.exists() and not metrics.exists():
+    folder = path.parent if path.is_file() else path
+    report = path if path.is_file() else folder / REPORT_NAME
+    if not report.exists() and not (folder / METRICS_NAME).exists():
         raise WorkspaceError(
-            f"{path} has neither {REPORT_NAME} nor {METRICS_NAME}; name the folder of a run"
+            f"{printable(str(path))} has neither {REPORT_NAME} nor {METRICS_NAME}; "
+            "name the folder of a run"
         )
-    return RunData(
-        _printable(folder.resolve().name),
-        read_report(report) if report.exists() else None,
-        tuple(read_timed_metrics(metrics)) if metrics.exists() else (),
-    )
+    checked = run_file.read_run(report).report if report.exists() else None
+    return with_records(folder, checked)
+
+
+def with_records(folder: Path, report: RunReport | None) -> RunData:
+    """Put a report and the records in its folder together.
+
+    Raises:
+        WorkspaceError: the records cannot be read, or a line is none.
+    """
+    metrics = folder / METRICS_NAME
+    records = tuple(read_timed_metrics(metrics)) if metrics.exists() else ()
+    return RunData(printable(folder.resolve().name), report, records)
 
 
 _TELLING = (

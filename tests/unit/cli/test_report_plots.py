@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from image_classification.cli.report import main as report
+from image_classification.cli.report import usage
 from image_classification.cli.report_plots import main
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError, WorkspaceError
@@ -99,6 +101,12 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, line, said):
     with pytest.raises(WorkspaceError, match=said) as caught:
         main([str(tmp_path)])
     assert "\n" not in caught.value.message
+
+
+def test_report_knows_plots(run, capsys):
+    assert report(["plots", str(run), "--format", "png"]) == 0
+    assert "latency.png" in capsys.readouterr().out
+    assert "plots" in usage()
 
 
 def test_matplotlib_is_not_loaded_before_something_is_drawn(run):

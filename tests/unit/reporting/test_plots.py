@@ -1,6 +1,7 @@
 import importlib.util
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,7 +10,8 @@ import pytest
 from image_classification.core.errors import WorkspaceError
 from image_classification.reporting.pictures.draw import draw, draw_run, plan
 from image_classification.reporting.pictures.picture import MOST_POINTS, LeftOut, Picture
-from image_classification.reporting.pictures.source import read_run
+from image_classification.reporting.pictures.source import read_run, with_records
+from image_classification.reporting.summary import read_report
 
 _spec = importlib.util.spec_from_file_location(
     "made_runs", Path(__file__).with_name("made_runs.py")
@@ -287,7 +289,7 @@ def test_long_curves_are_thinned_and_say_so(trained):
 
 def test_a_png_and_an_svg_of_each_picture_are_written(trained):
     run = trained(epochs=90)
-    gallery = draw_run(run)
+    gallery = draw_run(run, read_report(run / "report.json"))
     assert [path.name for path in gallery.files] == [
         f"{name}.{kind}" for name in TRAINING_PICTURES for kind in ("png", "svg")
     ]
@@ -320,7 +322,8 @@ def test_a_report_with_values_of_the_wrong_kind_leaves_them_out(trained):
     )
     made.change_report(run, "environment", devices=5)
     made.change_report(run, "name", model=7)
-    pictures = planned(run)
+    changed = with_records(run, replace(read_report(run / "report.json"), published=["row", {}]))
+    pictures = {each.name: each for each in plan([changed])}
     assert pictures["latency"].why == "no inference was measured"
     assert pictures["accuracy_cost"].why == "the multiply-adds of 7 at 224 pixels are not known"
 
@@ -334,7 +337,7 @@ def test_an_unwritable_folder_is_one_clear_line(trained):
     run = trained()
     (run / "plots").write_text("in the way")
     with pytest.raises(WorkspaceError, match=r"cannot write .*plots.*choose another --workspace"):
-        draw_run(run)
+        draw_run(run, read_report(run / "report.json"))
 
 
 def test_records_of_a_killed_run_are_enough(tmp_path):
@@ -345,7 +348,7 @@ def test_records_of_a_killed_run_are_enough(tmp_path):
             writer.add(
                 "step", step, 0, loss=5.0 - step, lr=0.1, images_per_s=100.0, step_time_s=0.5
             )
-    gallery = draw_run(tmp_path)
+    gallery = draw([read_run(tmp_path)], tmp_path / "plots")
     names = [drawn.picture.name for drawn in gallery.drawn]
     assert names == ["loss", "learning_rate", "over_time", "step_time"]
 
@@ -368,7 +371,15 @@ def test_folders_of_any_name_are_drawn(tmp_path):
     gallery = draw([read_run(tmp_path / name) for name in names], tmp_path / "out")
     assert [drawn.picture.name for drawn in gallery.drawn] == ["loss", "step_time"]
     labels = [label for label, _ in gallery.drawn[0].picture.entries]
-    assert labels == ["_hidden", "$x_{", "a" * 200, "<b>&", "\u4e2d\u6587", "line?break", "?"]
+    assert labels == [
+        "_hidden",
+        "$x_{",
+        "a" * 200,
+        "<b>&",
+        "\u4e2d\u6587",
+        "line\ufffdbreak",
+        "\ufffd",
+    ]
     for drawn in gallery.drawn:
         texts = [each.text for each in ElementTree.fromstring(drawn.svg).iter() if each.text]
         assert {"hidden", "$x_{", "a" * 31 + "…" + "a" * 31, "<b>&"} <= set(texts)

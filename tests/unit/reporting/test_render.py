@@ -10,7 +10,7 @@ from image_classification.config.resolve import resolve
 from image_classification.reporting.pictures.draw import Gallery, draw_run
 from image_classification.reporting.pictures.picture import LeftOut
 from image_classification.reporting.render import render, write_page
-from image_classification.reporting.summary import build_report
+from image_classification.reporting.summary import build_report, read_report
 
 _spec = importlib.util.spec_from_file_location(
     "made_runs", Path(__file__).with_name("made_runs.py")
@@ -87,7 +87,8 @@ def gallery(tmp_path_factory):
     """The pictures of a run that has every kind but scaling."""
     config = resolve("resnet50", "AMP", "convergence", "DGX1V", "90e")
     options = {"steps_per_epoch": 20, "print_every": 10, "inference": made.inference_rows()}
-    return draw_run(made.write_training(tmp_path_factory.mktemp("run"), config, **options))
+    folder = made.write_training(tmp_path_factory.mktemp("run"), config, **options)
+    return draw_run(folder, read_report(folder / "report.json"))
 
 
 def test_the_page_needs_no_script_and_no_network(report, gallery, tmp_path):

@@ -107,8 +107,8 @@ def page(tmp_path_factory):
     rows = made.inference_rows()
     options = {"steps_per_epoch": 50, "print_every": 10, "resumed_after": 40, "inference": rows}
     made.write_training(folder, config, **options)
-    gallery = draw_run(folder)
     report = read_report(folder / "report.json")
+    gallery = draw_run(folder, report)
     return write_page(report, folder, gallery=gallery, provenance=config.provenance).as_uri()
 
 
