@@ -30,13 +30,13 @@ _NAME, _TITLE = "accuracy_cost", "Accuracy against multiply-adds"
 _AREA_PER_MILLION = 2.6
 _SHORT_EPOCHS = 100
 _MEASURED_SHAPES = (
-    (VERMILION, "X"),
+    (INK, "X"),
     (PURPLE, "P"),
-    (INK, "*"),
+    (ORANGE, "*"),
     (SKY, "D"),
-    (VERMILION, "v"),
+    (INK, "v"),
     (PURPLE, "<"),
-    (INK, ">"),
+    (ORANGE, ">"),
 )
 _IMAGENET_CLASSES = 1000
 
@@ -44,7 +44,7 @@ _IMAGENET_CLASSES = 1000
 _MEASURED = tuple(Look(color, "", marker) for color, marker in _MEASURED_SHAPES)
 _LENGTHS = (
     (f"published, up to {_SHORT_EPOCHS} epochs", Look(BLUE, "", "o", filled=False)),
-    (f"published, more than {_SHORT_EPOCHS} epochs", Look(ORANGE, "", "s", filled=False)),
+    (f"published, more than {_SHORT_EPOCHS} epochs", Look(VERMILION, "", "s", filled=False)),
     ("published, epochs not stated", Look(GREEN, "", "^", filled=False)),
 )
 

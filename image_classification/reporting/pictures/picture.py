@@ -149,19 +149,30 @@ MOST_POINTS = 1200
 
 
 def thinned(points: list[tuple[float, float]]) -> tuple[list[tuple[float, float]], int]:
-    """Return at most `MOST_POINTS` means of neighbouring points, and of how many each is.
+    """Return about `MOST_POINTS` means of neighbouring points, and of how many each is at most.
 
-    NaN stays one where a whole group is NaN.
+    NaN in y is a gap: it stays, and no mean reaches over it.
     """
     group = -(-len(points) // MOST_POINTS)
     if group <= 1:
         return points, 1
-    means = []
-    for at in range(0, len(points), group):
-        part = points[at : at + group]
-        known = [(x, y) for x, y in part if math.isfinite(y)]
-        used = known or part
-        means.append((sum(x for x, _ in used) / len(used), sum(y for _, y in used) / len(used)))
+    means: list[tuple[float, float]] = []
+    part: list[tuple[float, float]] = []
+
+    def close() -> None:
+        if part:
+            means.append((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)))
+            part.clear()
+
+    for point in points:
+        if math.isfinite(point[1]):
+            part.append(point)
+            if len(part) == group:
+                close()
+        else:
+            close()
+            means.append(point)
+    close()
     return means, group
 
 

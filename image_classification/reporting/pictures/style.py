@@ -76,7 +76,7 @@ class Look:
         return replace(self, line=line, filled=filled)
 
 
-_RUN_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
+_RUN_COLORS = (BLUE, VERMILION, GREEN, PURPLE, INK, ORANGE, SKY)
 _RUN_MARKERS = (
     ("o", "///"),
     ("^", "\\\\\\"),

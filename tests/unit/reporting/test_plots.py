@@ -9,7 +9,7 @@ import pytest
 
 from image_classification.core.errors import WorkspaceError
 from image_classification.reporting.pictures.draw import draw, draw_run, plan
-from image_classification.reporting.pictures.picture import MOST_POINTS, LeftOut, Picture
+from image_classification.reporting.pictures.picture import MOST_POINTS, LeftOut, Picture, thinned
 from image_classification.reporting.pictures.source import read_run, with_records
 from image_classification.reporting.summary import read_report
 
@@ -285,6 +285,16 @@ def test_long_curves_are_thinned_and_say_so(trained):
     assert len(training.x) <= MOST_POINTS
     assert training.x[-1] == pytest.approx(100, abs=0.1)
     assert picture.notes == ("Long curves are drawn as means of up to 4 records.",)
+
+
+def test_thinning_keeps_gaps_and_means():
+    points = [(float(x), 2.0 * x if x != 2 else math.nan) for x in range(3 * MOST_POINTS)]
+    kept, group = thinned(points)
+    assert group == 3
+    assert kept[0] == (0.5, 1.0) and kept[1][0] == 2.0 and math.isnan(kept[1][1])
+    assert kept[2] == (4.0, 8.0)
+    assert len(kept) <= MOST_POINTS + 2
+    assert thinned(points[:10]) == (points[:10], 1)
 
 
 def test_a_png_and_an_svg_of_each_picture_are_written(trained):
