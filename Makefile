@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-quick test-faults lint format golden bench clean
+.PHONY: help setup demo test test-quick test-faults lint format golden pages bench clean
 
 help:
 	@echo "make demo        train ResNet-50 on a small real data set on this CPU (about 4 minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-faults the fault tests in full (about 15 minutes), into docs/reliability.md"
 	@echo "make lint        ruff and mypy"
 	@echo "make golden      rewrite the golden files (review the diff)"
+	@echo "make pages       rewrite the tables and commands of docs/models (review the diff)"
 	@echo "make bench       speed measurements, into benchmarks/results/"
 	@echo "make setup       .venv with everything; the targets above call it"
 
@@ -53,6 +54,9 @@ format: setup
 
 golden: setup
 	$(BIN)/python scripts/regenerate_golden.py
+
+pages: setup
+	$(BIN)/python scripts/model_pages.py
 
 bench: setup
 	$(BIN)/python benchmarks/cold_start.py

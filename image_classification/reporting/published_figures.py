@@ -21,7 +21,7 @@ class Figure:
 
 _RATIO = "ratio"
 _LATENCIES = {
-    f"latency_ms_{short}": Figure("ms", f"latency, {name}", less=True)
+    f"latency_ms_{short}": Figure("ms", f"latency {name}", less=True)
     for short, name in (
         ("mean", "mean"),
         ("p50", "median"),
@@ -54,8 +54,8 @@ FIGURES: dict[str, Figure] = {
     "time_to_train_speedup": Figure(_RATIO, "time to train, speed-up"),
     "power_w_per_device": Figure("W", "power, each device", less=True),
     "memory_g_per_device": Figure("GiB", "memory, each device", less=True),
-    "inference_images_per_s": Figure("images/s", "inference speed"),
-    "inference_images_per_s_speedup": Figure(_RATIO, "inference speed-up"),
+    "inference_images_per_s": Figure("images/s", "inference"),
+    "inference_images_per_s_speedup": Figure(_RATIO, "inference, speed-up"),
     **_LATENCIES,
     **{
         f"{name}_speedup": Figure(_RATIO, f"{figure.label}, speed-up")
@@ -89,10 +89,10 @@ def split_batch(name: str) -> tuple[str, int | None]:
 
 
 def figure_name(name: str) -> str:
-    """What a report's figure is called in tables: ``latency, p95, batch 64``."""
+    """What a report's figure is called in tables: ``latency p95 at 64``, short for 80 columns."""
     figure, batch = split_batch(name)
     label = FIGURES[figure].label if figure in FIGURES else figure
-    return label if batch is None else f"{label}, batch {batch}"
+    return label if batch is None else f"{label} at {batch}"
 
 
 def figure_text(name: str, value: float | None) -> str:

@@ -15,6 +15,7 @@ from image_classification.reporting.files import write_atomically
 from image_classification.reporting.pictures.draw import Gallery
 from image_classification.reporting.pictures.inline import gallery_html
 from image_classification.reporting.plain import number, rate
+from image_classification.reporting.published import newest
 from image_classification.reporting.published_figures import figure_name, figure_text
 from image_classification.reporting.results_table import result_rows
 
@@ -102,6 +103,16 @@ def _ending(report: RunReport) -> str:
 def _published(published: Sequence[Mapping[str, Any]]) -> str:
     if not published:
         return '<p class="none">No published figure belongs to this configuration.</p>'
+    first = newest(published)
+    rest = [entry for entry in published if entry not in first]
+    text = "<h2>Against the published figures</h2>" + _verdicts(first)
+    if rest:
+        summary = f"Other publications of the same figures ({len(rest)})"
+        text += f"<details><summary>{summary}</summary>{_verdicts(rest)}</details>"
+    return text
+
+
+def _verdicts(entries: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             f"<span>{escape(figure_name(entry['figure']))}<br>"
@@ -112,11 +123,11 @@ def _published(published: Sequence[Mapping[str, Any]]) -> str:
             f'<span class="verdict {escape(entry["verdict"])}">{escape(entry["verdict"])}</span>',
             f"<span>{escape(entry['why'])}</span>",
         ]
-        for entry in published
+        for entry in entries
     ]
     heads = ("figure", "published", "measured", "ratio", "verdict", "why")
     classes = ("figure", "num", "num", "num", "", "why")
-    return "<h2>Against the published figures</h2>" + _table(heads, rows, classes, stacked=True)
+    return _table(heads, rows, classes, stacked=True)
 
 
 def _inference(rows: Sequence[Mapping[str, Any]] | None) -> str:

@@ -1,0 +1,1 @@
+"""The generated parts of the model pages; `scripts/model_pages.py` writes them."""

@@ -1,0 +1,109 @@
+"""The pages in docs/models: their generated blocks are current, and hold what they should."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from image_classification.config.catalogue import load_catalogue
+from image_classification.reporting.published_file import load_runs
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "models"
+MODELS = {
+    "resnet50v1.5.md": "resnet50",
+    "resnext101-32x4d.md": "resnext101-32x4d",
+    "se-resnext101-32x4d.md": "se-resnext101-32x4d",
+}
+
+
+@pytest.fixture(scope="module")
+def generator():
+    """``scripts/model_pages.py`` as a module; what it puts on the path is taken away again."""
+    before = list(sys.path)
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        yield importlib.import_module("model_pages")
+    finally:
+        sys.path[:] = before
+
+
+def text_of(page: str) -> str:
+    return (FOLDER / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [*MODELS, "README.md"])
+def test_a_page_is_current(generator: ModuleType, page: str):
+    assert generator.filled(text_of(page), page) == text_of(page), "make pages writes it anew"
+
+
+def test_a_stale_block_is_written_anew(generator: ModuleType):
+    page = "resnet50v1.5.md"
+    stale = text_of(page).replace("| 8 | 90 | 76.88 ± 0.16 |", "| 8 | 90 | 77.88 ± 0.16 |")
+    assert stale != text_of(page)
+    assert generator.filled(stale, page) == text_of(page)
+
+
+def test_a_block_nobody_makes_is_refused(generator: ModuleType):
+    odd = "<!-- generated: weather -->\n<!-- end: weather -->"
+    with pytest.raises(KeyError, match="weather"):
+        generator.filled(odd, "resnet50v1.5.md")
+
+
+@pytest.mark.parametrize("page", MODELS)
+def test_every_block_is_on_the_page_and_is_not_empty(generator: ModuleType, page: str):
+    blocks = re.findall(r"<!-- generated: ([\w-]+) -->\n(.*?)<!-- end", text_of(page), re.DOTALL)
+    names = [name for name, _ in blocks]
+    expected = set(generator.model_blocks(MODELS[page]))
+    if page != "resnet50v1.5.md":
+        expected.remove("criteria")  # Power and memory were published for ResNet-50 alone.
+    assert set(names) == expected
+    assert len(names) == len(expected)
+    assert names[-1] == "sources"
+    for name, content in blocks:
+        assert len(content.splitlines()) >= 3, name
+
+
+@pytest.mark.parametrize("page", MODELS)
+def test_every_published_run_with_a_name_has_its_command(page: str):
+    text = text_of(page)
+    checked = 0
+    for run in load_runs():
+        named = run.named
+        if named is None or named.model != MODELS[page]:
+            continue
+        words = f"--platform {named.platform} "
+        if run.kind == "inference":
+            words += "--set platform.num_devices=1"
+        else:
+            entry = load_catalogue().find(named.model, named.platform, named.precision)
+            words += f"--recipe {named.recipe or entry.default_recipe} /imagenet"
+        names = f"launch.py --model {named.model} --precision {named.precision} "
+        assert re.search(re.escape(names) + r"--mode \w+ " + re.escape(words), text), run.id
+        checked += 1
+    assert checked > 40
+
+
+def test_figures_are_those_printed():
+    text = text_of("resnet50v1.5.md")
+    assert "| DGX-1 V100 16GB | 8 | 90 | 76.88 ± 0.16 | - | ~5 hours | 77.01 ± 0.16 |" in text
+    assert "| 8 | 8,322 | 2,855 | 2.91 | 6.93 | 7.76 | 256 / 112 | \\[1\\] |" in text
+    assert "| Iluvatar BI-V100 | AMP | 512 | 76.43 | 5,221 | 128 x 8 | 29.1 x 8 | 0.97 |" in text
+    assert "| 128 | 3,249 | 43.55 | 39.36 | 40.1 |" in text
+    assert "| 16 | 23,400 (BF16) | 256 |" in text
+    assert "| DGX-1 V100 16GB | 8 | - | 78.6 | 94.19 | - | 78.69 | 94.16 |" in text
+    assert "| DGX A100 80GB | 8 | MXNet | AMP | 90 | 77.185 | 26,673.72 |" in text
+
+
+@pytest.mark.parametrize("page", MODELS)
+def test_every_source_number_is_listed(page: str):
+    text = text_of(page)
+    listed = re.findall(r"^(\d+)\. ", text, re.MULTILINE)
+    used = set(re.findall(r"\\\[(\d+)\\\]", text))
+    assert used == set(listed)
+    assert [int(number) for number in listed] == list(range(1, len(listed) + 1))
