@@ -27,6 +27,7 @@ _USAGE = """usage: python -m image_classification VERB …
   report combine RUN…   runs over seeds, precisions or devices: mean, spread, verdict on the mean
   report compare A B    the same run in two environments: which figures regressed
   report history DIR    all runs below DIR in order of time, with what regressed
+  report plots RUN…     pictures of one run, or of several over one another
 
 Each has its own --help.
 Runs are started with launch.py; see launch.py --help.

@@ -22,6 +22,7 @@ def _add(name: str, summary: str) -> None:
 _add("combine", "runs over seeds, precisions or devices: mean, spread, verdict, speed-up, scaling")
 _add("compare", "one run in two environments: which figures regressed")
 _add("history", "all runs below a folder in order of time, with what regressed")
+_add("plots", "pictures of one run, or of several over one another")
 
 
 def usage() -> str:

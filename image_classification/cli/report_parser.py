@@ -65,7 +65,7 @@ def _threshold(text: str) -> float:
 
 def show_json(content: Any) -> None:
     """Print ``content`` as JSON; a reader that has gone changes no exit code."""
-    _show(json.dumps(content, indent=1, allow_nan=False))
+    show_text(json.dumps(content, indent=1, allow_nan=False))
 
 
 def show_tables(draw: Callable[[Console], None]) -> None:
@@ -73,10 +73,11 @@ def show_tables(draw: Callable[[Console], None]) -> None:
     console = Console(highlight=False)
     with console.capture() as captured:
         draw(console)
-    _show(captured.get().rstrip("\n"))
+    show_text(captured.get().rstrip("\n"))
 
 
-def _show(text: str) -> None:
+def show_text(text: str) -> None:
+    """Print ``text``; a reader that has gone changes no exit code."""
     try:
         show(text)
     except BrokenPipeError:

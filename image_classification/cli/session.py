@@ -29,11 +29,10 @@ from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.engine.telemetry import RunTelemetry
 from image_classification.reporting.console import open_console_sink
 from image_classification.reporting.dllogger import DLLoggerSink
-from image_classification.reporting.plots import draw
-from image_classification.reporting.published import bands
+from image_classification.reporting.pictures.draw import draw_run
 from image_classification.reporting.render import write_page
 from image_classification.reporting.results_table import print_results
-from image_classification.reporting.sinks import JsonlSink, MultiSink, Sink, read_metrics
+from image_classification.reporting.sinks import JsonlSink, MultiSink, Sink
 from image_classification.reporting.summary import build_report, write_report
 
 
@@ -155,9 +154,8 @@ class Session:
             exit_message=message,
         )
         write_report(report, run.workspace)
-        records = read_metrics(run.workspace / "metrics.jsonl")
-        draw(records, run.workspace / "plots", bands(run.config, report.published))
-        write_page(report, run.workspace, provenance=run.config.provenance)
+        gallery = draw_run(run.workspace, report)
+        write_page(report, run.workspace, gallery=gallery, provenance=run.config.provenance)
         print_results(self.console, report, folder=run.workspace, checkpoint=self.checkpoint)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -11,46 +10,46 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from image_classification.core.errors import WorkspaceError
 from image_classification.core.types import RunReport
 from image_classification.reporting.files import write_atomically
+from image_classification.reporting.pictures.draw import Gallery
+from image_classification.reporting.pictures.inline import gallery_html
 from image_classification.reporting.plain import number, percent, rate, size
 from image_classification.reporting.published import newest
 from image_classification.reporting.published_figures import figure_name, figure_text
 from image_classification.reporting.results_table import result_rows
 
 PAGE_NAME = "report.html"
-_SHOWN_FIRST = ("loss", "accuracy", "learning_rate", "throughput")
+PICTURES_PAGE_NAME = "pictures.html"
 
 
 def write_page(
-    report: RunReport, folder: Path, *, provenance: Mapping[str, str] | None = None
+    report: RunReport,
+    folder: Path,
+    *,
+    gallery: Gallery | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write ``report.html`` into the run's folder, with the SVGs of its ``plots/``.
+    """Write ``report.html`` into the run's folder.
 
-    provenance: where each ``section.key`` came from.
+    gallery: the run's pictures, as `pictures.draw.draw_run` returns them. provenance: where each
+    ``section.key`` came from.
 
     Raises:
-        WorkspaceError: a plot cannot be read or the page cannot be written.
+        WorkspaceError: the page cannot be written.
     """
-    plots = folder / "plots"
-    order = {name: at for at, name in enumerate(_SHOWN_FIRST)}
-    files = sorted(plots.glob("*.svg"), key=lambda file: (order.get(file.stem, 99), file.stem))
-    try:
-        svgs = [file.read_text(encoding="utf-8") for file in files]
-    except OSError as error:
-        raise WorkspaceError(
-            f"cannot read the plots in {plots}: {error.strerror or error}; delete that folder"
-        ) from error
     path = folder / PAGE_NAME
-    write_atomically(path, render(report, svgs, provenance=provenance))
+    write_atomically(path, render(report, gallery, provenance=provenance))
     return path
 
 
 def render(
-    report: RunReport, svgs: Sequence[str] = (), *, provenance: Mapping[str, str] | None = None
+    report: RunReport,
+    gallery: Gallery | None = None,
+    *,
+    provenance: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the page. svgs: whole SVG documents, drawn by this program."""
+    """Return the page, which needs no other file."""
     names = report.name
     body = [
         f"<h1>{escape(names['model'])} on {escape(names['platform'])}</h1>",
@@ -61,14 +60,25 @@ def render(
         _pairs(result_rows(report)),
         _inference(report.results["inference"]),
         _telemetry(report.telemetry),
-        _plots(svgs),
+        _pictures(gallery),
         "<h2>Environment</h2>",
         _pairs((key, _plain(value)) for key, value in report.environment.items()),
         "<h2>Configuration</h2>",
         *(_section(name, values, provenance) for name, values in report.config.items()),
     ]
-    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     title = " ".join(names[key] for key in ("model", "precision", "platform", "mode"))
+    return _page(title, body)
+
+
+def write_pictures_page(gallery: Gallery, folder: Path, title: str) -> Path:
+    """Write ``pictures.html``, the pictures alone; raises WorkspaceError as `write_page`."""
+    path = folder / PICTURES_PAGE_NAME
+    write_atomically(path, _page(title, [f"<h1>{escape(title)}</h1>", gallery_html(gallery)]))
+    return path
+
+
+def _page(title: str, body: Iterable[str]) -> str:
+    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     return Template(template).substitute(title=escape(title), body="\n".join(filter(None, body)))
 
 
@@ -105,18 +115,19 @@ def _published(published: Sequence[Mapping[str, Any]]) -> str:
 def _verdicts(entries: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
-            f'{escape(figure_name(entry["figure"]))}<br><span class="id">{escape(entry["id"])}'
-            "</span>",
+            f"<span>{escape(figure_name(entry['figure']))}<br>"
+            f'<span class="id">{escape(entry["id"])}</span></span>',
             escape(figure_text(entry["figure"], entry["published"])),
             escape(figure_text(entry["figure"], entry["measured"])),
             "-" if entry["ratio"] is None else escape(number(entry["ratio"], 3)),
             f'<span class="verdict {escape(entry["verdict"])}">{escape(entry["verdict"])}</span>',
-            escape(entry["why"]),
+            f"<span>{escape(entry['why'])}</span>",
         ]
         for entry in entries
     ]
     heads = ("figure", "published", "measured", "ratio", "verdict", "why")
-    return _table(heads, rows, ("figure", "num", "num", "num", "", "why"))
+    classes = ("figure", "num", "num", "num", "", "why")
+    return _table(heads, rows, classes, stacked=True)
 
 
 def _inference(rows: Sequence[Mapping[str, Any]] | None) -> str:
@@ -181,17 +192,11 @@ _TELEMETRY_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 
 
-def _plots(svgs: Sequence[str]) -> str:
-    if not svgs:
+def _pictures(gallery: Gallery | None) -> str:
+    if gallery is None:
         return ""
-    drawn = "\n".join(f"<div>{_inline(svg)}</div>" for svg in svgs)
-    return f'<h2>Curves</h2>\n<div class="plots">{drawn}</div>'
-
-
-def _inline(svg: str) -> str:
-    """Take the ``<svg>`` element out of its document, without the metadata block."""
-    element = svg[svg.index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    shown = gallery_html(gallery)
+    return f"<h2>Pictures</h2>\n{shown}" if shown else ""
 
 
 def _section(name: str, values: Mapping[str, Any], provenance: Mapping[str, str] | None) -> str:
@@ -204,27 +209,44 @@ def _section(name: str, values: Mapping[str, Any], provenance: Mapping[str, str]
     return f"<details><summary>{escape(name)}</summary>{_table(heads, rows)}</details>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = ()) -> str:
-    """Build a table; cells are HTML already, heads are text."""
+def _table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    classes: Sequence[str] = (),
+    *,
+    stacked: bool = False,
+) -> str:
+    """Build a table; cells are HTML already, heads are text.
+
+    stacked: on a narrow screen the cells of a row stand below one another.
+    """
     kinds = [f' class="{kind}"' if kind else "" for kind in classes] or [""] * len(heads)
     head = "".join(
-        f"<th{kind}>{escape(text)}</th>" for kind, text in zip(kinds, heads, strict=True)
+        f'<th scope="col"{kind}>{escape(text)}</th>'
+        for kind, text in zip(kinds, heads, strict=True)
     )
+    cells = [
+        f'<td{kind} data-head="{escape(text)}">' if stacked else f"<td{kind}>"
+        for kind, text in zip(kinds, heads, strict=True)
+    ]
     body = "\n".join(
         "<tr>"
-        + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True))
+        + "".join(f"{opening}{cell}</td>" for opening, cell in zip(cells, row, strict=True))
         + "</tr>"
         for row in rows
     )
+    table = '<table class="stacked">' if stacked else "<table>"
+    # Focusable, so that what is wider than the screen can be scrolled with the keyboard.
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        "</table></div>"
+        f'<div class="scroll" tabindex="0">{table}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     rows = "\n".join(
-        f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in pairs
+        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>'
+        for key, value in pairs
     )
     return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
 

@@ -29,6 +29,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +83,7 @@ class JsonlSink:
         *,
         append: bool = False,
         monotonic_s: Callable[[], float] = time.monotonic,
+        unix_time_s: Callable[[], float] = time.time,
     ) -> None:
         """Open ``path``; ``append`` continues the file of a run that is resumed.
 
@@ -90,16 +92,18 @@ class JsonlSink:
         """
         self._lines = LineFile(path, append=append)
         self._monotonic_s = monotonic_s
+        self._unix_time_s = unix_time_s
         self._start_s = monotonic_s()
 
     def write(self, record: Record) -> None:
         """Append one line."""
+        now = datetime.fromtimestamp(self._unix_time_s(), timezone.utc)
         line = {
             "kind": record.kind,
             "step": record.step,
             "epoch": record.epoch,
             "time_s": round(self._monotonic_s() - self._start_s, 6),
-            "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "timestamp": now.isoformat(timespec="milliseconds"),
             "values": finite(record.values),
         }
         self._lines.write(json.dumps(line, allow_nan=False))
@@ -107,6 +111,14 @@ class JsonlSink:
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
+
+
+@dataclass(frozen=True)
+class TimedRecord:
+    """A record and when it was written; unix_time_s is None where the line does not say."""
+
+    record: Record
+    unix_time_s: float | None
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -118,31 +130,40 @@ def read_metrics(path: Path) -> list[Record]:
     Raises:
         WorkspaceError: no such file, or a line (but for a torn last one) is not a record.
     """
+    return [timed.record for timed in read_timed_metrics(path)]
+
+
+def read_timed_metrics(path: Path) -> list[TimedRecord]:
+    """Read the same with the time of each record; raises WorkspaceError as `read_metrics`."""
     try:
         content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise WorkspaceError(
-            f"cannot read {path}: {error.strerror or error}; name the folder of a run"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WorkspaceError(f"cannot read {path}: {reason}; name the folder of a run") from error
     whole, _, _torn = content.rpartition("\n")
-    records: list[Record] = []
+    kept: list[TimedRecord] = []
     for number, line in enumerate(whole.splitlines(), start=1):
-        record = _parse(line, f"{path}:{number}")
-        if record.kind == "start":
-            start_step = record.values.get("start_step") or 0
-            records = [kept for kept in records if _before(kept, start_step)]
-        records.append(record)
-    return records
+        timed = _parse(line, f"{path}:{number}")
+        if timed.record.kind == "start":
+            start_step = timed.record.values.get("start_step")
+            start_step = start_step if isinstance(start_step, int) else 0
+            kept = [before for before in kept if _before(before.record, start_step)]
+        kept.append(timed)
+    return kept
 
 
 def _before(record: Record, start_step: int) -> bool:
     return record.kind in ("start", "warning") or record.step <= start_step
 
 
-def _parse(line: str, where: str) -> Record:
+def _parse(line: str, where: str) -> TimedRecord:
     try:
         fields: dict[str, Any] = json.loads(line)
-        return Record(fields["kind"], fields["step"], fields["epoch"], fields["values"])
+        step, epoch = int(fields["step"]), int(fields["epoch"])
+        record = Record(fields["kind"], step, epoch, dict(fields["values"]))
+        written = fields.get("timestamp")
+        time_s = None if written is None else datetime.fromisoformat(written).timestamp()
+        return TimedRecord(record, time_s)
     except (ValueError, KeyError, TypeError) as error:
         raise WorkspaceError(
             f"{where} is not a record of a run ({error}); restore the file or delete the line"

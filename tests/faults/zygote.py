@@ -5,7 +5,7 @@ process that runs ``launch.py ARGV`` (``SCRIPT ARGV`` where one is given) and an
 when a job has ended, ``{"pid", "code"}`` (minus the signal's number where one killed it, as in
 `subprocess`). Ends with its stdin.
 
-Jobs are whole but for the plots of their report, which no fault here is about and which take as
+Jobs are whole but for the pictures of their report, which no fault here is about and which take as
 long as the training.
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
     from image_classification.cli import session
     from image_classification.cli.launch import main as launch
 
-    session.draw = lambda *what: None  # type: ignore[attr-defined]
+    session.draw_run = lambda *what: None  # type: ignore[attr-defined]
 
     awake, wake = os.pipe()
     os.set_blocking(wake, False)

@@ -18,6 +18,7 @@ from image_classification.cli import (
     report_combine,
     report_compare,
     report_history,
+    report_plots,
 )
 from image_classification.cli.dataset import build_parser
 from image_classification.cli.explain import render_explanation
@@ -150,7 +151,8 @@ def test_options_exist(path):
     commands = next(a for a in build_parser()._actions if isinstance(a.choices, dict)).choices
     parsers = [_build_parser(), doctor.build_parser(), *dict(commands or {}).values()]
     parsers += [
-        module.build_parser() for module in (report_combine, report_compare, report_history)
+        module.build_parser()
+        for module in (report_combine, report_compare, report_history, report_plots)
     ]
     known = {flag for p in parsers for action in p._actions for flag in action.option_strings}
     text = re.sub(r"\]\([^)]*\)", "", text_of(path))

@@ -47,6 +47,7 @@ def test_a_whole_run_fills_its_folder(small_arguments, tmp_path, capfd):
     for name in ("config.yml", "report.json", "report.html", "metrics.jsonl", "raport.json"):
         assert (folder / name).stat().st_size > 0, name
     assert list((folder / "plots").glob("*.png"))
+    assert '<svg role="img"' in (folder / "report.html").read_text()
     assert {p.name for p in (folder / "checkpoints").iterdir()} >= {"best.json"}
 
     report = json.loads((folder / "report.json").read_text())

@@ -1,14 +1,23 @@
+import importlib.util
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from image_classification.reporting.plots import draw
-from image_classification.reporting.published import bands
+from image_classification.config.resolve import resolve
+from image_classification.reporting.pictures.draw import Gallery, draw_run
+from image_classification.reporting.pictures.picture import LeftOut
 from image_classification.reporting.render import render, write_page
 from image_classification.reporting.results_table import result_rows
-from image_classification.reporting.summary import build_report
+from image_classification.reporting.summary import build_report, read_report
+
+_spec = importlib.util.spec_from_file_location(
+    "made_runs", Path(__file__).with_name("made_runs.py")
+)
+made = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(made)
 
 VOID = {"meta", "br", "link", "img"}
 
@@ -74,32 +83,62 @@ def test_the_page_holds_names_verdicts_results_and_configuration(report, make_co
     assert page.count('class="verdict reproduced"') == 2
 
 
-def test_the_page_needs_no_script_and_no_network(report, records, tmp_path, make_config):
-    draw(records, tmp_path / "plots", bands(make_config(), report.published))
-    page = write_page(report, tmp_path).read_text()
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """The pictures of a run that has every kind but scaling."""
+    config = resolve("resnet50", "AMP", "convergence", "DGX1V", "90e")
+    options = {"steps_per_epoch": 20, "print_every": 10, "inference": made.inference_rows()}
+    folder = made.write_training(tmp_path_factory.mktemp("run"), config, **options)
+    return draw_run(folder, read_report(folder / "report.json"))
+
+
+def test_the_page_needs_no_script_and_no_network(report, gallery, tmp_path):
+    page = write_page(report, tmp_path, gallery=gallery).read_text()
     checker = parse(page)
-    assert checker.tags.count("svg") == 4
+    assert checker.tags.count("svg") == len(gallery.drawn) == 8
     assert not {"script", "link", "img", "iframe"} & set(checker.tags)
     assert all(reference.startswith("#") for reference in checker.references)
     assert "url(http" not in page and "@import" not in page
     # The namespaces of SVG are names, never fetched.
     outside = set(re.findall(r"https?://[^\"' <]+", page))
     assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    # What belongs to one picture is not answered by another.
+    assert len(checker.ids) == len(set(checker.ids))
+    referred = {reference[1:] for reference in checker.references}
+    referred |= set(re.findall(r"url\(#([^)]+)\)", page))
+    assert referred and referred <= set(checker.ids)
+    # On a dark page nothing keeps the colours of white paper.
+    assert not re.search(r"[:\"] ?#(222222|ffffff|dddddd)\b", page[page.index("<figure>") :])
 
 
-def test_references_within_one_plot_are_not_answered_by_another(report, records, tmp_path):
-    draw(records, tmp_path / "plots")
-    page = write_page(report, tmp_path).read_text()
-    clips = re.findall(r'<clipPath id="([^"]+)"', page)
-    assert clips and len(clips) == len(set(clips))
+def test_pictures_are_described_and_come_in_reading_order(report, gallery):
+    page = render(report, gallery)
+    described = re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
+    assert [text.split(".")[0] for text in described] == [
+        "Loss",
+        "Validation accuracy",
+        "Learning rate",
+        "Training throughput of each epoch",
+        "Throughput and power over time",
+        "Step time",
+        "Latency against throughput",
+        "Accuracy against multiply-adds",
+    ]
+    assert "top-1, percent over epochs done: weights as trained: from" in described[1]
+    assert "<li><b>Scaling over devices</b>: it takes training runs" in page
 
 
-def test_plots_come_in_reading_order(report, records, tmp_path):
-    draw(records, tmp_path / "plots")
-    page = write_page(report, tmp_path).read_text()
-    titles = ["Loss", "Validation accuracy", "Learning rate", "Training throughput"]
-    at = [page.index(f">{title}</text>") for title in titles]
-    assert at == sorted(at)
+def test_a_page_without_any_picture_says_why(report):
+    page = render(report, Gallery(left_out=(LeftOut("loss", "Loss", "no <loss> was recorded"),)))
+    assert "<li><b>Loss</b>: no &lt;loss&gt; was recorded.</li>" in page
+    assert "<figure>" not in page
+
+
+def test_tables_have_headers(report, make_config):
+    page = render(report, provenance=make_config().provenance)
+    assert page.count("<thead>") + page.count("<tbody><tr><th scope=") == page.count("<table")
+    assert '<th scope="row">devices</th>' in page
+    assert not re.search(r"<th(?! scope=)[ >]", page)
 
 
 def test_everything_from_outside_is_escaped(make_config, dgx1, results):

@@ -8,7 +8,7 @@ MODULES = (
     "results_table",
     "summary",
     "published",
-    "plots",
+    "pictures.draw",
     "render",
 )
 
