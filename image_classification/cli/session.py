@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from image_classification.core.errors import (
     DivergedError,
     UserError,
 )
-from image_classification.core.types import DevicesFound, Record
+from image_classification.core.types import DevicesFound, Record, RunReport
 from image_classification.engine import checkpoint
 from image_classification.engine.build import Run
 from image_classification.engine.environment import torch_environment
@@ -29,7 +30,7 @@ from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.engine.telemetry import RunTelemetry
 from image_classification.reporting.console import open_console_sink
 from image_classification.reporting.dllogger import DLLoggerSink
-from image_classification.reporting.pictures.draw import draw_run
+from image_classification.reporting.pictures.draw import Gallery, draw_run
 from image_classification.reporting.render import write_page
 from image_classification.reporting.results_table import print_results
 from image_classification.reporting.sinks import JsonlSink, MultiSink, Sink
@@ -154,9 +155,21 @@ class Session:
             exit_message=message,
         )
         write_report(report, run.workspace)
-        gallery = draw_run(run.workspace, report)
+        gallery = _drawn(run.workspace, report)
         write_page(report, run.workspace, gallery=gallery, provenance=run.config.provenance)
         print_results(self.console, report, folder=run.workspace, checkpoint=self.checkpoint)
+
+
+def _drawn(folder: Path, report: RunReport) -> Gallery | None:
+    """Draw the pictures; a fault in them must not hide how the run ended."""
+    try:
+        return draw_run(folder, report)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"warning: the pictures could not be drawn ({reason})", file=sys.stderr)
+        return None
 
 
 def _how_to_go_on(run: Run) -> str:

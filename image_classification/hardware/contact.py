@@ -15,6 +15,20 @@ from torch.distributed.distributed_c10d import Store
 _PATIENCE_S = 3.0
 _POLL_S = 0.05
 
+_SIGNS = (
+    "Application timeout caused pair closure",
+    "Connect timeout ",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Gloo",
+    "Read timeout ",
+    "Socket closed",
+    "Timed out waiting",
+    "Write timeout ",
+    "gloo",
+)
+_SIGNS_OF_TIME = ("timed out", "timeout")
+
 
 def lost_peer(error: BaseException) -> bool:
     """Return whether ``error`` says that another rank has gone or does not answer.
@@ -23,14 +37,7 @@ def lost_peer(error: BaseException) -> bool:
     """
     if isinstance(error, dist.DistError):
         return True
-    signs = (
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Timed out waiting",
-        "gloo",
-        "Gloo",
-    )
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 def missing_ranks(
@@ -99,6 +106,6 @@ def describe_loss(error: BaseException, missing: Sequence[int], timeout_s: float
     if not missing:
         return f"a collective failed on this rank and on all others: {first_line}"
     who = name_ranks(missing)
-    if "imed out" in str(error):
+    if any(sign in str(error).lower() for sign in _SIGNS_OF_TIME):
         return f"{who} did not answer within {timeout_s:g} s: stopped, hanging or cut off"
     return f"lost contact with {who}; see its own error"

@@ -124,7 +124,7 @@ def test_a_lost_rank_costs_a_restart_and_nothing_else(
     os.kill(job.rank_pid(rank), number)
     code, err = job.finish()
     assert code == 0, err
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
     job.assert_nobody_left()
 
     warnings = [r.values["message"] for r in ranks.records(folder, "warning")]
@@ -152,7 +152,7 @@ def test_without_restarts_a_stopped_rank_is_one_line_that_names_it(
     assert code == 1, err
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "rank 1" in lines[0], err
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
     job.assert_nobody_left()
     seen("one line that names the rank, exit 1, no process left")
 

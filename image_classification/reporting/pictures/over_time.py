@@ -35,7 +35,8 @@ class _Track:
 def over_time(runs: Sequence[RunData]) -> Picture | LeftOut:
     """Draw images/s, and power where it was measured."""
     tracks = [_track(run) for run in runs]
-    ends_s = [x for track in tracks for x, _ in (*track.speed, *track.power)]
+    measured = [point for track in tracks for point in (*track.speed, *track.power)]
+    ends_s = [x for x, y in measured if math.isfinite(y)]
     if not ends_s:
         return LeftOut(_NAME, _TITLE, "no record of throughput or power has a time")
     _, unit_s, unit = next(entry for entry in _UNITS if max(ends_s) < entry[0])

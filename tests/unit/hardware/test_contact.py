@@ -83,6 +83,7 @@ def test_a_store_kept_by_a_stopped_process_means_rank_0() -> None:
         (RuntimeError("[/x/gloo/pair.cc:5] Connection closed by peer [::1]:2"), True),
         (RuntimeError("Gloo connectFullMesh failed with timed out connecting"), True),
         (RuntimeError("Timed out waiting 4000ms for recv operation to complete"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
         (dist.DistBackendError("NCCL error: remote process exited"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (ValueError("gloo"), False),

@@ -117,6 +117,14 @@ def test_power_has_its_own_axes_and_where_there_is_none_a_note(trained):
     assert without.notes == ("power: not measured.",)
 
 
+def test_telemetry_without_speed_or_power_draws_nothing(tmp_path):
+    with Writer(tmp_path) as writer:
+        writer.add("start", 0, 0, start_step=0)
+        nothing = {"images_per_s": None, "power_w": None}
+        writer.add("telemetry", 0, 0, unix_time_s=made.BEGIN_S + 1, span_s=1.0, **nothing)
+    assert isinstance(planned(tmp_path)["over_time"], LeftOut)
+
+
 def test_time_is_in_a_unit_that_fits(trained):
     assert planned(trained("a"))["over_time"].x_label == "time since the start, s"
     hours = planned(trained("b", epochs=90, steps_per_epoch=625, print_every=625))["over_time"]
