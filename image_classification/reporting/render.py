@@ -150,11 +150,13 @@ def _telemetry(telemetry: Mapping[str, Any]) -> str:
     devices = telemetry["devices"]
     if not devices:
         return ""
-    heads = ("device", *(head for head, _, _ in _TELEMETRY_COLUMNS))
+    found = [c for c in _TELEMETRY_COLUMNS if any(d.get(c[1]) is not None for d in devices)]
+    missing = [column[0] for column in _TELEMETRY_COLUMNS if column not in found]
+    heads = ("device", *(head for head, _, _ in found))
     cells = [
         [
             escape(str(device["name"])),
-            *(escape(_measured(device.get(key), show)) for _, key, show in _TELEMETRY_COLUMNS),
+            *(escape(_measured(device.get(key), show)) for _, key, show in found),
         ]
         for device in devices
     ]
@@ -163,7 +165,9 @@ def _telemetry(telemetry: Mapping[str, Any]) -> str:
         ("images per joule", _measured(telemetry["images_per_joule"], lambda v: number(v, 3))),
         ("source", _plain(telemetry["source"])),
     ]
-    classes = ("", *("num",) * len(_TELEMETRY_COLUMNS))
+    if missing:
+        totals.insert(-1, ("not measured", ", ".join(missing)))
+    classes = ("", *("num",) * len(found))
     return "<h2>Telemetry</h2>" + _table(heads, cells, classes) + _pairs(totals)
 
 
