@@ -76,7 +76,7 @@ class WandbTracker:
             name=os.environ.get("WANDB_NAME") or run.name,
             id=run_id,
             resume="allow",
-            dir=str(run.folder),
+            dir=str(run.folder.parent),  # wandb adds its own name
             mode=mode,
             config=finite(run.parameters),
             settings=settings,
