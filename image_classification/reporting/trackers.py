@@ -68,8 +68,10 @@ def _check(name: str) -> None:
         _LOADERS[name]()
     # A package at odds with another one raises whatever it likes.
     except Exception as error:
+        absent = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(name)
+        what = "is not installed" if absent else f"cannot be imported ({_one_line(error)})"
         raise ConfigError(
-            f"--track {name}: the package cannot be imported ({_one_line(error)}); "
+            f"--track {name}: {name} {what}; "
             f"pip install 'image-classification[{name}]', or leave {name} out"
         ) from error
 

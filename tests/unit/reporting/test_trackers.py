@@ -194,7 +194,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(name, monkeypatch):
             monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError) as caught:
         check_trackers([name])
-    assert caught.value.message.startswith(f"--track {name}: the package cannot be imported")
+    assert caught.value.message.startswith(f"--track {name}: {name} is not installed; ")
     assert f"pip install 'image-classification[{name}]'" in caught.value.message
 
 
