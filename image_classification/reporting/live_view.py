@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -31,8 +32,12 @@ class Packed:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield one line at a time; only a figure longer than a whole line is folded."""
-        for line in pack(self._figures, options.max_width, self._indent):
-            yield Text(line, style=self._style, overflow="fold")
+        width = options.max_width
+        for line in pack(self._figures, width, self._indent):
+            # Prose breaks between words; a path longer than the line has no such place.
+            fits = max(map(cell_len, line.split()), default=0) <= width - self._indent
+            for part in [line] if fits else chop_cells(line, width):
+                yield Text(part, style=self._style)
 
 
 def pack(figures: Iterable[str], width: int, indent: int = 0) -> list[str]:
@@ -121,7 +126,7 @@ class LiveView:
         total = f"{self._total_steps:,}"
         step = _place(f"step {self._step:,}/{total}", 6 + 2 * len(total))
         if not self._values:
-            return [step, "waiting for the first steps", *self._of_devices(), *self._of_top1()]
+            return [step, "waiting for the first steps", *self._of_top1(), *self._of_devices()]
         values = self._values
         figures = [
             step,
@@ -132,13 +137,14 @@ class LiveView:
         step_time_s, data_wait_s = values.get("step_time_s"), values.get("data_wait_s")
         if step_time_s and data_wait_s is not None:
             figures.append(_place(f"data wait {percent(data_wait_s / step_time_s)}", 17))
+        figures += [*self._of_top1(), *self._of_devices()]
         if values.get("memory_bytes") is not None:
             figures.append(_place(f"peak memory {size(values['memory_bytes'])}", 21))
         if values.get("loss_scale") is not None:
-            figures.append(_place(f"loss scale {values['loss_scale']:g}", 22))
+            figures.append(_place(f"loss scale {_scale_text(values['loss_scale'])}", 17))
         if values.get("skipped_steps"):
             figures.append(f"skipped {values['skipped_steps']:,}")
-        return [*figures, *self._of_devices(), *self._of_top1()]
+        return figures
 
     def _of_devices(self) -> list[str]:
         """What the node's devices do at present, as far as it is measured."""
@@ -162,9 +168,16 @@ class LiveView:
         ]
         if self._best is not None:
             best, epoch = self._best
-            figures.append(f"best {number(best)} % (epoch {epoch + 1})")
+            text = f"best {number(best)} % (epoch {epoch + 1})"
+            figures.append(_place(text, 21 + len(str(self._epochs))))
         return figures
 
 
 def _place(figure: str, width: int) -> str:
     return figure.ljust(width)
+
+
+def _scale_text(scale: float) -> str:
+    """A loss scale; large ones are powers of two and are written so, which keeps to their place."""
+    fraction, exponent = math.frexp(scale)
+    return f"2^{exponent - 1}" if fraction == 0.5 and exponent > 17 else f"{scale:g}"

@@ -11,7 +11,6 @@ from image_classification.reporting.console import LiveSink, PlainSink, open_con
 from image_classification.reporting.results_table import print_results, result_rows
 from image_classification.reporting.summary import build_report
 
-
 EXPECTED = Path(__file__).parent / "expected"
 
 
@@ -98,13 +97,15 @@ def test_no_line_on_a_terminal_is_wider_than_it_and_no_figure_is_broken(
         legacy_windows=False,
     )
     sink = LiveSink(console, make_config())
-    for record in records:
+    path = "/runs/" + "long-name-" * 20
+    for record in [*records, Record("checkpoint", 8, 1, {"path": path})]:
         sink.write(record)
     sink.close()
     # Each step of the cursor to another line, or back to a line's start, begins a new line.
     rows = re.sub(r"\x1b\[[0-9]*A|\r", "\n", text_of(console))
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", rows).splitlines()
     assert max(map(len, lines)) <= width
+    assert f"saved {path}" in "".join(line.rstrip() for line in lines), "whole, to be copied"
     for figure in ("validation top-1 50.00 %", "50,000 images in 6.0 s", "best so far"):
         assert any(figure in line for line in lines)
 
