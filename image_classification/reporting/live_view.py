@@ -139,7 +139,7 @@ class LiveView:
             figures.append(_place(f"data wait {percent(data_wait_s / step_time_s)}", 17))
         figures += [*self._of_top1(), *self._of_devices()]
         if values.get("memory_bytes") is not None:
-            figures.append(_place(f"peak memory {size(values['memory_bytes'])}", 21))
+            figures.append(_place(f"peak memory {size(values['memory_bytes'])}", 22))
         if values.get("loss_scale") is not None:
             figures.append(_place(f"loss scale {_scale_text(values['loss_scale'])}", 17))
         if values.get("skipped_steps"):
@@ -150,7 +150,7 @@ class LiveView:
         """What the node's devices do at present, as far as it is measured."""
         values, figures = self._telemetry, []
         if values.get("memory_bytes") is not None:
-            figures.append(_place(f"memory {size(values['memory_bytes'])}", 16))
+            figures.append(_place(f"memory {size(values['memory_bytes'])}", 17))
         if values.get("power_w") is not None:
             figures.append(_place(f"power {number(values['power_w'], 0)} W", 14))
         if values.get("utilization") is not None:
