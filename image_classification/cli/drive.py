@@ -50,6 +50,7 @@ from image_classification.hardware.world import (
     process_group,
     restart_count,
 )
+from image_classification.reporting.trackers import check_trackers
 
 
 def drive(request: Request, script: str, argv: Sequence[str]) -> int:
@@ -66,6 +67,8 @@ def drive(request: Request, script: str, argv: Sequence[str]) -> int:
         request = _on_several_nodes(request)
     # The names first: a wrong one shows before any device is touched.
     asked = request.resolve()
+    if world is None or world.rank == 0:
+        check_trackers(asked.run.trackers)
     accelerator = get_accelerator(asked.platform.device)
     found = accelerator.found()
     # Any number of processes can share a CPU, so there it limits nothing.

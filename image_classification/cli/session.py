@@ -35,6 +35,7 @@ from image_classification.reporting.render import write_page
 from image_classification.reporting.results_table import print_results
 from image_classification.reporting.sinks import JsonlSink, MultiSink, Sink
 from image_classification.reporting.summary import build_report, write_report
+from image_classification.reporting.trackers import open_trackers
 
 
 def _output() -> TextIO:
@@ -60,19 +61,31 @@ class Session:
         append = config.run.resume is not None
         sinks: list[Sink] = []
         # First what the user named: where that fails, the folder is still unused.
+        flat = {
+            f"{section}.{key}": value
+            for section, values in to_dict(config).items()
+            for key, value in values.items()
+        }
         if config.run.raport_file is not None:
-            flat = {
-                f"{section}.{key}": value
-                for section, values in to_dict(config).items()
-                for key, value in values.items()
-            }
             path = folder / config.run.raport_file
             sinks.append(DLLoggerSink(path, parameters=flat, append=append and path.exists()))
+        try:
+            trackers = open_trackers(
+                config.run.trackers,
+                workspace=folder,
+                parameters=flat,
+                resumed=append,
+                warn=self._warn,
+            )
+        except UserError:
+            MultiSink(sinks).close()
+            raise
         with explained(folder / "config.yml", "write"):
             replace_file(folder / "config.yml", to_yaml(config).encode())
         sinks += [
             open_console_sink(self.console, config),
             JsonlSink(folder / "metrics.jsonl", append=append),
+            *trackers,  # last, so that they close first and can still warn
         ]
         self.sink = MultiSink(sinks)
         for message in config.warnings:
@@ -82,6 +95,11 @@ class Session:
         """Close them; may be called twice."""
         if self.sink is not None:
             self.sink.close()
+
+    def _warn(self, message: str) -> None:
+        if self.sink is not None:
+            record = Record("warning", self.run.progress.step, self.epoch, {"message": message})
+            self.sink.write(record)
 
     def drive(self, stop: StopRequest) -> int:
         """Run the mode to its end and report; return the exit code."""

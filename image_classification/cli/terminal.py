@@ -36,10 +36,14 @@ def show(text: str) -> None:
 class LastingStdout(io.TextIOBase):
     """Standard output for a run, which goes on without it: its records are in files anyway."""
 
+    def __init__(self) -> None:
+        # Kept: a live display puts itself in the place of sys.stdout while it is on.
+        self._stream = sys.stdout
+
     def write(self, text: str) -> int:
         """Write, or from the first failure on do nothing."""
         try:
-            return sys.stdout.write(text)
+            return self._stream.write(text)
         except OSError:
             mute_stdout()
             return len(text)
@@ -47,19 +51,19 @@ class LastingStdout(io.TextIOBase):
     def flush(self) -> None:
         """Flush, or from the first failure on do nothing."""
         try:
-            sys.stdout.flush()
+            self._stream.flush()
         except OSError:
             mute_stdout()
 
     def isatty(self) -> bool:
         """Whether standard output is a terminal."""
-        return sys.stdout.isatty()
+        return self._stream.isatty()
 
     def fileno(self) -> int:
         """Standard output's file descriptor."""
-        return sys.stdout.fileno()
+        return self._stream.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """Standard output's encoding."""
-        return sys.stdout.encoding
+        return self._stream.encoding

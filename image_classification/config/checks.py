@@ -28,6 +28,7 @@ _OWN_FILES = (
     "plots",
     "report.html",
     "report.json",
+    "trackers",
 )
 _DTYPES = {
     "FP32": ("float32",),

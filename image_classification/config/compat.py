@@ -185,6 +185,12 @@ OPTIONS: tuple[Option, ...] = (
         "write DLLogger lines to this file as well",
         "FILE",
     ),
+    Option(
+        ("--track",),
+        "run.trackers",
+        "send the records to these trackers as well: tensorboard,wandb,mlflow",
+        "NAMES",
+    ),
     Option(("--training-only",), "run.validate", "do not evaluate", constant=False),
     Option(("--no-checkpoints",), "run.save_checkpoints", "write no checkpoint", constant=False),
     Option(

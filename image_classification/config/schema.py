@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PRECISIONS = ("FP32", "TF32", "AMP", "BF16")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 MODES = (
     "convergence",
     "benchmark_training",
@@ -329,6 +330,9 @@ class RunControl:
     )
     log_every_steps: int = _key(20, doc="optimizer steps between records", min=1)
     raport_file: str | None = _key(None, doc="DLLogger lines go to this file as well")
+    trackers: tuple[str, ...] = _key(
+        (), doc="experiment trackers the records go to as well", choices=TRACKERS
+    )
     inference_batches: tuple[int, ...] = _key(
         (1, 2, 4, 8, 16, 32, 64, 128, 256),
         doc="batch sizes of benchmark_inference",

@@ -28,6 +28,7 @@ _FREE = frozenset(
         "run.on_save_error",
         "run.log_every_steps",
         "run.raport_file",
+        "run.trackers",
         "run.max_restarts",
         "run.collective_timeout_s",
     }

@@ -97,7 +97,7 @@ def test_every_published_option_is_taken_and_resolves(option: str) -> None:
 
 
 def test_no_option_of_the_table_is_without_a_test() -> None:
-    tested_in_test_compat = {"--save-every", "--stop-at-top1", "--allow-changes"}
+    tested_in_test_compat = {"--save-every", "--stop-at-top1", "--allow-changes", "--track"}
     own = {*tested_in_test_compat, *RELIABILITY}
     assert {option.name for option in OPTIONS} - own <= set(PUBLISHED)
 

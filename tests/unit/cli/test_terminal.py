@@ -1,8 +1,16 @@
 """Real processes whose standard output goes away."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
+
+from rich.console import Console
+
+from image_classification.cli.terminal import LastingStdout
+from image_classification.config.resolve import resolve
+from image_classification.core.types import Record
+from image_classification.reporting.console import open_console_sink
 
 ROOT = Path(__file__).parents[3]
 NAMES = ["--model=resnet18", "--precision=FP32", "--mode=convergence", "--platform=CPU"]
@@ -45,3 +53,25 @@ def test_a_terminal_without_a_character_gets_a_question_mark() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "/tmp/?" in done.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_view_reaches_the_terminal_and_so_does_what_others_print(monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    console = Console(file=LastingStdout(), width=80)
+    sink = open_console_sink(console, resolve("resnet18", "FP32", "convergence", "CPU"))
+    sink.write(Record("start", 0, 0, {"total_steps": 8, "epochs": 2, "steps_per_epoch": 4}))
+    sink.write(Record("step", 4, 0, {"loss": 1.25}))
+    # On a live display, which is refreshed only now and then, any line printed repaints it.
+    print("a library's line")
+    sink.close()
+    shown = terminal.getvalue()
+    assert "a library's line\n" in shown
+    assert "epoch 1/2" in shown
+    assert "loss 1.2500" in shown
+    assert sys.stdout is terminal

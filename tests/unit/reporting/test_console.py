@@ -1,13 +1,17 @@
 import io
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from image_classification.core.types import Record
-from image_classification.reporting.console import LiveSink, LiveView, PlainSink, open_console_sink
+from image_classification.reporting.console import LiveSink, PlainSink, open_console_sink
 from image_classification.reporting.results_table import print_results, result_rows
 from image_classification.reporting.summary import build_report
+
+EXPECTED = Path(__file__).parent / "expected"
 
 
 def plain_console(width=80, **options):
@@ -69,6 +73,43 @@ def test_plain_lines_one_a_record(make_config, records):
     assert "\x1b" not in text_of(console)
 
 
+def test_the_plain_output_of_a_run(make_config, records):
+    """The whole of it, as a pipe gets it; telemetry is for the live view and the files."""
+    console = plain_console(60)
+    telemetry = Record("telemetry", 8, 1, {"power_w": 2105.4, "memory_bytes": 9 * 2**30})
+    ema = Record(
+        "validation_ema", 8, 1, {"top1": 51.5, "top5": 81.0, "loss": 1.9, "is_best": False}
+    )
+    warning = Record("warning", 8, 1, {"message": "wandb records no more: OSError; [x] \x1b"})
+    write_all(PlainSink(console, make_config()), [*records, telemetry, ema, warning])
+    assert text_of(console) == (EXPECTED / "plain-run.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_on_a_terminal_is_wider_than_it_and_no_figure_is_broken(
+    make_config, records, width
+):
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=True,
+        color_system=None,
+        legacy_windows=False,
+    )
+    sink = LiveSink(console, make_config())
+    path = "/runs/" + "long-name-" * 20
+    for record in [*records, Record("checkpoint", 8, 1, {"path": path})]:
+        sink.write(record)
+    sink.close()
+    # Each step of the cursor to another line, or back to a line's start, begins a new line.
+    rows = re.sub(r"\x1b\[[0-9]*A|\r", "\n", text_of(console))
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", rows).splitlines()
+    assert max(map(len, lines)) <= width
+    assert f"saved {path}" in "".join(line.rstrip() for line in lines), "whole, to be copied"
+    for figure in ("validation top-1 50.00 %", "50,000 images in 6.0 s", "best so far"):
+        assert any(figure in line for line in lines)
+
+
 def test_what_was_not_measured_is_not_shown_as_a_number(make_config):
     console = plain_console()
     write_all(PlainSink(console, make_config()), [Record("step", 3, 0, {"loss": float("nan")})])
@@ -107,45 +148,6 @@ def test_a_resumed_run_says_where_it_goes_on(make_config, records):
     start = Record("start", 4, 1, {**records[0].values, "start_step": 4})
     write_all(PlainSink(console, make_config()), [start])
     assert "resumed at step 4" in text_of(console)
-
-
-def test_the_live_view_shows_progress_figures_and_time_left(records):
-    clock = iter([0.0, 10.0] + [14.0] * 50)
-    view = LiveView(lambda: next(clock))
-    for record in records:
-        if record.step <= 6:
-            view.update(record)
-    console = plain_console(100)
-    console.print(view.render())
-    first, second, *rest = text_of(console).splitlines()
-    assert first.startswith("epoch 2/2")
-    assert "75 %" in first
-    # Six of eight steps took 4 s from the start record at 10 s: two more take 1.3 s.
-    assert first.rstrip().endswith("1.3 s left")
-    assert second.startswith("step 6/8  loss 4.0000  lr 1.5  8,000 images/s  data wait 25.0 %")
-    assert "top-1 30.00 % (best 30.00 %, epoch 1)" in " ".join([second, *rest])
-
-
-def test_the_live_view_shows_what_the_devices_do(records):
-    view = LiveView(lambda: 5.0)
-    for record in records[:2]:
-        view.update(record)
-    measured = {"power_w": 2105.4, "utilization": 0.974, "memory_bytes": 9 * 2**30}
-    console = plain_console(200)
-    view.update(Record("telemetry", 1, 0, {**measured, "temperature_c": None}))
-    console.print(view.render())
-    assert "power 2,105 W  busy 97 %  in use 9.0 GiB" in text_of(console)
-    assert "°C" not in text_of(console)
-
-
-def test_the_live_view_before_the_first_step_and_after_a_resume(records):
-    view = LiveView(lambda: 5.0)
-    view.update(Record("start", 6, 1, {**records[0].values, "start_step": 6}))
-    assert view.eta_s() is None
-    console = plain_console(100)
-    console.print(view.render())
-    assert "epoch 2/2" in text_of(console)
-    assert "step 6/8  waiting for the first steps" in text_of(console)
 
 
 def test_the_live_display_keeps_epochs_and_drops_steps(make_config, records):
