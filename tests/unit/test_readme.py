@@ -39,8 +39,12 @@ GPU_CHECK = ROOT / "scripts" / "gpu_check.sh"
 # Of torchrun, srun, sbatch, enroot, docker, scripts/cards.sh and scripts/gpu_check.sh.
 FOREIGN_OPTIONS = {"--nproc-per-node", "--nodes", "--ntasks-per-node", "--signal", "--print"}
 FOREIGN_OPTIONS |= {"--requeue", "--output", "--data-path", "--gpus", "--ipc", "--ulimit"}
+FOREIGN_OPTIONS |= {"--logdir", "--backend-store-uri"}
 # Named in the documents, but files of a run's folder or of the predecessor.
 FOREIGN_FILES = {"config.yml", "main.py"}
+# Folders of a run, and the curves of a tracker.
+FOREIGN_PLACES = (".venv/", "checkpoint/", "epoch/", "runs/", "telemetry/", "trackers/", "train/")
+FOREIGN_PLACES += ("validation/", "validation_ema/")
 
 
 def text_of(path: Path) -> str:
@@ -140,7 +144,7 @@ def test_files_in_backticks_exist(path):
     for code in re.findall(r"`([^`\s]+)`", text_of(path)):
         is_path = re.fullmatch(r"[\w.-]+(/[\w.*-]+)+/?", code)
         is_file = re.fullmatch(r"[\w.-]+\.(py|yml|toml|md|sh)", code)
-        if code.startswith(("runs/", ".venv/")) or code in FOREIGN_FILES:
+        if code.startswith(FOREIGN_PLACES) or code in FOREIGN_FILES:
             continue
         if is_path or is_file:
             assert (ROOT / code).exists(), code
