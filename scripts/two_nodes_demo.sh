@@ -40,7 +40,10 @@ done
 launch() { # NODE OPTION…
   local node="$1"
   shift
-  exec ip netns exec "ic-$$-$node" env NNODES=2 NODE_RANK="$node" \
+  # Both share this machine's cores.
+  local threads=$((($(nproc) + 1) / 2))
+  exec ip netns exec "ic-$$-$node" env OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}" \
+    NNODES=2 NODE_RANK="$node" \
     MASTER_ADDR="$address.1" MASTER_PORT=29500 TORCH_CPP_LOG_LEVEL=ERROR \
     "$python" launch.py "$@" --set platform.num_devices=1 --workspace "$workspace"
 }

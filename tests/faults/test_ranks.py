@@ -104,12 +104,13 @@ def start() -> Iterator[Callable[..., object]]:
         pytest.param(2, 1, signal.SIGKILL, 0, marks=long_form),
         pytest.param(3, 2, signal.SIGKILL, 1, marks=long_form),
         pytest.param(3, 0, signal.SIGSTOP, 1, marks=long_form),
+        pytest.param(4, 3, signal.SIGKILL, 0, marks=long_form),
     ],
 )
 def test_a_lost_rank_costs_a_restart_and_nothing_else(
     small_arguments, undisturbed, start, seen, tmp_path, world_size, rank, number, workers
 ):
-    """Kill -9 or SIGSTOP one rank of two or three, with --max-restarts 1."""
+    """Kill -9 or SIGSTOP one rank of two to four, with --max-restarts 1."""
     command = arguments(small_arguments, world_size)
     whole = undisturbed(command, world_size)
     folder = tmp_path / "run"
