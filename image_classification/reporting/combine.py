@@ -17,11 +17,8 @@ from image_classification.reporting.named_run import (
     check_same,
 )
 from image_classification.reporting.published import load_published
+from image_classification.reporting.published_figures import ACCURACY, FIGURES, split_batch
 from image_classification.reporting.run_file import RecordedRun
-
-ACCURACY = ("top1", "top5")
-
-_LESS_IS_BETTER = ("latency_ms_", "power_w_", "memory_g_", "time_to_")
 
 
 @dataclass(frozen=True)
@@ -225,18 +222,13 @@ def _verdict(figure: str, mean: Spread, published: float, tolerance: float) -> t
     if abs(difference) <= round(tolerance, 6):
         verdict = "reproduced"
     else:
-        verdict = "better" if (difference < 0) == less_is_better(figure) else "short"
+        verdict = "better" if (difference < 0) == FIGURES[split_batch(figure)[0]].less else "short"
     if figure in ACCURACY:
         seeds = "1 seed" if mean.n == 1 else f"mean of {mean.n} seeds"
         return verdict, f"{difference:+.2f} points, tolerance {tolerance:.2f} ({seeds})"
     runs = "1 run" if mean.n == 1 else f"mean of {mean.n} runs"
     change = 100 * difference / published
     return verdict, f"{change:+.1f} %, tolerance {100 * tolerance / published:.0f} % ({runs})"
-
-
-def less_is_better(figure: str) -> bool:
-    """Return whether a smaller value of a published figure is the better one."""
-    return figure.startswith(_LESS_IS_BETTER)
 
 
 def _obstacles(same: Sequence[tuple[RecordedRun, Mapping[str, Any]]]) -> str:

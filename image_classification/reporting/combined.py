@@ -17,12 +17,12 @@ from image_classification.reporting.measured import (
     label_of,
     plain_spread,
     plain_value,
-    split_batch,
     unit_text,
     value_text,
 )
 from image_classification.reporting.named_run import device_names
 from image_classification.reporting.plain import number, percent, rate
+from image_classification.reporting.published_figures import split_batch
 from image_classification.reporting.scaling import Ratio, scalings, speedups
 from image_classification.reporting.titled import print_titled
 from image_classification.reporting.vendor_table import vendor_row

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from image_classification.reporting.history import Entry, Flag, History, Line
-from image_classification.reporting.measured import label_of, plain_value, split_batch, value_text
+from image_classification.reporting.measured import label_of, plain_value, value_text
+from image_classification.reporting.published_figures import split_batch
 from image_classification.reporting.regression import environment_of, short_commit
 from image_classification.reporting.regression_text import reason, run_json
 from image_classification.reporting.titled import print_titled

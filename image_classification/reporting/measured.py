@@ -8,6 +8,7 @@ from typing import Any
 
 from image_classification.core.types import RunReport
 from image_classification.reporting.plain import duration, number, rate
+from image_classification.reporting.published_figures import split_batch
 
 _GIB = 2**30
 
@@ -68,12 +69,6 @@ FIGURES: dict[str, Figure] = {
 """Every kind, in the order of tables; a figure of one batch size ends in ``_batch_N``."""
 
 _ORDER = {key: at for at, key in enumerate(FIGURES)}
-
-
-def split_batch(key: str) -> tuple[str, int | None]:
-    """Split ``latency_ms_p95_batch_64`` into kind and batch; batch None where there is none."""
-    kind, mark, batch = key.rpartition("_batch_")
-    return (kind, int(batch)) if mark and batch.isdigit() else (key, None)
 
 
 def figure_of(key: str) -> Figure:
@@ -156,7 +151,8 @@ def measured(report: RunReport) -> dict[str, float]:
         found[f"inference_images_per_s_batch_{row['batch']}"] = row["images_per_s"]
         for name in _LATENCIES:
             found[f"latency_ms_{name}_batch_{row['batch']}"] = row["latency_ms"][name]
-    found |= _of_telemetry(report.telemetry)
+    found |= device_figures(report.telemetry)
+    found |= {key: report.telemetry[key] for key in ("energy_j", "images_per_joule")}
     known = {key: float(value) for key, value in found.items() if value is not None}
     return dict(sorted(known.items(), key=lambda item: order(item[0])))
 
@@ -169,7 +165,8 @@ def order(key: str) -> tuple[int, int]:
     return (_ORDER["inference_images_per_s"], 100 * batch + _ORDER[kind])
 
 
-def _of_telemetry(telemetry: Mapping[str, Any]) -> dict[str, float | None]:
+def device_figures(telemetry: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return mean power (W) and highest peak memory (GiB) of a device, None where not measured."""
     devices = telemetry["devices"] or []
     watts = [device["power_w_mean"] for device in devices]
     peaks = [device["memory_peak_bytes"] for device in devices]
@@ -177,6 +174,4 @@ def _of_telemetry(telemetry: Mapping[str, Any]) -> dict[str, float | None]:
     return {
         "power_w_per_device": sum(watts) / len(watts) if watts and None not in watts else None,
         "memory_g_per_device": max(peaks) / _GIB if peaks and None not in peaks else None,
-        "energy_j": telemetry["energy_j"],
-        "images_per_joule": telemetry["images_per_joule"],
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import DevicesFound
+from image_classification.reporting.measured import device_figures
 from image_classification.reporting.published_choose import other_rows_for, rows_for
 from image_classification.reporting.published_figures import (
     ACCURACY,
@@ -42,8 +43,6 @@ __all__ = [
     "newest",
     "rows_for",
 ]
-
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -103,14 +102,7 @@ def _measured(
         if row.figure == "inference_images_per_s":
             return _number(found[0]["images_per_s"])
         return _number(found[0]["latency_ms"][row.figure.removeprefix("latency_ms_")])
-    readings = (telemetry or {}).get("devices") or ()
-    if row.figure == "power_w_per_device":
-        watts = [_number(device.get("power_w_mean")) for device in readings]
-        known = [value for value in watts if value is not None]
-        # The mean of some devices would pass for that of all.
-        return sum(known) / len(known) if known and len(known) == len(watts) else None
-    peaks = [device.get("memory_peak_bytes") for device in readings]
-    return max(peaks) / _GIB if peaks and None not in peaks else None
+    return device_figures(telemetry)[row.figure] if telemetry else None
 
 
 def _number(value: Any) -> float | None:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from image_classification.reporting.combine import Group
 from image_classification.reporting.named_run import Identity, device_names
 from image_classification.reporting.published import load_published
+from image_classification.reporting.published_rows import THROUGHPUT_TOLERANCE
 
 SPEED = "train_images_per_s"
 
 REDUCED = ("AMP", "BF16")
 FULL = ("FP32", "TF32")
 
-RATIO_TOLERANCE = math.sqrt(2) * 0.05
-"""Allowed relative difference of a ratio of two speeds, each of which may differ by 5 %."""
+RATIO_TOLERANCE = math.sqrt(2) * THROUGHPUT_TOLERANCE
+"""Allowed relative difference of a ratio of two speeds, each with its own tolerance."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _speedup(slow: Group, fast: Group) -> Ratio:
     count = fast.identity.num_devices
     # From the two speeds: a printed speed-up may be over another precision than these runs'.
     above, below = _rates(fast, count), _rates(slow, count)
-    shared = {*above, *below} - ({*above} ^ {*below})
+    shared = above.keys() & below.keys()
     published, source = _quotient(
         {key: rate for key, rate in above.items() if key not in shared},
         {key: rate for key, rate in below.items() if key not in shared},

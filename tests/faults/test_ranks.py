@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import ranks
 import torch
 
-
-def _helpers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "fault_ranks", Path(__file__).with_name("ranks.py")
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-ranks = _helpers()
 FULL = os.environ.get("FAULTS") == "full"
 long_form = pytest.mark.skipif(not FULL, reason="part of the long form: FAULTS=full")
 pytestmark = [
