@@ -30,7 +30,7 @@ import torch
 from record import RESULTS, write_record
 
 from image_classification.config.schema import DataConfig
-from image_classification.data.backend import LoaderSpec, open_loader
+from image_classification.data.backend import Loader, LoaderSpec, open_loader
 
 IMAGES = 1000
 LISTED = 8
@@ -114,28 +114,30 @@ def timm(folder: Path, workers: int) -> Batches:
     )
 
 
+def open_ours(backend: str, memory_format: str, folder: Path, workers: int) -> Loader:
+    """Open the train split of ``folder`` with one of this project's backends."""
+    data = DataConfig(path=str(folder), backend=backend, image_size=IMAGE_SIZE_PX, workers=workers)
+    return open_loader(
+        LoaderSpec(
+            data=data,
+            split="train",
+            per_device_batch=BATCH,
+            accumulation=1,
+            num_classes=CLASSES,
+            rank=0,
+            world_size=1,
+            seed=0,
+            device="cpu",
+            memory_format=memory_format,
+        )
+    )
+
+
 def ours(backend: str, memory_format: str) -> Callable[[Path, int], Batches]:
     """One of this project's backends."""
 
     def batches(folder: Path, workers: int) -> Batches:
-        data = DataConfig(
-            path=str(folder), backend=backend, image_size=IMAGE_SIZE_PX, workers=workers
-        )
-        loader = open_loader(
-            LoaderSpec(
-                data=data,
-                split="train",
-                per_device_batch=BATCH,
-                accumulation=1,
-                num_classes=CLASSES,
-                rank=0,
-                world_size=1,
-                seed=0,
-                device="cpu",
-                memory_format=memory_format,
-            )
-        )
-        return loader.epoch(0)
+        return open_ours(backend, memory_format, folder, workers).epoch(0)
 
     return batches
 

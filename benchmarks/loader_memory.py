@@ -20,11 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_loading import BATCH, CLASSES, IMAGE_SIZE_PX, IMAGES, LISTED, write_images
+from data_loading import BATCH, IMAGES, LISTED, open_ours, write_images
 from record import RESULTS, write_record
-
-from image_classification.config.schema import DataConfig
-from image_classification.data.backend import LoaderSpec, open_loader
 
 BACKENDS = ("pytorch", "dali-cpu")
 SETTLING_EPOCHS = 4
@@ -50,21 +47,7 @@ def resident_mib() -> float:
 
 def measure(backend: str, folder: Path, workers: int, epochs: int) -> list[float]:
     """Return the memory after each epoch, in MiB."""
-    data = DataConfig(path=str(folder), backend=backend, image_size=IMAGE_SIZE_PX, workers=workers)
-    loader = open_loader(
-        LoaderSpec(
-            data=data,
-            split="train",
-            per_device_batch=BATCH,
-            accumulation=1,
-            num_classes=CLASSES,
-            rank=0,
-            world_size=1,
-            seed=0,
-            device="cpu",
-            memory_format="nhwc",
-        )
-    )
+    loader = open_ours(backend, "nhwc", folder, workers)
     after = []
     for epoch in range(epochs):
         for step, _ in enumerate(loader.epoch(epoch)):
