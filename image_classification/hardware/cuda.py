@@ -11,10 +11,10 @@ from torch.amp.grad_scaler import GradScaler
 
 from image_classification.core.errors import DeviceError
 from image_classification.core.types import DevicesFound
+from image_classification.hardware.architectures import build_lacks
 from image_classification.hardware.cpu import cpu_model
 from image_classification.hardware.nvml import driver_version
 from image_classification.hardware.precision import (
-    build_lacks,
     cuda_lacks,
     make_grad_scaler,
     tf32_conflict,

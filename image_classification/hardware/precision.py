@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch.amp.grad_scaler import GradScaler
 
 from image_classification.core.errors import ConfigError
+from image_classification.hardware.architectures import Capability
 
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-
-Capability = tuple[int, int]
-"""CUDA compute capability, (major, minor)."""
 
 # NVIDIA CUDA C++ Programming Guide, "Tensor Core input data types by compute capability".
 # float16 arithmetic exists below 7.0, without tensor cores: the published AMP runs are tensor-core
@@ -53,57 +50,6 @@ def cuda_lacks(name: str, dtype: str, capability: Capability, device_name: str) 
         f"precision {name} needs {arithmetic} in hardware, compute capability "
         f"{least[0]}.{least[1]} ({generation}) or newer, but {device_name} has "
         f"{capability[0]}.{capability[1]}; use --precision {instead}"
-    )
-
-
-_ARCH = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
-
-
-def arch_covers(capability: Capability, arch_list: Iterable[str]) -> bool:
-    """True when a build with ``torch.cuda.get_arch_list()``'s entries runs on ``capability``.
-
-    ``sm_XY`` is machine code for devices of major X and a minor of Y or above; ``compute_XY`` is
-    PTX, compiled by the driver for any later device. With suffix ``a`` either is for that device
-    alone; with ``f`` for its family, the later minors of the same major (CUDA Programming Guide,
-    "Compute capabilities").
-    """
-    for entry in arch_list:
-        match = _ARCH.fullmatch(entry)
-        if match is None:
-            continue
-        kind, major, minor, suffix = match[1], int(match[2]), int(match[3]), match[4]
-        if suffix == "a":
-            covered = capability == (major, minor)
-        elif kind == "compute" and suffix == "":
-            covered = capability >= (major, minor)
-        else:
-            covered = capability[0] == major and capability[1] >= minor
-        if covered:
-            return True
-    return False
-
-
-def build_lacks(
-    capability: Capability, arch_list: Iterable[str], device_name: str, torch_version: str
-) -> str | None:
-    """Say that this torch has no kernels for the device; None when it has.
-
-    Without this check such a run dies at its first kernel with "no kernel image".
-    """
-    archs = list(arch_list)
-    if arch_covers(capability, archs):
-        return None
-    sm = f"sm_{capability[0]}{capability[1]}"
-    if capability < (7, 5):
-        remedy = (
-            "use an image or environment whose base is CUDA 12 with torch 2.10 (cu128), the last "
-            "wheels for Volta"
-        )
-    else:
-        remedy = f"use the image built for this platform, or a torch whose wheels list {sm}"
-    return (
-        f"torch {torch_version} has no kernels for {device_name} ({sm}), only for "
-        f"{' '.join(archs) or 'no device'}; {remedy}"
     )
 
 

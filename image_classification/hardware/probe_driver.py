@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -31,13 +32,17 @@ _DEVICE_REMEDY = "take the machine out of use; nvidia-smi -q and dmesg (Xid) sho
 
 @dataclass(frozen=True)
 class GpuState:
-    """One GPU as the driver sees it. error: why it does not answer; "" where it does."""
+    """One GPU as the driver sees it. error: why it does not answer; "" where it does.
+
+    capability: CUDA compute capability, (major, minor); (0, 0) where it does not answer.
+    """
 
     index: int
     name: str = ""
     total_bytes: int = 0
     free_bytes: int = 0
     error: str = ""
+    capability: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,10 @@ def _gpu_state(lib: ModuleType, index: int) -> GpuState:
         handle = lib.nvmlDeviceGetHandleByIndex(index)
         name = str(lib.nvmlDeviceGetName(handle))
         memory = lib.nvmlDeviceGetMemoryInfo(handle)
-        return GpuState(index, name, int(memory.total), int(memory.free))
+        major, minor = lib.nvmlDeviceGetCudaComputeCapability(handle)
+        return GpuState(
+            index, name, int(memory.total), int(memory.free), capability=(int(major), int(minor))
+        )
     except lib.NVMLError as error:
         return GpuState(index, name, error=str(error))
 
@@ -120,13 +128,14 @@ def check_gpus(driver: Driver) -> list[Check]:
     ]
     working = [gpu for gpu in driver.gpus if not gpu.error]
     if working and not lost:
-        checks.append(ok("gpu-health", f"{len(working)} answer: {_counted(working)}"))
+        checks.append(ok("gpu-health", f"{len(working)} answer: {counted(working)}"))
     if working:
         checks.append(_memory(working))
     return checks
 
 
-def _counted(gpus: list[GpuState]) -> str:
+def counted(gpus: Iterable[GpuState]) -> str:
+    """Return ``8 x NAME``, one for each kind."""
     names = [gpu.name for gpu in gpus]
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 

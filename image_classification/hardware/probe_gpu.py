@@ -41,7 +41,7 @@ def look() -> TorchGpus:
     """Multiply two matrices on every GPU torch sees, and compare with the CPU's result."""
     import torch
 
-    from image_classification.hardware.precision import build_lacks
+    from image_classification.hardware.architectures import build_lacks
 
     cuda = torch.version.cuda
     if cuda is None:

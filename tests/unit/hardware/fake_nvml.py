@@ -16,6 +16,7 @@ class FakeGpu:
     total_bytes: int = 16 * 2**30
     free_bytes: int = 16 * 2**30
     error: int | None = None
+    capability: tuple[int, int] = (7, 0)
 
 
 def fake_nvml(
@@ -53,5 +54,6 @@ def fake_nvml(
         nvmlDeviceGetHandleByIndex=lambda index: gpus[index],
         nvmlDeviceGetName=lambda gpu: gpu.name,
         nvmlDeviceGetMemoryInfo=memory,
+        nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu.capability,
     )
     return module

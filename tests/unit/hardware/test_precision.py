@@ -2,8 +2,6 @@ import pytest
 
 from image_classification.core.errors import ConfigError
 from image_classification.hardware.precision import (
-    arch_covers,
-    build_lacks,
     cuda_lacks,
     make_grad_scaler,
     tf32_conflict,
@@ -11,8 +9,6 @@ from image_classification.hardware.precision import (
 )
 
 V100, T4, A100, H200 = (7, 0), (7, 5), (8, 0), (9, 0)
-CU128 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
-CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 
 
 @pytest.mark.parametrize(
@@ -40,40 +36,6 @@ def test_the_refusal_names_device_need_and_remedy() -> None:
     assert message is not None
     for part in ("TF32", "8.0", "Ampere", "Tesla V100-SXM2-16GB", "7.0", "--precision AMP"):
         assert part in message
-
-
-@pytest.mark.parametrize(
-    ("capability", "archs", "covered"),
-    [
-        (V100, CU128, True),
-        (V100, CU130, False),
-        ((8, 9), CU128, True),  # sm_86 machine code runs on 8.9
-        ((8, 0), ["sm_86"], False),  # but not on an earlier minor
-        ((10, 3), CU128, True),
-        ((11, 0), CU128, False),  # no PTX to compile from
-        ((13, 0), CU130, True),  # the driver compiles compute_120
-        ((9, 0), ["sm_90a"], True),
-        ((9, 1), ["sm_90a"], False),
-        ((10, 3), ["sm_100f"], True),
-        ((12, 0), ["sm_100f"], False),
-        ((10, 3), ["compute_100f"], True),
-        ((12, 0), ["compute_100f"], False),
-        ((9, 0), ["gfx942"], False),
-        ((9, 0), [], False),
-    ],
-)
-def test_architectures(capability: tuple[int, int], archs: list[str], covered: bool) -> None:
-    assert arch_covers(capability, archs) is covered
-
-
-def test_a_build_without_kernels_names_device_list_and_base() -> None:
-    assert build_lacks(V100, CU128, "V100", "2.10.0+cu128") is None
-    message = build_lacks(V100, CU130, "Tesla V100", "2.11.0+cu130")
-    assert message is not None
-    for part in ("2.11.0+cu130", "Tesla V100", "sm_70", "sm_75", "cu128"):
-        assert part in message
-    newer = build_lacks((11, 0), CU128, "Thor", "2.10.0+cu128")
-    assert newer is not None and "sm_110" in newer and "cu128)" not in newer
 
 
 def test_environments_that_overrule_tf32() -> None:

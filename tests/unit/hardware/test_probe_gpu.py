@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from image_classification.hardware.affinity import MODES
-from image_classification.hardware.precision import build_lacks
+from image_classification.hardware.architectures import build_lacks
 from image_classification.hardware.probe_gpu import (
     Gpu,
     TorchGpus,

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""See that every package the program needs is there, in a version it can use. Used by Dockerfile.
+
+    python docker/check_requirements.py pyproject.toml
+
+A base image that brings its own packages may bring one too old, or lack one that is not ours to add
+(torch, numpy, DALI). Better told while the image is built than in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import tomllib
+
+try:
+    from packaging.requirements import Requirement
+except ImportError:  # a slim base before anything is installed
+    from pip._vendor.packaging.requirements import Requirement
+
+
+def unmet(requirements: list[str]) -> Iterator[str]:
+    """Yield a line for each requirement, direct or not, that the installed packages do not meet."""
+    seen = set()
+    queue = [(Requirement(text), "this program") for text in requirements]
+    while queue:
+        requirement, by = queue.pop(0)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if (requirement.name, str(requirement.specifier)) in seen:
+            continue
+        seen.add((requirement.name, str(requirement.specifier)))
+        try:
+            found = distribution(requirement.name)
+        except PackageNotFoundError:
+            yield f"{requirement.name} is not there; {by} needs {requirement}"
+            continue
+        # Vendors build from a commit: 2.14.0a0+hash counts as 2.14.0.
+        if not requirement.specifier.contains(found.version, prereleases=True):
+            yield f"{requirement.name} is {found.version}; {by} needs {requirement}"
+            continue
+        # What torch and DALI need is their image's affair.
+        if by == "this program" and requirement.name not in ("torch", "torchvision"):
+            queue += [(Requirement(text), requirement.name) for text in found.requires or ()]
+
+
+def main(pyproject: Path) -> None:
+    """Exit with a line for each requirement that is not met."""
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    lines = list(unmet(project["dependencies"]))
+    if lines:
+        sys.exit("\n".join(f"error: {line}; use another base image" for line in lines))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

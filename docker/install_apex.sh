@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Build NVIDIA's Apex from source: docker build --build-arg APEX_COMMIT=HASH …; used by Dockerfile.
+# Takes half an hour or more, and a base with a CUDA compiler (the "devel" images have one).
+set -euo pipefail
+commit="$1"
+
+if ! [[ "$commit" =~ ^[0-9a-f]{40}$ ]]; then
+  echo "error: APEX_COMMIT=$commit is no commit; give all 40 digits of one of github.com/NVIDIA/apex" >&2
+  exit 2
+fi
+if python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("apex") is None)'; then
+  echo "error: the base image brings Apex already; leave APEX_COMMIT out" >&2
+  exit 2
+fi
+if ! command -v nvcc >/dev/null; then
+  echo "error: APEX_COMMIT needs a base image with nvcc; this one has none (see docker/README.md)" >&2
+  exit 2
+fi
+APEX_CPP_EXT=1 APEX_CUDA_EXT=1 NVCC_APPEND_FLAGS="--threads 4" \
+  python -m pip install --no-cache-dir --no-deps --no-build-isolation --root-user-action=ignore \
+  "apex @ https://github.com/NVIDIA/apex/archive/$commit.tar.gz"
+python -c 'from apex.optimizers import FusedSGD'

@@ -1,0 +1,23 @@
+# Which base image fits a platform; read by build.sh and run.sh. docker/docker-bake.hcl names the
+# same bases, docker/README.md says why these.
+# shellcheck shell=bash
+
+readonly slim_base=python:3.11-slim-bookworm
+readonly ngc_base=nvcr.io/nvidia/pytorch:26.09-py3
+
+# target_of PLATFORM: slim or ngc; "" for a vendor whose base has no public name.
+target_of() {
+  case "$1" in
+    CPU | DGX1V | DGX1V-16G | DGX1V-32G | DGX2V) echo slim ;;
+    T4 | A100 | DGXA100 | H100 | DGXH100 | H200 | DGXH200 | B200 | DGXB200) echo ngc ;;
+    BI-V100x* | GAUDI*) echo '' ;;
+    *) return 1 ;;
+  esac
+}
+
+base_of() { # TARGET
+  case "$1" in
+    slim) echo "$slim_base" ;;
+    ngc) echo "$ngc_base" ;;
+  esac
+}

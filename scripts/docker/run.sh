@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Run a command in the image, as these runs need it: all GPUs there are, shared memory, limits, this
+# user, a read-only root, the data read-only, and the folder of the runs.
+#
+#   scripts/docker/run.sh [PLATFORM] COMMAND…
+#   DATA=/data/imagenet scripts/docker/run.sh DGX1V launch.py --model resnet50 --precision AMP \
+#       --mode convergence --platform DGX1V
+#
+# With a PLATFORM as the first word the image built for it is used, else image-classification:latest.
+# Environment: DATA the data set's folder, mounted on /imagenet; RUNS where runs go (./runs);
+# IMAGE another image; DOCKER another client; DOCKER_OPTIONS more options of docker run, in one string.
+set -euo pipefail
+# shellcheck source=scripts/docker/bases.sh
+source "$(dirname "$0")/bases.sh"
+
+docker="${DOCKER:-docker}"
+image="${IMAGE:-image-classification:latest}"
+if [[ $# -gt 0 ]] && target="$(target_of "$1")"; then
+  image="${IMAGE:-image-classification:${target:-custom}}"
+  shift
+fi
+if ! "$docker" image inspect "$image" >/dev/null 2>&1; then
+  echo "error: there is no image $image; scripts/docker/build.sh builds it" >&2
+  exit 2
+fi
+
+options=(--rm --ipc=host --read-only --tmpfs '/tmp:exec,mode=1777'
+  --cap-drop ALL --security-opt no-new-privileges --ulimit stack=67108864)
+if [[ -t 0 && -t 1 ]]; then options+=(--interactive --tty); fi
+
+# accepts OPTION…: whether the engine makes a container with them. Some engines may not raise the
+# limit of locked memory, and only those with NVIDIA's toolkit know --gpus.
+accepts() {
+  local made
+  made="$("$docker" create "$@" --entrypoint true "$image" 2>/dev/null)" || return 1
+  local status=0
+  "$docker" start --attach "$made" >/dev/null 2>&1 || status=$?
+  "$docker" rm --force "$made" >/dev/null 2>&1 || true
+  return "$status"
+}
+if accepts --ulimit memlock=-1; then
+  options+=(--ulimit memlock=-1)
+else
+  echo "note: this engine does not allow --ulimit memlock=-1; run without" >&2
+fi
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+  if ! accepts --gpus all; then
+    echo "error: this machine has NVIDIA GPUs, but its engine cannot give them to a container;" \
+      "install NVIDIA's container toolkit" >&2
+    exit 2
+  fi
+  options+=(--gpus all)
+fi
+
+# Made here, by this user: docker would make it root's.
+runs="${RUNS:-$PWD/runs}"
+mkdir -p "$runs"
+runs="$(cd "$runs" && pwd)"
+options+=(--user "$(id -u):$(id -g)" --volume "$runs:/workspace/runs")
+if [[ -n "${DATA:-}" ]]; then
+  if [[ ! -d "$DATA" ]]; then
+    echo "error: DATA=$DATA is no folder; name the one that holds the data set" >&2
+    exit 2
+  fi
+  options+=(--volume "$(cd "$DATA" && pwd):/imagenet:ro")
+fi
+if [[ -n "${DOCKER_OPTIONS:-}" ]]; then
+  read -ra more <<<"$DOCKER_OPTIONS"
+  options+=("${more[@]}")
+fi
+
+exec "$docker" run "${options[@]}" "$image" "$@"
