@@ -3,7 +3,7 @@
 # command, whose stdout stays its own:
 #
 #   launch.py …            also with the options alone: IMAGE --list
-#   demo …                 ResNet-50 on the demo data set, on the CPU
+#   demo …                 ResNet-50 on the demo data set, on the CPU; options replace these
 #   doctor … dataset … report …    python -m image_classification …
 #   python …, torchrun …, bash …   anything else, as it is
 set -euo pipefail
@@ -30,8 +30,12 @@ case "$1" in
     ;;
   demo)
     shift
-    set -- python /workspace/launch.py \
-      --model resnet50 --precision AMP --mode convergence --platform CPU "$@"
+    for default in '--model resnet50' '--precision AMP' '--mode convergence' '--platform CPU'; do
+      if [[ " $* " != *" ${default% *}"[\ =]* ]]; then
+        set -- "$@" "${default% *}" "${default#* }"
+      fi
+    done
+    set -- python /workspace/launch.py "$@"
     ;;
   doctor | dataset | report) set -- python -m image_classification "$@" ;;
 esac

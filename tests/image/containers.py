@@ -1,0 +1,121 @@
+"""Containers of the image under test, started as its README says: unprivileged and read-only."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from image_classification.reporting.sinks import read_metrics
+
+ROOT = Path(__file__).parents[2]
+LOCKED_DOWN = shlex.split(
+    "--ipc=host --read-only --tmpfs /tmp:exec,mode=1777 --cap-drop ALL "
+    "--security-opt no-new-privileges"
+)
+# The digits, mounted on /imagenet: 44 steps of 32 images an epoch.
+SMALL_RUN = shlex.split(
+    "launch.py --model resnet18 --precision FP32 --mode convergence --platform CPU /imagenet "
+    "--num_classes 10 --set data.image_size=32 --set data.resize=36 --set batch.per_device=16 "
+    "--set batch.global=32 --set optim.lr=0.05"
+)
+
+
+@dataclass
+class Engine:
+    """A Docker client and the image. started: names of containers that may still be there."""
+
+    image: str
+    client: str
+    started: list[str] = field(default_factory=list)
+
+    def call(
+        self, *words: str, timeout_s: float = 600, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.client, *words],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env={**os.environ, **variables},
+        )
+
+    def checked(self, *words: str, **variables: str) -> str:
+        done = self.call(*words, **variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def run(
+        self,
+        *command: str,
+        options: Sequence[str] = (),
+        flags: Sequence[str] = LOCKED_DOWN,
+        timeout_s: float = 600,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, in a container that is then removed."""
+        return self.call("run", "--rm", *flags, *options, self.image, *command, timeout_s=timeout_s)
+
+    def start(self, *command: str, options: Sequence[str] = ()) -> str:
+        """Start a container and return its name."""
+        name = f"ic-test-{uuid.uuid4().hex[:12]}"
+        self.started.append(name)
+        self.checked(
+            "run", "--detach", "--name", name, *LOCKED_DOWN, *options, self.image, *command
+        )
+        return name
+
+    def ended(self, name: str, timeout_s: float = 300) -> int:
+        """Wait for a container; return its exit code."""
+        return int(self.call("wait", name, timeout_s=timeout_s).stdout)
+
+    def logs(self, name: str) -> str:
+        done = self.call("logs", name)
+        return done.stdout + done.stderr
+
+    def inspect(self) -> dict[str, Any]:
+        """What the engine says of the image."""
+        (content,) = json.loads(self.checked("image", "inspect", self.image))
+        assert isinstance(content, dict)
+        return content
+
+    def remove_all(self) -> None:
+        if self.started:
+            self.call("rm", "--force", "--volumes", *self.started)
+
+
+def mounts(runs: Path, data: Path | None = None) -> list[str]:
+    """The options that mount a folder for the runs, and the data read-only."""
+    options = ["--volume", f"{runs}:/workspace/runs"]
+    return options if data is None else [*options, "--volume", f"{data}:/imagenet:ro"]
+
+
+def wait_for_step(metrics: Path, step: int, timeout_s: float = 180) -> None:
+    """Return when a run has recorded training step ``step``."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if metrics.exists() and any(
+            r.kind == "step" and r.step >= step for r in read_metrics(metrics)
+        ):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{metrics} has no step {step} after {timeout_s:.0f} s")
+
+
+def losses(run: Path) -> list[float]:
+    """The training loss of each recorded step."""
+    return [r.values["loss"] for r in read_metrics(run / "metrics.jsonl") if r.kind == "step"]
+
+
+def report(run: Path) -> dict[str, Any]:
+    """A run's report.json."""
+    content = json.loads((run / "report.json").read_text())
+    assert isinstance(content, dict)
+    return content

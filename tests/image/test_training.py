@@ -1,0 +1,106 @@
+"""Training inside: as another user on a read-only root, stopped, continued, compiled."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from containers import SMALL_RUN, Engine, losses, mounts, report, wait_for_step
+from safetensors.torch import load_file
+
+ONE_EPOCH = ["--set", "run.stop_epoch=1"]
+
+
+def newest(run: Path) -> Path:
+    """The folder of the newest checkpoint."""
+    return sorted((run / "checkpoints").glob("step-*"))[-1]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Of the same step, to the bit. The files' headers are in no order of their own."""
+    assert newest(one).name == newest(other).name
+    first, second = (load_file(newest(run) / "model.safetensors") for run in (one, other))
+    assert set(first) == set(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_demo_learns_as_a_user_without_a_name(engine: Engine, runs: Path) -> None:
+    # The demo's own command, with a smaller network and half its epochs.
+    done = engine.run(
+        *(["demo", "--model", "resnet18", "--epochs", "4", "--workspace", "runs/demo"]),
+        options=[*mounts(runs), "--user", "4321:8765"],
+    )
+    assert done.returncode == 0, done.stderr
+    found = report(runs / "demo")
+    assert found["results"]["validation"]["top1"] > 80
+    assert found["name"]["precision"] == "AMP"
+    assert "docker" in found["environment"]["container"]
+    assert found["environment"]["git_commit"]
+    owners = {(p.stat().st_uid, p.stat().st_gid) for p in (runs / "demo").rglob("*")}
+    assert owners == {(4321, 8765)}
+    assert (runs / "demo" / "report.html").is_file()
+    assert list((runs / "demo" / "plots").glob("*.png"))
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "dali-cpu"])
+def test_a_data_set_that_is_mounted_read_only(
+    engine: Engine, runs: Path, digits: Path, backend: str
+) -> None:
+    before = sorted(digits.rglob("*"))
+    done = engine.run(
+        *SMALL_RUN,
+        *ONE_EPOCH,
+        *("--data-backend", backend, "--workers", "1", "--workspace", "runs/one"),
+        options=mounts(runs, digits),
+    )
+    assert done.returncode == 0, done.stderr
+    assert report(runs / "one")["results"]["validation"]["images"] == 360
+    assert sorted(digits.rglob("*")) == before
+    assert "/imagenet: manifest.json, train, val" in done.stderr
+
+
+def test_stopped_in_mid_epoch_and_continued_in_a_new_container(
+    engine: Engine, runs: Path, digits: Path
+) -> None:
+    command = [*SMALL_RUN, "--set", "run.stop_epoch=2", "--set", "run.log_every_steps=1"]
+    command += ["--workers", "1", "--resume", "auto"]
+    options = [*mounts(runs, digits), "--env", "OMP_NUM_THREADS=1"]
+    straight = engine.run(*command, "--workspace", "runs/straight", options=options)
+    assert straight.returncode == 0, straight.stderr
+
+    name = engine.start(*command, "--workspace", "runs/stopped", options=options)
+    wait_for_step(runs / "stopped" / "metrics.jsonl", 10)
+    engine.checked("stop", "--time", "120", name)
+    assert engine.ended(name) == 75, engine.logs(name)
+    step = int(newest(runs / "stopped").name.removeprefix("step-"))
+    assert 10 <= step < 44, "stopped within the first epoch"
+
+    again = engine.run(*command, "--workspace", "runs/stopped", options=options)
+    assert again.returncode == 0, again.stderr
+    assert_same_weights(runs / "stopped", runs / "straight")
+    assert losses(runs / "stopped") == losses(runs / "straight")
+    # Nothing is left to do a third time, and it says so.
+    assert engine.run(*command, "--workspace", "runs/stopped", options=options).returncode == 0
+
+
+def test_folders_of_another_user_are_told_with_the_remedy(engine: Engine, tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can make a folder that the image's user may not write")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o755)
+    done = engine.run("demo", options=mounts(theirs))
+    assert done.returncode == 2
+    assert "--user $(id -u):$(id -g)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert not list(theirs.iterdir())
+
+
+def test_torch_compile_has_its_compiler(engine: Engine) -> None:
+    code = (
+        "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.ones(64); "
+        "torch.testing.assert_close(f(x), (x.sin() + 1).sum())"
+    )
+    done = engine.run("python", "-c", code, options=["--user", "4321:8765"])
+    assert done.returncode == 0, done.stderr
