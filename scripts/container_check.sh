@@ -10,7 +10,8 @@
 #   --data DIR       also measure loading from this folder
 #   --results DIR    default: runs/container-check-<UTC date>; must not hold anything yet
 #   --repeat N       runs of each benchmark; medians are compared (default: 1)
-#   --quick          a trial of the check in a minute or two: resnet18, few steps, wide thresholds
+#   --quick          a trial of the check in a minute or two: resnet18 at 32 px, few steps, wide
+#                    thresholds
 #   --threshold-KIND VALUE    passed on to `report compare`, such as --threshold-throughput 10
 #
 # Several images: the first is compared with each of the others. One image: with the same image, or
@@ -109,9 +110,10 @@ thresholds=(--threshold-top1 1.5 --threshold-top5 1)
 training=() inference=() convergence=(demo)
 if $quick; then
   model="${model:-resnet18}"
-  training=(--prof 6 --set run.benchmark_warmup_steps=2)
-  inference=(--set "run.inference_batches=[1,8]" --set run.inference_iterations=10)
-  convergence+=(--epochs 1)
+  small=(--set data.image_size=32)
+  training=(--prof 6 --set run.benchmark_warmup_steps=2 "${small[@]}")
+  inference=(--set "run.inference_batches=[1,8]" --set run.inference_iterations=10 "${small[@]}")
+  convergence+=(--epochs 1 "${small[@]}")
   # So few steps show whether the check runs, not how fast or good the image is.
   thresholds=()
   for kind in throughput latency memory power; do thresholds+=("--threshold-$kind" 60); done
