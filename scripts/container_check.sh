@@ -17,8 +17,9 @@
 # Several images: the first is compared with each of the others. One image: with the same image, or
 # else the last one, of the latest earlier check of the same settings beside --results.
 #
-# Exit 0: held; 4: a figure regressed; 1: a run failed (the others are still compared); 2: a
-# mistake, named in one line; 130, 143: interrupted, the running container was stopped.
+# Exit 0: held, or nothing to compare with; 4: a figure regressed; 1: a run failed (the others are
+# still compared); 2: a mistake, named in one line; 130, 143: interrupted, after the running
+# container was stopped.
 #
 # Needs bash 4.4, coreutils, util-linux and docker; no Python on the host.
 set -uo pipefail
@@ -131,7 +132,6 @@ checked="$model $precision on $platform, $repeat x ${modes[*]}"
 if $quick; then checked+=", quick"; fi
 
 flags=(--rm --user "$(id -u):$(id -g)" --read-only --tmpfs /tmp:exec --ipc=host
-  --env HOME=/tmp --env USER=check --env IMAGE_CLASSIFICATION_CACHE=/tmp/cache
   --env COLUMNS="${COLUMNS:-100}")
 if [[ "$platform" != CPU && -n "$driver" ]]; then flags+=(--gpus all); fi
 limits=(--ulimit memlock=-1 --ulimit stack=67108864)
@@ -140,13 +140,17 @@ work="$(mktemp -d)" || exit 1
 trap 'rm -rf "$work"' EXIT
 client='' ended=() outcome=interrupted
 
-# in_image LOG OPTION… IMAGE COMMAND…: run a container to its end, output to LOG; its exit code.
+# in_image OUT ERR OPTION… IMAGE COMMAND…: run a container to its end, what it writes to the files
+# OUT and ERR; its exit code. The images' banner goes to ERR.
 in_image() {
-  local log="$1"
-  shift
+  local out="$1" err="$2"
+  shift 2
+  : >"$out"
+  : >"$err"
   rm -f "$work/id"
   # In a session of its own, so that Ctrl-C reaches this script alone, which then stops it.
-  setsid docker run --cidfile "$work/id" "${flags[@]}" "${limits[@]}" "$@" >"$log" 2>&1 </dev/null &
+  setsid docker run --cidfile "$work/id" "${flags[@]}" "${limits[@]}" "$@" >>"$out" 2>>"$err" \
+    </dev/null &
   client=$!
   wait "$client"
   local status=$?
@@ -227,14 +231,14 @@ write_summary() {
 # Before anything takes long: does each image start here, and know these names?
 explain=(launch.py "${names[@]}" --mode benchmark_inference --platform "$platform" --explain)
 for image in "${images[@]}"; do
-  in_image "$work/log" "$image" "${explain[@]}"
+  in_image "$work/log" "$work/log" "$image" "${explain[@]}"
   status=$?
   # Some engines may not raise limits, that of locked memory least of all.
   for fewer in "--ulimit stack=67108864" ""; do
     if ((status <= 2 || ${#limits[@]} == 0)); then break; fi
     refused="${limits[*]}"
     read -ra limits <<<"$fewer"
-    in_image "$work/log" "$image" "${explain[@]}"
+    in_image "$work/log" "$work/log" "$image" "${explain[@]}"
     status=$?
     if ((status == 0)); then
       echo "note: this engine refuses $refused; going on with ${fewer:-neither}" >&2
@@ -265,7 +269,7 @@ run_mode() { # AT MODE NAME
       ;;
   esac
   local log="$results/$folder/$name.log" begun=$SECONDS
-  in_image "$log" "${options[@]}" "$image" launch.py "${names[@]}" --mode "$mode" "${on[@]}" \
+  in_image "$log" "$log" "${options[@]}" "$image" launch.py "${names[@]}" --mode "$mode" "${on[@]}" \
     "${more[@]}" --workspace "/workspace/runs/$name"
   status=$?
   ended+=("$folder $name $status")
@@ -291,7 +295,7 @@ for ((turn = 1; turn <= repeat; turn++)); do
   done
 done
 
-failed=false regressed=false
+failed=false regressed=false compared=true
 for line in "${ended[@]}"; do [[ "$line" == *' 0' ]] || failed=true; done
 
 report() { # EARLIER COMMAND…: run `report` in the newest image, print it and keep it
@@ -299,13 +303,17 @@ report() { # EARLIER COMMAND…: run `report` in the newest image, print it and 
   shift
   local mounts=(--volume "$results:/results:ro")
   [[ -z "$earlier" ]] || mounts+=(--volume "$earlier:/earlier:ro")
-  in_image "$work/log" "${mounts[@]}" "$newest" python -m image_classification report "$@"
+  in_image "$work/out" "$work/err" "${mounts[@]}" "$newest" \
+    python -m image_classification report "$@"
   status=$?
-  tee -a "$results/comparison.txt" <"$work/log"
+  tee -a "$results/comparison.txt" <"$work/out"
   case "$status" in
     0) ;;
     4) regressed=true ;;
-    *) failed=true ;;
+    *)
+      failed=true
+      echo "failed: $newest, report: exit $status, $(tail -n 1 "$work/err")" >&2
+      ;;
   esac
 }
 
@@ -314,7 +322,7 @@ earlier_check() {
   local file when found='' latest=''
   for file in "$(dirname "$results")"/*/summary.txt; do
     if grep -qFx "checked  $checked" "$file" 2>/dev/null &&
-      grep -qE '^outcome  (held|regressed)$' "$file"; then
+      grep -qE '^outcome  (held|regressed|recorded)$' "$file"; then
       when="$(sed -n 's/^date     //p' "$file")"
       if [[ "$when" < "$date" && "$when" > "$latest" ]]; then
         latest="$when"
@@ -341,17 +349,21 @@ elif [[ -n "${good[0]:-}" ]]; then
   earlier="$(earlier_check)"
   if [[ -n "$earlier" ]]; then
     folder="${folders[0]}"
-    [[ -d "$earlier/$folder" ]] || folder="$(sed -n 's/^  folder //p' "$earlier/summary.txt" | tail -n 1)"
+    if [[ ! -d "$earlier/$folder" ]]; then
+      folder="$(sed -n 's/^  folder //p' "$earlier/summary.txt" | tail -n 1)"
+    fi
     headline "$earlier/$folder -> ${images[0]}"
     report "$earlier" compare "${thresholds[@]}" "/earlier/$folder" "/results/${folders[0]}"
   else
+    compared=false
     headline "${images[0]}: no earlier check of the same settings beside $results to compare with"
     read -ra runs <<<"${good[0]}"
     report '' combine "${runs[@]/#//results/${folders[0]}/}"
   fi
 fi
 
-outcome=held status=0
+status=0
+if $compared; then outcome=held; else outcome=recorded; fi
 if $regressed; then outcome=regressed status=4; fi
 if $failed; then outcome=failed status=1; fi
 write_summary

@@ -66,6 +66,7 @@ def run(argv: list[str]) -> int:
     if refuses.exists() and refuses.read_text() in argv:
         print("docker: Error response from daemon: operation not permitted", file=sys.stderr)
         return REFUSED
+    print("banner", file=sys.stderr)
     image, command = HOME / argv[at], argv[at + 1 :]
     if command[0] == "launch.py" and not (image / "real").exists():
         return pretend(image, command, mounts)
@@ -73,7 +74,10 @@ def run(argv: list[str]) -> int:
     # As in a container: nothing of the host's environment but what finds the interpreter.
     known = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")}
     return subprocess.run(
-        [sys.executable, *here], cwd=CHECKOUT, env={**known, **environ}, check=False
+        [sys.executable, *here],
+        cwd=CHECKOUT,
+        env={**known, "HOME": str(HOME), **environ},
+        check=False,
     ).returncode
 
 
