@@ -116,9 +116,8 @@ if $quick; then
   inference=(--set "run.inference_batches=[1,8]" --set run.inference_iterations=10 "${small[@]}")
   convergence+=(--epochs 1 "${small[@]}")
   # So few steps show whether the check runs, not how fast or good the image is.
-  thresholds=()
-  for kind in throughput latency memory power; do thresholds+=("--threshold-$kind" 60); done
-  for kind in top1 top5; do thresholds+=("--threshold-$kind" 30); done
+  thresholds=(--threshold-throughput 95 --threshold-latency 2000 --threshold-memory 60
+    --threshold-power 60 --threshold-top1 30 --threshold-top5 30)
 fi
 thresholds+=("${own_thresholds[@]}")
 model="${model:-resnet50}"

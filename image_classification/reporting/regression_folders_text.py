@@ -38,8 +38,9 @@ def print_folders(console: Console, found: FolderComparison) -> None:
         print_figures(console, comparison)
         if not once:
             print_environment(console, comparison.environment)
-        print_regressed(console, comparison)
-        console.print()
+        if comparison.regressed:
+            print_regressed(console, comparison)
+            console.print()
     if once and environments:
         print_environment(console, environments[0])
     for head, lines in (("not compared: ", found.not_compared), ("left out: ", found.left_out)):
