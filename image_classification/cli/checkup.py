@@ -16,7 +16,9 @@ from image_classification.cli.checkup_data import data_set_checks
 from image_classification.cli.isolated import Call, IsolatedError, call, call_together, one_line
 from image_classification.config.catalogue import load_catalogue
 from image_classification.core.checkup import Check, fail, ok, skipped, warn
+from image_classification.core.container import container_kind, image_text
 from image_classification.core.errors import UserError
+from image_classification.core.mounts import mount_of, read_mounts
 from image_classification.core.types import DevicesFound
 from image_classification.data import probe_dali
 from image_classification.engine import probe_software
@@ -33,7 +35,6 @@ from image_classification.hardware import (
     probe_memory,
 )
 from image_classification.hardware.cgroup import read_cgroup
-from image_classification.hardware.mounts import mount_of, read_mounts
 
 _PACKAGE = "image_classification"
 _LIMIT_S = 60.0
@@ -257,7 +258,7 @@ class Checkup:
         workspace = self.asked.workspace
         folder = str(probe_disk.existing_folder(workspace))
         mounts = read_mounts()
-        kind = probe_container.container_kind(os.environ, mounts)
+        kind = container_kind(os.environ, mounts)
         mount = mount_of(Path(folder), mounts)
         yield probe_disk.check_file_system(folder, mount, in_container=bool(kind))
         try:
@@ -279,8 +280,8 @@ class Checkup:
     def container(self) -> Iterator[Check]:
         """Yield container, user, home."""
         mounts = read_mounts()
-        kind = probe_container.container_kind(os.environ, mounts)
-        yield probe_container.check_container(kind, mounts)
+        kind = container_kind(os.environ, mounts)
+        yield probe_container.check_container(kind, image_text(os.environ), mounts)
         yield probe_container.check_user(kind, os.getuid())
         yield probe_container.check_home(os.environ)
 

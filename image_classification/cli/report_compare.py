@@ -1,4 +1,4 @@
-"""``report compare OLD NEW``: one named run in two environments."""
+"""``report compare OLD NEW``: one named run, or a folder of them, in two environments."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from image_classification.cli.report_parser import (
 from image_classification.core.errors import EXIT_DONE, EXIT_REGRESSED
 from image_classification.reporting.named_run import check_ignored
 from image_classification.reporting.regression import compare_runs
+from image_classification.reporting.regression_folders import compare_folders, holds_runs
+from image_classification.reporting.regression_folders_text import folders_json, print_folders
 from image_classification.reporting.regression_text import comparison_json, print_comparison
 from image_classification.reporting.run_file import read_run
 
@@ -24,9 +26,12 @@ def build_parser() -> ReportParser:
     parser = ReportParser(
         prog="python -m image_classification report compare",
         description="Compare a run with an earlier one of the same name, as in another container "
-        f"release. Exits with {EXIT_REGRESSED} if a figure got worse by more than its threshold.",
+        "release, or every run of a folder with the one of its name in another folder. Exits "
+        f"with {EXIT_REGRESSED} if a figure got worse by more than its threshold.",
     )
-    parser.add_argument("old", metavar="OLD", type=Path, help="a run's folder, or its report.json")
+    parser.add_argument(
+        "old", metavar="OLD", type=Path, help="a run's folder or report.json, or a folder of runs"
+    )
     parser.add_argument("new", metavar="NEW", type=Path, help="the same of the later run")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     add_thresholds(parser)
@@ -35,7 +40,7 @@ def build_parser() -> ReportParser:
 
 
 def main(argv: list[str]) -> int:
-    """Compare two runs; return 0, or EXIT_REGRESSED.
+    """Compare two runs, or two folders of runs; return 0, or EXIT_REGRESSED.
 
     Raises:
         ConfigError: the command line cannot be understood. WorkspaceError: a run cannot be read,
@@ -43,9 +48,16 @@ def main(argv: list[str]) -> int:
     """
     arguments = build_parser().parse_args(argv)
     ignored = check_ignored(arguments.ignore)
-    comparison = compare_runs(
-        read_run(arguments.old), read_run(arguments.new), thresholds_of(arguments), ignored
-    )
+    thresholds = thresholds_of(arguments)
+    old, new = arguments.old, arguments.new
+    if holds_runs(old) and holds_runs(new):
+        found = compare_folders(old, new, thresholds, ignored)
+        if arguments.json:
+            show_json(folders_json(found))
+        else:
+            show_tables(lambda console: print_folders(console, found))
+        return EXIT_REGRESSED if found.regressed else EXIT_DONE
+    comparison = compare_runs(read_run(old), read_run(new), thresholds, ignored)
     if arguments.json:
         show_json(comparison_json(comparison))
     else:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from image_classification.core.checkup import Check, ok, warn
-from image_classification.hardware.mounts import Mount, mount_of
+from image_classification.core.mounts import Mount, mount_of
 
 _CACHE_REMEDY = (
     "mount a home folder that can be written, or set HOME to one (the demo data set and compiled "
@@ -17,31 +17,16 @@ _CACHE_REMEDY = (
 )
 
 
-def container_kind(environ: Mapping[str, str], mounts: list[Mount], root: Path = Path("/")) -> str:
-    """Return ``kubernetes``, ``docker``, ``podman``, ``apptainer``, ``enroot``, or "" for none.
+def check_container(kind: str, image: str, mounts: list[Mount]) -> Check:
+    """Say which container this is, of which image, and whether its root can be written.
 
-    Another name that the container itself gives (systemd's ``container`` variable) is returned.
+    image: see `image_text`.
     """
-    if "KUBERNETES_SERVICE_HOST" in environ:
-        return "kubernetes"
-    if (root / ".dockerenv").exists():
-        return "docker"
-    if (root / "run/.containerenv").exists():
-        return "podman"
-    if "APPTAINER_CONTAINER" in environ or (root / ".singularity.d").is_dir():
-        return "apptainer"
-    # Enroot leaves no mark but the source of what it mounts over the root and /etc.
-    etc = [m for m in mounts if m.point == "/" or m.point.startswith("/etc/")]
-    if any("enroot" in m.source_root.split("/") for m in etc):
-        return "enroot"
-    return environ.get("container", "")
-
-
-def check_container(kind: str, mounts: list[Mount]) -> Check:
-    """Say which container this is, and whether its root can be written."""
     of_root = mount_of(Path("/"), mounts)
     is_read_only = of_root.is_read_only if of_root is not None else False
-    where = f"{kind} container" if kind else "no container"
+    where = f"{kind} container".lstrip() if kind or image else "no container"
+    if image:
+        where += f", {image}"
     found = f"{where}; root file system {'read-only' if is_read_only else 'writable'}"
     return ok("container", found)
 

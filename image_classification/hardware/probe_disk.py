@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from image_classification.core.checkup import Check, fail, ok, warn
+from image_classification.core.mounts import IN_MEMORY, NETWORK, OVERLAY, Mount
 from image_classification.core.sizes import size_text
-from image_classification.hardware.mounts import IN_MEMORY, NETWORK, OVERLAY, Mount
 
 NUM_BYTES = 64 * 2**20
 _CHUNK_BYTES = 4 * 2**20

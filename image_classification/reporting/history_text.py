@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -99,6 +100,11 @@ def _print_line(console: Console, line: Line) -> None:
     changing = [key for key in _SHOWN if len({env[key] for env in environments}) > 1]
     same = [f"{key} {environments[0][key]}" for key in _SHOWN if key not in changing]
     note = ", ".join(text for text in same if not text.endswith(" -"))
+    numbers = _numbered([env["container"] for env in environments])
+    if numbers and "container" in changing:
+        # Images' names are too long for a column.
+        note = "\n".join([*(f"container {at}: {text}" for text, at in numbers.items()), note])
+        environments = [env | {"container": numbers[env["container"]]} for env in environments]
     if line.settings:
         note = f"other settings: {'; '.join(line.settings)}\n{note}"
     # Narrow, so that the versions fit beside the figures.
@@ -120,6 +126,14 @@ def _print_line(console: Console, line: Line) -> None:
             _mark(entry),
         )
     print_titled(console, line.identity.text, table, note)
+
+
+def _numbered(containers: Sequence[str]) -> dict[str, str]:
+    """Number the containers as they come, where one of them has an image's name."""
+    found = dict.fromkeys(containers)
+    if all("," not in text for text in found):
+        return {}
+    return {text: str(at) for at, text in enumerate(found, 1)}
 
 
 def _head(key: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from image_classification.core.types import RunReport
 from image_classification.reporting.plain import duration, number, rate
-from image_classification.reporting.published_figures import split_batch
+from image_classification.reporting.published_figures import label_with_batch, split_batch
 
 _GIB = 2**30
 
@@ -49,10 +49,10 @@ FIGURES: dict[str, Figure] = {
     },
     "data_wait_fraction": Figure("waiting for data", "fraction", less=True),
     "data_images_per_s": Figure("loading speed", "images/s", judged_by="throughput"),
-    "inference_images_per_s": Figure("inference speed", "images/s", judged_by="throughput"),
+    "inference_images_per_s": Figure("inference", "images/s", judged_by="throughput"),
     **{
         f"latency_ms_{name}": Figure(
-            f"latency, {name}",
+            f"latency {name}",
             "ms",
             less=True,
             # A few slow passes move the upper percentiles by more than any release does.
@@ -77,10 +77,9 @@ def figure_of(key: str) -> Figure:
 
 
 def label_of(key: str) -> str:
-    """What a figure is called in tables: ``latency, p95, batch 64``."""
+    """What a figure is called in tables: ``latency p95 at 64``."""
     kind, batch = split_batch(key)
-    label = FIGURES[kind].label
-    return label if batch is None else f"{label}, batch {batch}"
+    return label_with_batch(FIGURES[kind].label, batch)
 
 
 # A run takes millions of joules; people read watt-hours.

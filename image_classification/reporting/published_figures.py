@@ -21,14 +21,8 @@ class Figure:
 
 _RATIO = "ratio"
 _LATENCIES = {
-    f"latency_ms_{short}": Figure("ms", f"latency {name}", less=True)
-    for short, name in (
-        ("mean", "mean"),
-        ("p50", "median"),
-        ("p90", "p90"),
-        ("p95", "p95"),
-        ("p99", "p99"),
-    )
+    f"latency_ms_{name}": Figure("ms", f"latency {name}", less=True)
+    for name in ("mean", "p50", "p90", "p95", "p99")
 }
 # Parts of a request's time at an inference server, and the words of its table.
 _SERVER_PARTS = (
@@ -52,8 +46,8 @@ FIGURES: dict[str, Figure] = {
     "scalability": Figure(_RATIO, "scalability"),
     "time_to_train_min": Figure("min", "time to train", less=True),
     "time_to_train_speedup": Figure(_RATIO, "time to train, speed-up"),
-    "power_w_per_device": Figure("W", "power, each device", less=True),
-    "memory_g_per_device": Figure("GiB", "memory, each device", less=True),
+    "power_w_per_device": Figure("W", "power a device", less=True),
+    "memory_g_per_device": Figure("GiB", "memory a device", less=True),
     "inference_images_per_s": Figure("images/s", "inference"),
     "inference_images_per_s_speedup": Figure(_RATIO, "inference, speed-up"),
     **_LATENCIES,
@@ -91,7 +85,11 @@ def split_batch(name: str) -> tuple[str, int | None]:
 def figure_name(name: str) -> str:
     """What a report's figure is called in tables: ``latency p95 at 64``, short for 80 columns."""
     figure, batch = split_batch(name)
-    label = FIGURES[figure].label if figure in FIGURES else figure
+    return label_with_batch(FIGURES[figure].label if figure in FIGURES else figure, batch)
+
+
+def label_with_batch(label: str, batch: int | None) -> str:
+    """Add the batch size that a figure holds for, if it holds for one only."""
     return label if batch is None else f"{label} at {batch}"
 
 

@@ -57,12 +57,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs of one name. environment: key -> (old, new), where they differ."""
+    """Two runs of one name. environment: key -> (old, new), where they differ.
+
+    old_runs, new_runs: how many runs the figures of ``old`` and ``new`` are the medians of.
+    """
 
     old: RecordedRun
     new: RecordedRun
     changes: tuple[Change, ...]
     environment: Mapping[str, tuple[str, str]]
+    old_runs: int = 1
+    new_runs: int = 1
 
     @property
     def regressed(self) -> list[Change]:

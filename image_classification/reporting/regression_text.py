@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -31,8 +32,8 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "name": dict(comparison.new.report.name),
         "num_devices": comparison.new.num_devices,
-        "old": run_json(comparison.old),
-        "new": run_json(comparison.new),
+        "old": {**run_json(comparison.old), "runs": comparison.old_runs},
+        "new": {**run_json(comparison.new), "runs": comparison.new_runs},
         "changes": [asdict(change) for change in comparison.changes],
         "environment": {
             key: {"old": old, "new": new} for key, (old, new) in comparison.environment.items()
@@ -53,6 +54,15 @@ def run_json(run: RecordedRun) -> dict[str, Any]:
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print figures, environments and the outcome."""
+    print_figures(console, comparison)
+    print_environment(console, comparison.environment)
+    print_regressed(console, comparison)
+    if not comparison.regressed:
+        console.print("No figure regressed.")
+
+
+def print_figures(console: Console, comparison: Comparison) -> None:
+    """Print every figure, and which runs they are of."""
     old, new = comparison.old, comparison.new
     table = Table()
     table.add_column("figure")
@@ -67,19 +77,27 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             change_text(change),
             Text(change.verdict, style=STYLES[change.verdict]),
         )
-    note = (
-        f"old: {old.label}, {old.time_text}, seed {old.seed}\n"
-        f"new: {new.label}, {new.time_text}, seed {new.seed}\n"
-    )
+    note = f"old: {_which(old, comparison.old_runs)}\nnew: {_which(new, comparison.new_runs)}\n"
     print_titled(console, Identity.of(new).text, table, note)
-    if comparison.environment:
-        print_titled(console, "Environments differ", _environment_table(comparison))
+
+
+def _which(run: RecordedRun, runs: int) -> str:
+    of = f"median of {runs} runs, the newest " if runs > 1 else ""
+    return f"{of}{run.label}, {run.time_text}, seed {run.seed}"
+
+
+def print_environment(console: Console, environment: Mapping[str, tuple[str, str]]) -> None:
+    """Print where two environments differ: key -> (old, new)."""
+    if environment:
+        print_titled(console, "Environments differ", _environment_table(environment))
     else:
         console.print("The environments are the same.")
+
+
+def print_regressed(console: Console, comparison: Comparison) -> None:
+    """Print what got worse, one figure a line."""
     for change in comparison.regressed:
         console.print(Text(f"{label_of(change.figure)}: {reason(change)}", style="bold red"))
-    if not comparison.regressed:
-        console.print("No figure regressed.")
 
 
 def change_text(change: Change) -> str:
@@ -97,12 +115,12 @@ def reason(change: Change) -> str:
     return f"{change_text(change)}, worse by more than {change.threshold:g} {unit}"
 
 
-def _environment_table(comparison: Comparison) -> Table:
+def _environment_table(environment: Mapping[str, tuple[str, str]]) -> Table:
     table = Table()
     table.add_column("what", no_wrap=True)
     table.add_column("old", overflow="fold")
     table.add_column("new", overflow="fold")
-    for key, (old, new) in comparison.environment.items():
+    for key, (old, new) in environment.items():
         if key == "git_commit":
             old, new = short_commit(old), short_commit(new)
         table.add_row(key, Text(old), Text(new))

@@ -14,6 +14,11 @@ from typing import Any
 
 from image_classification.config.schema import RunConfig
 from image_classification.config.serialise import to_dict
+from image_classification.core.container import (
+    REVISION_VARIABLE,
+    container_kind,
+    container_text,
+)
 from image_classification.core.errors import (
     EXIT_BUG,
     EXIT_DIVERGED,
@@ -22,6 +27,7 @@ from image_classification.core.errors import (
     EXIT_USER,
     WorkspaceError,
 )
+from image_classification.core.mounts import read_mounts
 from image_classification.core.types import DevicesFound, RunReport
 from image_classification.reporting.files import write_atomically
 from image_classification.reporting.plain import finite, other_topk
@@ -175,11 +181,12 @@ def host_environment() -> dict[str, Any]:
 
     ended_at is now, in UTC as ISO 8601: a report is made at its run's end.
     """
+    kind = container_kind(os.environ, read_mounts())
     return {
         "python": platform.python_version(),
         "cpu": _cpu(Path("/proc/cpuinfo")),
-        "container": _container(Path("/")),
-        "git_commit": _git_commit(Path(__file__).resolve().parents[2]),
+        "container": container_text(kind, os.environ) or None,
+        "git_commit": git_commit(Path(__file__).resolve().parents[2], os.environ),
         "ended_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -197,23 +204,14 @@ def _cpu(cpuinfo: Path) -> str:
     return f"{name}, {usable} usable cores"
 
 
-def _container(root: Path) -> str | None:
-    if "APPTAINER_CONTAINER" in os.environ or "SINGULARITY_CONTAINER" in os.environ:
-        return "apptainer"
-    if "KUBERNETES_SERVICE_HOST" in os.environ:
-        return "kubernetes"
-    if (root / ".dockerenv").exists():
-        return "docker"
-    if (root / "run" / ".containerenv").exists():
-        return "podman"
-    return None
+def git_commit(checkout: Path, environ: Mapping[str, str]) -> str | None:
+    """Commit of ``checkout``, with ``-dirty`` when files differ; else the image's; None if unknown.
 
-
-def _git_commit(checkout: Path) -> str | None:
-    """Commit of ``checkout``, with ``-dirty`` when files differ; None where it is not one."""
+    environ: says which commit the image was built from, for a ``checkout`` without ``.git``.
+    """
     # Installed into an environment inside some other repository, that one's commit says nothing.
     if not (checkout / ".git").exists():
-        return None
+        return environ.get(REVISION_VARIABLE) or None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(

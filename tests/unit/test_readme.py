@@ -36,10 +36,11 @@ DOCUMENTS = (
 )
 GPU_CHECK = ROOT / "scripts" / "gpu_check.sh"
 
-# Of torchrun, srun, sbatch, enroot, docker, scripts/cards.sh and scripts/gpu_check.sh.
+# Of torchrun, srun, sbatch, enroot, docker, scripts/cards.sh, gpu_check.sh and container_check.sh.
 FOREIGN_OPTIONS = {"--nproc-per-node", "--nodes", "--ntasks-per-node", "--signal", "--print"}
 FOREIGN_OPTIONS |= {"--requeue", "--output", "--data-path", "--gpus", "--ipc", "--ulimit"}
 FOREIGN_OPTIONS |= {"--logdir", "--backend-store-uri"}
+FOREIGN_OPTIONS |= {"--results", "--repeat", "--quick"}
 # Named in the documents, but files of a run's folder or of the predecessor.
 FOREIGN_FILES = {"config.yml", "main.py"}
 # Folders of a run, and the curves of a tracker.

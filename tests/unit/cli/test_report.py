@@ -128,3 +128,17 @@ def test_no_command_imports_torch_or_draws(two):
     )
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
     assert not {"torch", "torchvision", "matplotlib", "numpy"} & loaded
+
+
+def test_compare_takes_folders_of_runs(tmp_path, record_run, run_results, capsys):
+    record_run("old/a")
+    record_run("new/a")
+    assert report("compare", tmp_path / "old", tmp_path / "new") == 0
+    assert "No figure of 1 run regressed." in capsys.readouterr().out
+    record_run("new/b", precision="FP32", results=run_results(2000.0))
+    record_run("old/b", precision="FP32", results=run_results(3000.0))
+    assert report("compare", tmp_path / "old", tmp_path / "new", "--json") == EXIT_REGRESSED
+    told = json.loads(capsys.readouterr().out)
+    assert told["regressed"] == ["resnet50 FP32 convergence DGX1V 90e, 8 devices"]
+    with pytest.raises(WorkspaceError, match=r"old/report\.json|name the folder"):
+        report("compare", tmp_path / "old", tmp_path / "new" / "a")

@@ -4,37 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.hardware.mounts import Mount
+from image_classification.core.mounts import Mount
 from image_classification.hardware.probe_container import (
     check_container,
     check_home,
     check_user,
-    container_kind,
 )
-
-ENROOT = [Mount("/etc/passwd", "tmpfs", "/user/enroot/passwd", True)]
-
-
-def test_each_kind_by_its_mark(tmp_path: Path) -> None:
-    def kind(environ: dict[str, str], mounts: list[Mount] | None = None) -> str:
-        return container_kind(environ, mounts or [], tmp_path)
-
-    assert kind({}) == ""
-    assert kind({"container": "lxc"}) == "lxc"
-    assert kind({}, ENROOT) == "enroot"
-    assert kind({"APPTAINER_CONTAINER": "/x.sif"}) == "apptainer"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/.containerenv").touch()
-    assert kind({"container": "podman"}) == "podman"
-    (tmp_path / ".dockerenv").touch()
-    assert kind({}) == "docker"
-    assert kind({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == "kubernetes"
 
 
 def test_the_root_file_system() -> None:
-    check = check_container("docker", [Mount("/", "overlay", "/", True)])
+    check = check_container("docker", "", [Mount("/", "overlay", "/", True)])
     assert check.found == "docker container; root file system read-only"
-    assert check_container("", []).found == "no container; root file system writable"
+    assert check_container("", "", []).found == "no container; root file system writable"
+
+
+def test_the_image_is_named() -> None:
+    image = "image-classification 0.1.0 on a:1"
+    assert check_container("podman", image, []).found.startswith(f"podman container, {image}; ")
+    assert check_container("", image, []).found.startswith(f"container, {image}; ")
 
 
 def test_root_in_docker_is_told_of_its_files() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.hardware.mounts import Mount
+from image_classification.core.mounts import Mount
 from image_classification.hardware.probe_disk import (
     Written,
     check_file_system,

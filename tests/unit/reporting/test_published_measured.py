@@ -7,7 +7,10 @@ from rich.console import Console
 
 from image_classification.config.resolve import resolve
 from image_classification.core.types import DevicesFound
+from image_classification.reporting.measured import FIGURES as MEASURED_FIGURES
+from image_classification.reporting.measured import label_of
 from image_classification.reporting.published import bands, compare, newest, rows_for
+from image_classification.reporting.published_figures import FIGURES as PUBLISHED_FIGURES
 from image_classification.reporting.published_figures import (
     figure_name,
     figure_text,
@@ -241,3 +244,11 @@ def test_the_console_says_once_what_bars_a_whole_table(tmp_path):
     console.file.close()
     assert text.count("8 devices, published with 1") == 1
     assert "latency p99 at 128" in text
+
+
+def test_a_figure_is_called_the_same_in_every_table():
+    both = PUBLISHED_FIGURES.keys() & MEASURED_FIGURES.keys()
+    assert len(both) >= 10
+    for name in both:
+        for key in (name, with_batch(name, 64)):
+            assert label_of(key) == figure_name(key)

@@ -170,3 +170,15 @@ def test_the_page_escapes_what_a_report_says(record_run):
     folder = record_run("<b>odd", environment={"driver": "<script>alert(1)</script>"})
     text = combined_page(Combined.of(group_runs([read_run(folder)])))
     assert "<script>alert(1)</script>" in Page(text).text and "<script" not in text
+
+
+def test_images_names_are_numbered_below_a_history(record_run):
+    images = ["docker", "docker, image-classification 0.2.0 on nvcr.io/nvidia/pytorch:26.09-py3"]
+    for at, image in enumerate([*images, images[1]]):
+        record_run(f"runs/{at}", ended_at=1 + at, environment={"container": image})
+    folder = record_run("runs/3", ended_at=4, environment={"container": images[0]}).parent
+    text = shown(80, print_history, read_history(folder))
+    assert f"container 1: {images[0]}\n" in text
+    assert f"container 2: {images[1]}" in " ".join(text.split())
+    rows = [line.split() for line in text.splitlines() if line.startswith(" 2026-01-")]
+    assert [row[-2] for row in rows] == ["1", "2", "2", "1"]

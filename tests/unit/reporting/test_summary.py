@@ -5,14 +5,14 @@ import subprocess
 
 import pytest
 
+from image_classification.core.container import BASE_VARIABLE, IMAGE_VARIABLE, REVISION_VARIABLE
 from image_classification.core.errors import EXIT_DIVERGED, WorkspaceError
 from image_classification.reporting.published import newest
 from image_classification.reporting.summary import (
-    _container,
     _cpu,
-    _git_commit,
     build_report,
     fill_results,
+    git_commit,
     host_environment,
     read_report,
     write_report,
@@ -189,17 +189,15 @@ def test_the_processor_is_named_with_its_usable_cores(tmp_path):
     assert ", " in _cpu(tmp_path / "absent")
 
 
-def test_containers_are_told_apart(tmp_path, monkeypatch):
-    for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "KUBERNETES_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    assert _container(tmp_path) is None
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".containerenv").touch()
-    assert _container(tmp_path) == "podman"
-    (tmp_path / ".dockerenv").touch()
-    assert _container(tmp_path) == "docker"
+def test_the_container_and_its_image_are_named(monkeypatch):
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert _container(tmp_path) == "kubernetes"
+    for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", IMAGE_VARIABLE, BASE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    assert host_environment()["container"] == "kubernetes"
+    monkeypatch.setenv(IMAGE_VARIABLE, "image-classification 0.1.0 cuda12")
+    monkeypatch.setenv(BASE_VARIABLE, "python:3.11-slim-bookworm")
+    told = host_environment()["container"]
+    assert told == "kubernetes, image-classification 0.1.0 cuda12 on python:3.11-slim-bookworm"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -209,14 +207,17 @@ def test_the_commit_is_of_this_checkout_only(tmp_path):
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert _git_commit(tmp_path) is None
+    image = {REVISION_VARIABLE: "0123abcd"}
+    assert git_commit(tmp_path, {}) is None
+    assert git_commit(tmp_path, {REVISION_VARIABLE: ""}) is None
+    assert git_commit(tmp_path, image) == "0123abcd"
     git("init")
     (tmp_path / "file").write_text("a")
     (tmp_path / "lib").mkdir()
     git("add", ".")
     git("commit", "-m", "first", "--no-gpg-sign")
     commit = git("rev-parse", "HEAD")
-    assert _git_commit(tmp_path) == commit
+    assert git_commit(tmp_path, image) == commit
     (tmp_path / "file").write_text("b")
-    assert _git_commit(tmp_path) == f"{commit}-dirty"
-    assert _git_commit(tmp_path / "lib") is None
+    assert git_commit(tmp_path, {}) == f"{commit}-dirty"
+    assert git_commit(tmp_path / "lib", {}) is None

@@ -1,0 +1,113 @@
+"""A docker command without an engine, for the tests of scripts/container_check.sh.
+
+$STAND_IN is a folder with one folder an image. What is in that decides what `launch.py` does "in"
+the image: a file ``real`` runs it on this host; ``waits`` waits for `docker stop` and ends with 75;
+else MODE/report.json is what a run of MODE leaves, and without one the run fails. `python` always
+runs on this host, with the mounted folders in place of their paths in the container. A file
+``refuses`` beside the images names an option that the engine refuses. Each call is one JSON line in
+calls.jsonl.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+HOME = Path(os.environ["STAND_IN"])
+CHECKOUT = Path(__file__).parents[2]
+FLAGS = ("--rm", "--read-only")
+REFUSED, NO_COMMAND = 125, 127
+
+
+def main(argv: list[str]) -> int:
+    with (HOME / "calls.jsonl").open("a") as calls:
+        calls.write(json.dumps(argv) + "\n")
+    if argv[0] == "version":
+        print("20.10")
+        return 0
+    if argv[:2] == ["image", "inspect"]:
+        return inspect(argv[-1], argv)
+    if argv[0] == "stop":
+        os.kill(int(argv[-1]), signal.SIGTERM)
+        return 0
+    assert argv[0] == "run", argv
+    return run(argv[1:])
+
+
+def inspect(image: str, argv: list[str]) -> int:
+    if not (HOME / image).is_dir():
+        print(f"Error: No such image: {image}", file=sys.stderr)
+        return 1
+    if "--format" in argv:
+        members = f'"id": "sha256:{image}", "digests": [], "labels": null'
+        template = argv[argv.index("--format") + 1]
+        print(members if template.startswith('"id"') else f"{template[:3]} of {image}")
+    return 0
+
+
+def run(argv: list[str]) -> int:
+    mounts, environ, at = {}, {}, 0
+    while argv[at].startswith("-"):
+        option, value = argv[at], argv[at + 1]
+        if option == "--volume":
+            source, target = value.removesuffix(":ro").split(":")
+            assert Path(source).is_dir(), source
+            mounts[target] = source
+        elif option == "--env":
+            name, _, environ[name] = value.partition("=")
+        elif option == "--cidfile":
+            Path(value).write_text(str(os.getpid()))
+        at += 1 if option in FLAGS or "=" in option else 2
+    refuses = HOME / "refuses"
+    if refuses.exists() and refuses.read_text() in argv:
+        print("docker: Error response from daemon: operation not permitted", file=sys.stderr)
+        return REFUSED
+    print("banner", file=sys.stderr)
+    image, command = HOME / argv[at], argv[at + 1 :]
+    if command[0] == "launch.py" and not (image / "real").exists():
+        return pretend(image, command, mounts)
+    here = [mapped(word, mounts) for word in command if word != "python"]
+    # As in a container: nothing of the host's environment but what finds the interpreter.
+    known = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")}
+    return subprocess.run(
+        [sys.executable, *here],
+        cwd=CHECKOUT,
+        env={**known, "HOME": str(HOME), **environ},
+        check=False,
+    ).returncode
+
+
+def mapped(word: str, mounts: dict[str, str]) -> str:
+    for target, source in mounts.items():
+        if word == target or word.startswith(f"{target}/"):
+            return source + word.removeprefix(target)
+    return word
+
+
+def pretend(image: Path, command: list[str], mounts: dict[str, str]) -> int:
+    if "--explain" in command:
+        if "nothing" in command:
+            print("error: there is no model 'nothing': --list models has those there are")
+        return 2 if "nothing" in command else 0
+    mode = command[command.index("--mode") + 1]
+    if (image / "waits").exists():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+        print("training", flush=True)
+        time.sleep(60)
+    if not (image / mode).is_dir():
+        print(f"no {mode} here")
+        return 3
+    left = Path(mapped(command[-1], mounts))
+    left.mkdir()
+    report = json.loads((image / mode / "report.json").read_text())
+    report["environment"]["ended_at"] = datetime.now(timezone.utc).isoformat()
+    (left / "report.json").write_text(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
