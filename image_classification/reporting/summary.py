@@ -82,6 +82,7 @@ _ENVIRONMENT = {
     "torch": None,
     "torchvision": None,
     "dali": None,
+    "apex": None,
     "cuda": None,
     "cudnn": None,
     "driver": None,
