@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from image_classification.cli.checkup_apex import check_apex
 from image_classification.cli.checkup_data import data_set_checks
 from image_classification.cli.isolated import Call, IsolatedError, call, call_together, one_line
 from image_classification.config.catalogue import load_catalogue
-from image_classification.core.apex import find_apex
 from image_classification.core.checkup import Check, fail, ok, skipped, warn
 from image_classification.core.errors import UserError
 from image_classification.core.types import DevicesFound
@@ -322,17 +322,6 @@ class Checkup:
                 found = f"{count} {devices}: {error}"
                 return fail(name, found, probe_collectives.collective_remedy(name))
         return probe_collectives.check_collective(name, measured, devices)
-
-
-def check_apex() -> Check:
-    """Look for Apex, and where it could be used, import it in a process of its own."""
-    apex, error = find_apex(), ""
-    if apex is not None and apex.is_nvidia and apex.has_kernels:
-        try:
-            call(f"{_PACKAGE}.engine.probe_software:import_apex", limit_s=_LIMIT_S)
-        except IsolatedError as failed:
-            error = str(failed)
-    return probe_software.check_apex(apex, error)
 
 
 def guarded(name: str, step: Callable[[], Iterable[Check]]) -> Iterator[Check]:
