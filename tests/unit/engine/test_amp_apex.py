@@ -219,7 +219,7 @@ def test_without_apex_nothing_is_opened(apex_config, open_run, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr(build, "open_split", lambda *args: opened.append("data"))
     monkeypatch.setattr(build, "find_apex", lambda: None)
-    with pytest.raises(ConfigError, match="precision.amp_backend apex: NVIDIA Apex is not"):
+    with pytest.raises(ConfigError, match=r"precision\.amp_backend apex: NVIDIA Apex is not"):
         open_run(apex_config())
     monkeypatch.setattr(amp_apex, "find_apex", lambda: None)
     with pytest.raises(ConfigError, match="NVIDIA Apex is not installed"):
@@ -227,7 +227,7 @@ def test_without_apex_nothing_is_opened(apex_config, open_run, monkeypatch):
     config = apex_config()
     config = replace(config, precision=replace(config.precision, amp_backend="torch"))
     config = replace(config, optim=replace(config.optim, implementation="apex"))
-    with pytest.raises(ConfigError, match="optim.implementation apex: NVIDIA Apex is not"):
+    with pytest.raises(ConfigError, match=r"optim\.implementation apex: NVIDIA Apex is not"):
         open_run(config)
     assert opened == []
 
