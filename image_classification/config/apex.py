@@ -35,9 +35,10 @@ def _check_amp(values: Mapping[str, Any], origin: str) -> None:
         return
     name, dtype = values["precision.name"], values["precision.dtype"]
     if name != "AMP" or dtype != "float16":
+        instead = "set precision.dtype=float16" if name == "AMP" else "use --precision AMP"
         raise ConfigError(
             f"precision.amp_backend apex ({origin}) is for precision AMP in float16 and this run "
-            f"is {name} in {dtype}; leave it out, or use --precision AMP"
+            f"is {name} in {dtype}; leave it out, or {instead}"
         )
     if values["model.compile"]:
         raise ConfigError(

@@ -45,7 +45,7 @@ def test_the_option_sets_the_key() -> None:
                 "precision__dtype": "bfloat16",
                 "precision__loss_scale": None,
             },
-            r"AMP in float16.*AMP in bfloat16.*leave it out",
+            r"AMP in float16.*AMP in bfloat16.*set precision.dtype=float16",
         ),
         (
             "AMP",
