@@ -16,6 +16,9 @@ _INSTALL = (
     "use an image whose base has Apex (NVIDIA's PyTorch images do), or build one with "
     "--build-arg APEX_COMMIT=COMMIT"
 )
+_INSTALL_AMP = (
+    f"build the image with --build-arg APEX_COMMIT={LAST_COMMIT_WITH_AMP}, the last with apex.amp"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def find_apex() -> Apex | None:
 
 def require_optimizers(apex: Apex | None) -> None:
     """Raise ConfigError where ``apex`` has no fused optimizers, with why and the remedy."""
-    _require_kernels(apex, "optim.implementation apex", "leave it out for torch's own")
+    _require_kernels(apex, "optim.implementation apex", "leave it out for torch's own", _INSTALL)
 
 
 def require_amp(apex: Apex | None) -> None:
@@ -76,22 +79,21 @@ def require_amp(apex: Apex | None) -> None:
     if apex is not None and apex.is_nvidia and not apex.has_amp:
         raise ConfigError(
             f"{setting}: the Apex here ({apex.describe()}) has no apex.amp, which NVIDIA removed "
-            f"in May 2025; {instead}, or build the image with "
-            f"--build-arg APEX_COMMIT={LAST_COMMIT_WITH_AMP}, the last with it"
+            f"in May 2025; {instead}, or {_INSTALL_AMP}"
         )
-    _require_kernels(apex, setting, instead)
+    _require_kernels(apex, setting, instead, _INSTALL_AMP)
 
 
-def _require_kernels(apex: Apex | None, setting: str, instead: str) -> None:
+def _require_kernels(apex: Apex | None, setting: str, instead: str, install: str) -> None:
     if apex is None:
-        raise ConfigError(f"{setting}: NVIDIA Apex is not installed; {instead}, or {_INSTALL}")
+        raise ConfigError(f"{setting}: NVIDIA Apex is not installed; {instead}, or {install}")
     if not apex.is_nvidia:
         raise ConfigError(
             f"{setting}: the installed package apex ({apex.version or 'unknown version'}) is not "
-            f"NVIDIA's; {instead}, or pip uninstall apex and {_INSTALL}"
+            f"NVIDIA's; {instead}, or pip uninstall apex and {install}"
         )
     if not apex.has_kernels:
         raise ConfigError(
             f"{setting}: the Apex here was built without its CUDA extensions (amp_C); {instead}, "
-            f"or {_INSTALL}"
+            f"or {install}"
         )
