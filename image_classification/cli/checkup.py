@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from image_classification.cli.checkup_apex import check_apex
 from image_classification.cli.checkup_data import data_set_checks
 from image_classification.cli.isolated import Call, IsolatedError, call, call_together, one_line
 from image_classification.config.catalogue import load_catalogue
@@ -85,7 +86,7 @@ class Checkup:
             yield from guarded(name, step)
 
     def software(self) -> Iterator[Check]:
-        """Yield python, torch, torchvision, pillow, nvidia-ml-py."""
+        """Yield python, torch, torchvision, pillow, nvidia-ml-py, apex."""
         yield probe_software.check_python()
         try:
             versions = call(f"{_PACKAGE}.engine.probe_software:import_versions", limit_s=_LIMIT_S)
@@ -96,6 +97,7 @@ class Checkup:
             yield probe_software.check_torchvision(versions, probe_software.torchvision_wants())
             yield probe_software.check_pillow(versions)
         yield probe_software.check_nvml_package()
+        yield check_apex()
 
     def devices(self) -> Iterator[Check]:
         """Yield driver, gpu-health, gpu-memory; look at torch's GPUs for the checks after."""

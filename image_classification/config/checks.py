@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from image_classification.config.apex import check_apex
 from image_classification.config.keys import KEYS, Key, unknown_key
 from image_classification.core.errors import ConfigError, nearest
 
@@ -197,6 +198,7 @@ def check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> Non
             f"optim.nesterov needs optim.name sgd, not {values['optim.name']}; "
             "leave --nesterov out or use --optimizer sgd"
         )
+    check_apex(values, origins)
     raport = values["run.raport_file"]
     if raport is not None and posixpath.normpath(raport).split("/")[0] in _OWN_FILES:
         raise ConfigError(

@@ -165,6 +165,12 @@ OPTIONS: tuple[Option, ...] = (
         constant="dynamic",
     ),
     Option(
+        ("--amp-backend",),
+        "precision.amp_backend",
+        "whose mixed precision: torch or apex",
+        "NAME",
+    ),
+    Option(
         ("--prof",),
         "run.max_steps",
         "stop at step N; -1: do not",

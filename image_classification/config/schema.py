@@ -186,6 +186,11 @@ class OptimConfig:
     )
     rmsprop_alpha: float = _key(0.9, doc="rmsprop smoothing", min=0.0, max=1.0)
     rmsprop_eps: float = _key(1e-3, doc="rmsprop epsilon", min=0.0)
+    implementation: str = _key(
+        "torch",
+        doc="whose optimizer: torch's, or NVIDIA Apex's fused one (sgd on cuda only)",
+        choices=("torch", "apex"),
+    )
     gradient_compression: str = _key(
         "none",
         doc="number format in which processes exchange gradients; changes what is learnt",
@@ -249,6 +254,11 @@ class PrecisionConfig:
     )
     loss_scale: float | str | None = _key(
         None, doc="static scale, 'dynamic', or null; only with float16"
+    )
+    amp_backend: str = _key(
+        "torch",
+        doc="whose mixed precision: torch's autocast, or NVIDIA Apex's amp at O1 (float16 on cuda)",
+        choices=("torch", "apex"),
     )
 
 

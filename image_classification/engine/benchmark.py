@@ -100,7 +100,7 @@ def benchmark_inference(run: Run, stop: StopRequest) -> Iterator[Record]:
             if i == _WARMUP_PASSES:
                 run.work.begin(measured=True)
             begun = time.perf_counter()
-            with run.accelerator.autocast(config.precision.dtype):
+            with parts.amp.autocast():
                 logits = model(batch)
             logits.float().cpu()
             if i >= _WARMUP_PASSES:

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from image_classification import models
 from image_classification.config.schema import RunConfig
+from image_classification.core.apex import find_apex, require_amp, require_optimizers
 from image_classification.core.types import WorldInfo
 from image_classification.data.backend import Loader, LoaderSpec, open_loader
+from image_classification.engine.amp import Amp, TorchAmp
+from image_classification.engine.amp_apex import open_apex_amp
 from image_classification.engine.parallel import data_parallel
 from image_classification.engine.state import Progress
 from image_classification.hardware.accelerator import Accelerator
@@ -43,7 +45,7 @@ class Parts:
     stepped: nn.Module
     ddp: DistributedDataParallel | None
     optimizer: torch.optim.Optimizer
-    scaler: GradScaler
+    amp: Amp
     loss_fn: LossFn
     mixer: Mixer | None
     ema: Ema | None
@@ -75,7 +77,9 @@ class Run:
         return self.workspace / "checkpoints"
 
     def close(self) -> None:
-        """Stop the loaders' workers."""
+        """Stop the loaders' workers; leave torch as it was found."""
+        if self.parts is not None:
+            self.parts.amp.close()
         for loader in (self.train_loader, self.val_loader):
             if loader is not None:
                 loader.close()
@@ -101,6 +105,25 @@ def build_model(config: RunConfig) -> nn.Module:
     return model
 
 
+def build_amp(
+    config: RunConfig,
+    accelerator: Accelerator,
+    device: torch.device,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> Amp:
+    """Make the run's mixed precision; ``model`` is not yet wrapped.
+
+    Raises:
+        ConfigError: it is Apex's, which cannot be used here.
+    """
+    precision = config.precision
+    if precision.amp_backend == "apex":
+        return open_apex_amp(model, optimizer, precision.loss_scale, device)
+    scaler = accelerator.grad_scaler(precision.loss_scale)
+    return TorchAmp(accelerator, precision.dtype, scaler, optimizer)
+
+
 def build_parts(
     config: RunConfig, world: WorldInfo, accelerator: Accelerator, device: torch.device
 ) -> Parts:
@@ -121,6 +144,7 @@ def build_parts(
     model = build_model(config).to(device=device).to(memory_format=layout)  # type: ignore[call-overload]
     groups = param_groups(model, config.optim.weight_decay, config.optim.decay_rule)
     optimizer = build_optimizer(groups, config.optim, device.type)
+    amp = build_amp(config, accelerator, device, model, optimizer)
     ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
     stepped: nn.Module = model
     ddp: DistributedDataParallel | None = None
@@ -139,7 +163,7 @@ def build_parts(
         stepped=stepped,
         ddp=ddp,
         optimizer=optimizer,
-        scaler=accelerator.grad_scaler(config.precision.loss_scale),
+        amp=amp,
         loss_fn=build_loss(config.loss),
         mixer=mixer,
         ema=ema,
@@ -185,6 +209,10 @@ def build_run(
     training = mode in ("convergence", "benchmark_training", "benchmark_training_short")
     run = Run(config, world, accelerator, device, workspace)
     try:
+        if config.precision.amp_backend == "apex":
+            require_amp(find_apex())
+        if config.optim.implementation == "apex":
+            require_optimizers(find_apex())
         # The data first: what is wrong with it shows in a second, before the network is built.
         if training or mode == "benchmark_data":
             run.train_loader = open_split(config, "train", world, device)

@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 
+from image_classification.core.apex import find_apex
 from image_classification.hardware.accelerator import Accelerator
 
 
 def torch_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Return torch, torchvision, dali, cuda, cudnn, driver and devices; None where absent."""
+    """Return torch, torchvision, dali, apex, cuda, cudnn, driver, devices; None where absent."""
+    apex = find_apex()
     return {
         "torch": torch.__version__,
         "torchvision": _version("torchvision"),
         "dali": _dali_version(),
+        "apex": None if apex is None else apex.describe(),
         **accelerator.environment(),
     }
 

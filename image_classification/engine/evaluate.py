@@ -42,8 +42,8 @@ def evaluate(
         Stopped: asked to stop; all ranks leave at the same batch.
         DataError: the images counted are not the data set's, so no figure can be trusted.
     """
-    loader = run.val_loader
-    assert loader is not None
+    loader, parts = run.val_loader, run.parts
+    assert loader is not None and parts is not None
     classes = run.config.model.num_classes
     five, k = min(5, classes), min(run.config.run.topk, classes)
     # float64 holds integer counts exactly up to 2**53, so one tensor and one reduction do.
@@ -53,7 +53,7 @@ def evaluate(
     started = time.perf_counter()
     try:
         for batch in loader.epoch(epoch):
-            with run.accelerator.autocast(run.config.precision.dtype):
+            with parts.amp.autocast():
                 logits = model(batch.images)
             logits = logits.float()
             losses = F.cross_entropy(logits, batch.labels, reduction="none")

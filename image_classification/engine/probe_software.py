@@ -6,7 +6,8 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from image_classification.core.checkup import Check, fail, ok, warn
+from image_classification.core.apex import Apex
+from image_classification.core.checkup import Check, fail, ok, skipped, warn
 
 _LEAST_PYTHON = (3, 10)
 # Older releases run code from a checkpoint file even with weights_only (CVE-2025-32434 and
@@ -96,6 +97,33 @@ def check_nvml_package() -> Check:
         return warn(
             name, "not installed: driver and GPU memory go unchecked", f"pip install {name}"
         )
+
+
+def import_apex() -> str:
+    """Import Apex's optimizers and their CUDA extension; return the torch they were tried with.
+
+    Raises ImportError or OSError with the reason, where they were built for another torch.
+    """
+    import importlib
+
+    import torch
+
+    for module in ("amp_C", "apex.optimizers"):
+        importlib.import_module(module)
+    return str(torch.__version__)
+
+
+def check_apex(apex: Apex | None, error: str = "") -> Check:
+    """Say what of NVIDIA Apex is here. error: why its parts cannot be imported; "": they can."""
+    name = "apex"
+    if apex is None:
+        return skipped(name, "not installed; only amp_backend or implementation apex needs it")
+    if error:
+        remedy = "build Apex for this torch, or leave amp_backend and implementation at torch"
+        return warn(name, f"{apex.describe()} cannot be imported: {error}", remedy)
+    if not (apex.is_nvidia and apex.has_kernels):
+        return skipped(name, f"{apex.describe()}: amp_backend and implementation apex are refused")
+    return ok(name, apex.describe())
 
 
 def import_remedy() -> str:

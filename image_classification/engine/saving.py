@@ -101,7 +101,7 @@ def capture(run: Run) -> Capture:
         "data_set": vars(DataSet.of(run)) if run.train_loader else {},
         "steps_per_epoch": run.train_loader.steps_per_epoch if run.train_loader else None,
         "optimizer_numbers": numbers,
-        "scaler": parts.scaler.state_dict(),
+        "scaler": parts.amp.state_dict(),
         "config": fingerprint(config),
         "names": vars(config.names),
         "world_size": run.world.world_size,
@@ -172,8 +172,9 @@ def restore(run: Run) -> Restored:
             warnings.append("the moving average starts at the checkpoint's weights")
         parts.ema.load_state_dict(averaged or parts.model.state_dict())
     # A scale that was chosen anew is not overruled by the checkpoint's.
-    if content.meta["scaler"] and not any(c.startswith("precision.loss_scale ") for c in changes):
-        parts.scaler.load_state_dict(content.meta["scaler"])
+    anew = ("precision.loss_scale ", "precision.amp_backend ")
+    if content.meta["scaler"] and not any(c.startswith(anew) for c in changes):
+        parts.amp.load_state_dict(content.meta["scaler"])
     run.progress = Progress.from_json(content.meta["progress"])
     if before.changes_to(now):
         # What was validated on other data says nothing of this.

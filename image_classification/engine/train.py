@@ -20,7 +20,7 @@ from image_classification.engine.evaluate import evaluate, figures
 from image_classification.engine.health import Watch
 from image_classification.engine.meter import TrainMeter, Window
 from image_classification.engine.saver import Saver
-from image_classification.engine.step import scale_tensor, train_step
+from image_classification.engine.step import train_step
 from image_classification.engine.stopping import Stopped, StopRequest
 from image_classification.engine.target import reached, target_result
 from image_classification.hardware.agreement import gather_text
@@ -297,7 +297,7 @@ def _step_record(t: _Training, epoch: int, epoch_step: int, lr: float, end: int)
     _check_health(t)
     t.loss_sum.zero_()
     t.window_steps = 0
-    scale = scale_tensor(parts.scaler)
+    scale = parts.amp.scale()
     values = {
         "loss": loss,
         "lr": lr,

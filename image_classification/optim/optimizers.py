@@ -10,6 +10,7 @@ import torch
 from image_classification.config.schema import OptimConfig
 from image_classification.core.errors import ConfigError
 from image_classification.core.registry import Registry
+from image_classification.optim.apex import apex_optimizer
 
 OptimizerFactory = Callable[[list[dict[str, Any]], OptimConfig, str], torch.optim.Optimizer]
 
@@ -84,6 +85,9 @@ def build_optimizer(
     ``lr`` is a Python float, to be set every step from the schedule.
 
     Raises:
-        ConfigError: unknown name, or options the optimizer does not have.
+        ConfigError: unknown name, options the optimizer does not have, or Apex's form of it where
+            there is none.
     """
+    if cfg.implementation == "apex":
+        return apex_optimizer(groups, cfg, device_kind)
     return OPTIMIZERS.get(cfg.name)(groups, cfg, device_kind)

@@ -96,6 +96,7 @@ _SHAPE: dict[str, Any] = {
         },
         "cudnn": _Is("text, a number or null", lambda v: v is None or isinstance(v, (str, int))),
         "driver": _MAYBE_TEXT,
+        "apex": _Later(_MAYBE_TEXT),
         "container": _MAYBE_TEXT,
         "devices": _Rows(_DEVICE, optional=True),
         "ended_at": _Later(_Is("a time in ISO 8601 with its zone", _is_time)),

@@ -88,6 +88,7 @@ _ENVIRONMENT = {
     "torch": None,
     "torchvision": None,
     "dali": None,
+    "apex": None,
     "cuda": None,
     "cudnn": None,
     "driver": None,

@@ -96,9 +96,17 @@ def test_every_published_option_is_taken_and_resolves(option: str) -> None:
     assert config.data.path == "/imagenet"
 
 
+def test_the_amp_backend_is_an_option() -> None:
+    names = ["--model=resnet50", "--mode=convergence", "--platform=DGX1V", "/imagenet"]
+    config = parse([*names, "--precision=AMP", "--amp-backend", "apex"]).resolve()
+    assert config.precision.amp_backend == "apex"
+    with pytest.raises(ConfigError, match=r"--amp-backend.*AMP in float16"):
+        parse([*names, "--precision=FP32", "--amp-backend=apex"]).resolve()
+
+
 def test_no_option_of_the_table_is_without_a_test() -> None:
     tested_in_test_compat = {"--save-every", "--stop-at-top1", "--allow-changes", "--track"}
-    own = {*tested_in_test_compat, *RELIABILITY}
+    own = {*tested_in_test_compat, *RELIABILITY, "--amp-backend"}
     assert {option.name for option in OPTIONS} - own <= set(PUBLISHED)
 
 

@@ -161,18 +161,18 @@ def test_a_static_loss_scale_chosen_anew_counts(small_config, open_run):
     def scaled(scale, **control):
         run = open_run(small_config(), **control)
         run.config = replace(run.config, precision=replace(run.config.precision, loss_scale=scale))
-        run.parts.scaler = make_grad_scaler("cpu", scale)
+        run.parts.amp.scaler = make_grad_scaler("cpu", scale)
         return run
 
     run = scaled(128.0)
-    run.parts.scaler.scale(torch.ones(()))
+    run.parts.amp.scaler.scale(torch.ones(()))
     saver = Saver(run)
     list(saver.begin())
     list(saver.finish())
     saver.close()
     changed = scaled(1024.0, resume="auto", allow_changes=True)
     saving.restore(changed)
-    assert changed.parts.scaler.get_scale() == 1024.0
+    assert changed.parts.amp.scaler.get_scale() == 1024.0
     same = scaled(128.0, resume="auto")
     saving.restore(same)
-    assert same.parts.scaler.get_scale() == 128.0
+    assert same.parts.amp.scaler.get_scale() == 128.0

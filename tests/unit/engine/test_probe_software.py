@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision
 
+from image_classification.core.apex import Apex
 from image_classification.engine import preload
 from image_classification.engine.probe_software import (
+    check_apex,
     check_nvml_package,
     check_pillow,
     check_python,
@@ -56,3 +60,13 @@ def test_a_broken_import_is_told_as_it_first_failed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(preload.FAILURES, "torchvision.io", why)
     with pytest.raises(ImportError, match=r"torchvision\.io: RuntimeError: operator"):
         import_versions()
+
+
+def test_what_of_apex_is_there() -> None:
+    apex = Apex("0.1", is_nvidia=True, has_amp=False, has_kernels=True)
+    assert check_apex(None).status == "skipped"
+    assert check_apex(apex).status == "ok" and check_apex(apex).found == "0.1 (fused optimizers)"
+    broken = check_apex(apex, "undefined symbol")
+    assert broken.status == "warn" and "undefined symbol" in broken.found
+    for useless in (replace(apex, is_nvidia=False), replace(apex, has_kernels=False)):
+        assert check_apex(useless).status == "skipped"

@@ -1,0 +1,1 @@
+"""Stands for Apex's CUDA extension, which only a GPU machine can build; see `apex`."""

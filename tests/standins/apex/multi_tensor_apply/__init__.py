@@ -1,0 +1,1 @@
+"""Part of what NVIDIA's Apex is known by."""
