@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-quick test-faults lint format golden pages bench clean
+.PHONY: help setup demo test test-quick test-faults test-image lint format golden pages lock bench \
+  clean
 
 help:
 	@echo "make demo        train ResNet-50 on a small real data set on this CPU (about 4 minutes)"
 	@echo "make test        the whole test suite"
 	@echo "make test-quick  without the tests that take more than a few seconds"
 	@echo "make test-faults the fault tests in full (about 25 minutes), into docs/reliability.md"
-	@echo "make lint        ruff, mypy and shellcheck"
+	@echo "make test-image  build the container image and try it (a Docker engine; about 10 minutes)"
+	@echo "make lint        ruff, mypy, shellcheck and hadolint"
 	@echo "make golden      rewrite the golden files (review the diff)"
 	@echo "make pages       rewrite the tables and commands of docs/models (review the diff)"
+	@echo "make lock        pin the image's packages anew, into docker/requirements (review the diff)"
 	@echo "make bench       speed measurements, into benchmarks/results/"
 	@echo "make setup       .venv with everything; the targets above call it"
 
@@ -47,11 +50,17 @@ test-faults: setup
 	-FAULTS=$(FAULTS) $(BIN)/python -m pytest -m faults --junitxml=build/faults.xml
 	$(BIN)/python scripts/fault_table.py build/faults.xml
 
+# Skips with a line where no engine can be had; REQUIRE_DOCKER=1 makes that an error.
+test-image: setup
+	@PYTHON=$(BIN)/python bash scripts/docker/test_image.sh || test $$? -eq 77
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck scripts/*.sh scripts/slurm/*.sbatch .ci/run
+	$(BIN)/shellcheck --external-sources scripts/*.sh scripts/docker/*.sh docker/*.sh \
+	  scripts/slurm/*.sbatch .ci/run
+	$(BIN)/hadolint Dockerfile
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -62,6 +71,9 @@ golden: setup
 
 pages: setup
 	$(BIN)/python scripts/model_pages.py
+
+lock: setup
+	UV=$(BIN)/uv docker/lock.sh
 
 bench: setup
 	$(BIN)/python benchmarks/cold_start.py

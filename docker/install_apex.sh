@@ -16,7 +16,9 @@ if ! command -v nvcc >/dev/null; then
   echo "error: APEX_COMMIT needs a base image with nvcc; this one has none (see docker/README.md)" >&2
   exit 2
 fi
+# Its releases ask for the CUDA extensions in one of two ways: variables now, options before 2026.
 APEX_CPP_EXT=1 APEX_CUDA_EXT=1 NVCC_APPEND_FLAGS="--threads 4" \
   python -m pip install --no-cache-dir --no-deps --no-build-isolation --root-user-action=ignore \
+  --config-settings "--build-option=--cpp_ext" --config-settings "--build-option=--cuda_ext" \
   "apex @ https://github.com/NVIDIA/apex/archive/$commit.tar.gz"
 python -c 'from apex.optimizers import FusedSGD'

@@ -23,6 +23,8 @@ _SEVERAL_NODES = (
     "MASTER_PORT=$(PET_MASTER_PORT)",
 )
 
+_GROUP = 1000  # of the user that Dockerfile names
+
 _FILL_IN = {
     f"image: {IMAGE}": "FILL IN: as your registry names it",
     "claimName: imagenet": "FILL IN: the claim that holds the data",
@@ -62,7 +64,12 @@ def manifest(plan: Plan) -> dict[str, Any]:
         claim = {"claimName": "imagenet", "readOnly": True}
         volumes.insert(0, {"name": "data", "persistentVolumeClaim": claim})
         mounts.insert(0, {"name": "data", "mountPath": plan.data.target, "readOnly": True})
-    pod = {"volumes": volumes, "containers": [{"name": "node", "volumeMounts": mounts}]}
+    pod = {
+        # The image's user, who may then write what the claim of the runs holds.
+        "securityContext": {"runAsNonRoot": True, "fsGroup": _GROUP},
+        "volumes": volumes,
+        "containers": [{"name": "node", "volumeMounts": mounts}],
+    }
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",

@@ -18,6 +18,7 @@ from pathlib import Path
 from image_classification import __version__
 from image_classification.cli.doctor_report import check_line
 from image_classification.core.checkup import FAIL, WARN, Check, fail, ok, skipped, warn
+from image_classification.core.container import REVISION_VARIABLE, image_text
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError
 from image_classification.hardware.architectures import build_lacks
 from image_classification.hardware.build_facts import BuildFacts, read_build_facts
@@ -67,14 +68,9 @@ def main(command: Sequence[str], place: Place | None = None) -> int:
 
 def title(environ: Mapping[str, str]) -> str:
     """Return which image this is; as much as it says of itself."""
-    parts = [environ.get("IMAGE_CLASSIFICATION_IMAGE") or f"image-classification {__version__}"]
-    revision = environ.get("IMAGE_CLASSIFICATION_REVISION")
-    if revision:
-        parts.append(f"revision {revision[:12]}")
-    base = environ.get("IMAGE_CLASSIFICATION_BASE")
-    if base:
-        parts.append(f"on {base}")
-    return ", ".join(parts)
+    name = image_text(environ) or f"image-classification {__version__}"
+    revision = environ.get(REVISION_VARIABLE)
+    return f"{name}, revision {revision[:12]}" if revision else name
 
 
 def look(command: Sequence[str], place: Place, driver: Driver) -> list[Check]:

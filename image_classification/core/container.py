@@ -8,7 +8,7 @@ from pathlib import Path
 from image_classification.core.mounts import Mount
 
 IMAGE_VARIABLE = "IMAGE_CLASSIFICATION_IMAGE"
-"""Name and version of the image, such as ``image-classification 0.1.0 cuda12``."""
+"""Name and version of the image, such as ``image-classification 0.1.0``."""
 BASE_VARIABLE = "IMAGE_CLASSIFICATION_BASE"
 """Name of the image it was built from, such as ``python:3.11-slim-bookworm``."""
 REVISION_VARIABLE = "IMAGE_CLASSIFICATION_REVISION"
@@ -39,7 +39,7 @@ def container_kind(environ: Mapping[str, str], mounts: list[Mount], root: Path =
 
 
 def image_text(environ: Mapping[str, str]) -> str:
-    """Return the image in words, ``image-classification 0.1.0 cuda12 on python:3.11-slim``.
+    """Return the image in words, ``image-classification 0.1.0 on python:3.11-slim``.
 
     "" where this is no image of the project.
     """

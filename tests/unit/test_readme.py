@@ -32,6 +32,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "docker" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 GPU_CHECK = ROOT / "scripts" / "gpu_check.sh"
@@ -40,6 +41,8 @@ GPU_CHECK = ROOT / "scripts" / "gpu_check.sh"
 FOREIGN_OPTIONS = {"--nproc-per-node", "--nodes", "--ntasks-per-node", "--signal", "--print"}
 FOREIGN_OPTIONS |= {"--requeue", "--output", "--data-path", "--gpus", "--ipc", "--ulimit"}
 FOREIGN_OPTIONS |= {"--logdir", "--backend-store-uri"}
+FOREIGN_OPTIONS |= {"--rm", "--user", "--time", "--file", "--read-only", "--tmpfs", "--cap-drop"}
+FOREIGN_OPTIONS |= {"--security-opt"}
 FOREIGN_OPTIONS |= {"--results", "--repeat", "--quick"}
 # Named in the documents, but files of a run's folder or of the predecessor.
 FOREIGN_FILES = {"config.yml", "main.py"}

@@ -76,7 +76,7 @@ def test_the_title_says_what_the_image_says() -> None:
         "IMAGE_CLASSIFICATION_BASE": "python:3.11-slim-bookworm",
     }
     assert title(environ) == (
-        "image-classification 1.2.3, revision 0123456789ab, on python:3.11-slim-bookworm"
+        "image-classification 1.2.3 on python:3.11-slim-bookworm, revision 0123456789ab"
     )
     assert title({}).startswith("image-classification ")
 

@@ -194,10 +194,10 @@ def test_the_container_and_its_image_are_named(monkeypatch):
     for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", IMAGE_VARIABLE, BASE_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     assert host_environment()["container"] == "kubernetes"
-    monkeypatch.setenv(IMAGE_VARIABLE, "image-classification 0.1.0 cuda12")
+    monkeypatch.setenv(IMAGE_VARIABLE, "image-classification 0.1.0")
     monkeypatch.setenv(BASE_VARIABLE, "python:3.11-slim-bookworm")
     told = host_environment()["container"]
-    assert told == "kubernetes, image-classification 0.1.0 cuda12 on python:3.11-slim-bookworm"
+    assert told == "kubernetes, image-classification 0.1.0 on python:3.11-slim-bookworm"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
