@@ -19,7 +19,7 @@ COPY docker/requirements /opt/image-classification/requirements
 COPY docker/install_requirements.py /opt/image-classification/
 RUN python /opt/image-classification/install_requirements.py
 
-# A commit of github.com/NVIDIA/apex to build, on a base that lacks Apex and has nvcc.
+# A commit of github.com/NVIDIA/apex to build, on a base that has nvcc.
 ARG APEX_COMMIT=
 COPY docker/install_apex.sh docker/record_build.py /opt/image-classification/
 RUN if [ -n "${APEX_COMMIT}" ]; then bash /opt/image-classification/install_apex.sh "${APEX_COMMIT}"; fi \

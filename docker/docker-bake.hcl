@@ -17,7 +17,7 @@ variable "IMAGE_SOURCE" {
 variable "BASE_DIGEST" {
   default = ""
 }
-// A commit of github.com/NVIDIA/apex, for a base with nvcc and without Apex.
+// A commit of github.com/NVIDIA/apex to build, for a base with nvcc.
 variable "APEX_COMMIT" {
   default = ""
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -76,7 +77,8 @@ def starts(place: Path) -> list[str]:
     ("number", "message"),
     [
         (signal.SIGKILL, "was killed by signal 9"),
-        (signal.SIGSTOP, "had not run for 1 s (stopped) and was killed"),
+        # A second at least; how much later it is noticed depends on the machine's load.
+        (signal.SIGSTOP, r"had not run for [1-9]\d* s \(stopped\) and was killed"),
     ],
 )
 def test_a_lost_rank_is_started_again_and_its_deaf_peer_ended(
@@ -86,7 +88,8 @@ def test_a_lost_rank_is_started_again_and_its_deaf_peer_ended(
     assert launch(two_ranks(small_config, max_restarts=2), script, argv) == 0
     assert starts(tmp_path) == ["start-0-0", "start-0-1", "start-1-0", "start-1-1"]
     why = (tmp_path / "why").read_text()
-    assert "rank 1" in why and message in why and "restart 1 of at most 2" in why
+    assert re.search(message, why), why
+    assert "rank 1" in why and "restart 1 of at most 2" in why
     assert capfd.readouterr().err == f"warning: {why}\n"
 
 
