@@ -21,7 +21,7 @@ skip() {
 network="$(bash "$tools/ensure_docker.sh")" || skip "no Docker engine (see the line above)"
 root="$("$docker" info --format '{{.DockerRootDir}}')"
 free_kib="$(df --output=avail "$root" 2>/dev/null | tail -n 1 || echo 0)"
-image=image-classification-test:latest
+image="image-classification-test:latest"
 if ((free_kib < 25 * 1024 * 1024)) && ! "$docker" image inspect "$image" >/dev/null 2>&1; then
   skip "$((free_kib / 1024 / 1024)) GiB free in $root, the image and its build need 25"
 fi

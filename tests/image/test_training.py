@@ -64,7 +64,7 @@ def test_a_data_set_that_is_mounted_read_only(
 def test_stopped_in_mid_epoch_and_continued_in_a_new_container(
     engine: Engine, runs: Path, digits: Path
 ) -> None:
-    command = [*SMALL_RUN, "--set", "run.stop_epoch=2", "--set", "run.log_every_steps=1"]
+    command = [*SMALL_RUN, "--set", "run.stop_epoch=1", "--set", "run.log_every_steps=1"]
     command += ["--workers", "1", "--resume", "auto"]
     options = [*mounts(runs, digits), "--env", "OMP_NUM_THREADS=1"]
     straight = engine.run(*command, "--workspace", "runs/straight", options=options)
