@@ -168,7 +168,7 @@ interrupted() { # CODE
       sleep 0.1
     done
     if [[ -s "$work/id" ]]; then
-      docker stop --time "$stop_grace_s" "$(<"$work/id")" >/dev/null 2>&1
+      docker stop -t "$stop_grace_s" "$(<"$work/id")" >/dev/null 2>&1
     else
       kill "$client" 2>/dev/null
     fi

@@ -108,8 +108,7 @@ def _software(build: BuildFacts | None) -> Check:
     name, python = "software", f"python {platform.python_version()}"
     if build is None:
         return warn(name, f"{python}; the image does not say what it holds", "run the doctor")
-    cuda = f"CUDA {build.cuda}: {' '.join(build.arch_list)}" if build.cuda else "no CUDA"
-    parts = [python, f"torch {build.torch} ({cuda})"]
+    parts = [python, f"torch {build.torch} ({_built_for(build)})"]
     for package, version in (
         ("torchvision", build.torchvision),
         ("DALI", build.dali),
@@ -117,6 +116,13 @@ def _software(build: BuildFacts | None) -> Check:
     ):
         parts.append(f"{package} {version}" if version else f"no {package}")
     return ok(name, ", ".join(parts))
+
+
+def _built_for(build: BuildFacts) -> str:
+    if build.cuda is None or not build.arch_list:
+        return "no CUDA"
+    first, last = build.arch_list[0], build.arch_list[-1]
+    return f"CUDA {build.cuda}, {first} to {last}"
 
 
 def _gpus(driver: Driver) -> Check:

@@ -17,10 +17,11 @@ docker="${DOCKER:-docker}"
 image="${IMAGE:-image-classification:latest}"
 if [[ $# -gt 0 ]] && target="$(target_of "$1")"; then
   image="${IMAGE:-image-classification:${target:-custom}}"
+  platform="$1"
   shift
 fi
 if ! "$docker" image inspect "$image" >/dev/null 2>&1; then
-  echo "error: there is no image $image; scripts/docker/build.sh builds it" >&2
+  echo "error: there is no image $image; scripts/docker/build.sh${platform:+ $platform} builds it" >&2
   exit 2
 fi
 

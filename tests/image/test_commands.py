@@ -58,7 +58,7 @@ def test_a_command_without_handlers_hears_docker_stop(engine: Engine) -> None:
     deadline = time.monotonic() + 60
     while "up" not in engine.logs(name) and time.monotonic() < deadline:
         time.sleep(0.1)
-    engine.checked("stop", "--time", "60", name)
+    engine.checked("stop", "-t", "60", name)
     assert engine.ended(name) == 128 + 15
 
 

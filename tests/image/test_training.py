@@ -72,7 +72,7 @@ def test_stopped_in_mid_epoch_and_continued_in_a_new_container(
 
     name = engine.start(*command, "--workspace", "runs/stopped", options=options)
     wait_for_step(runs / "stopped" / "metrics.jsonl", 10)
-    engine.checked("stop", "--time", "120", name)
+    engine.checked("stop", "-t", "120", name)
     assert engine.ended(name) == 75, engine.logs(name)
     step = int(newest(runs / "stopped").name.removeprefix("step-"))
     assert 10 <= step < 44, "stopped within the first epoch"

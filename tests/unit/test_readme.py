@@ -41,7 +41,7 @@ GPU_CHECK = ROOT / "scripts" / "gpu_check.sh"
 FOREIGN_OPTIONS = {"--nproc-per-node", "--nodes", "--ntasks-per-node", "--signal", "--print"}
 FOREIGN_OPTIONS |= {"--requeue", "--output", "--data-path", "--gpus", "--ipc", "--ulimit"}
 FOREIGN_OPTIONS |= {"--logdir", "--backend-store-uri"}
-FOREIGN_OPTIONS |= {"--rm", "--user", "--time", "--file", "--read-only", "--tmpfs", "--cap-drop"}
+FOREIGN_OPTIONS |= {"--rm", "--user", "--file", "--read-only", "--tmpfs", "--cap-drop"}
 FOREIGN_OPTIONS |= {"--security-opt"}
 FOREIGN_OPTIONS |= {"--results", "--repeat", "--quick"}
 # Named in the documents, but files of a run's folder or of the predecessor.

@@ -89,7 +89,7 @@ def test_a_gpu_the_image_has_kernels_for(place: Place) -> None:
     )
     assert not {"gpu-kernels", "driver-cuda"} & set(checks)
     assert checks["software"][0] == "ok"
-    for part in ("torch 2.10.0+cu128 (CUDA 12.8: sm_70", "DALI 2.4.0", "no Apex"):
+    for part in ("torch 2.10.0+cu128 (CUDA 12.8, sm_70 to sm_120)", "DALI 2.4.0", "no Apex"):
         assert part in checks["software"][1]
 
 
