@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the image and try it for real: make test-image. Needs a Docker engine, 25 GB of disk, and
 # .venv; exits with 77 and says why where no engine can be had or there is no room (REQUIRE_DOCKER=1
-# makes that a failure, INSTALL=1 may install Debian's engine).
+# makes that a failure, INSTALL=1 may install Debian's engine and docker-compose).
 #
 # The base is FROM_IMAGE_NAME, else the one the Dockerfile names, else, where no registry is reached,
 # a stand-in made from Debian's packages. What the image is made of goes to build/image.json.
@@ -19,6 +19,12 @@ skip() {
   exit 77
 }
 network="$(bash "$tools/ensure_docker.sh")" || skip "no Docker engine (see the line above)"
+if [[ "${INSTALL:-0}" == 1 ]] && ! command -v docker-compose >/dev/null &&
+  ! "$docker" compose version >/dev/null 2>&1 && command -v apt-get >/dev/null; then
+  # For the test of compose.yml, which else says why it is skipped.
+  DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends \
+    docker-compose >/dev/null 2>&1 || true
+fi
 root="$("$docker" info --format '{{.DockerRootDir}}')"
 free_kib="$(df --output=avail "$root" 2>/dev/null | tail -n 1 || echo 0)"
 image="image-classification-test:latest"
