@@ -12,7 +12,7 @@ FROM ${FROM_IMAGE_NAME}
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends g++ tini \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 
 # Everything on a plain base, only what is missing on a base that brings torch.
 COPY docker/requirements /opt/image-classification/requirements
