@@ -14,7 +14,7 @@ if ! command -v nvcc >/dev/null; then
   exit 2
 fi
 # Its releases ask for the CUDA extensions in one of two ways: variables now, options before 2026.
-APEX_CPP_EXT=1 APEX_CUDA_EXT=1 NVCC_APPEND_FLAGS="--threads 4" \
+PIP_BREAK_SYSTEM_PACKAGES=1 APEX_CPP_EXT=1 APEX_CUDA_EXT=1 NVCC_APPEND_FLAGS="--threads 4" \
   python -m pip install --no-cache-dir --no-deps --no-build-isolation --root-user-action=ignore \
   --config-settings "--build-option=--cpp_ext" --config-settings "--build-option=--cuda_ext" \
   "apex @ https://github.com/NVIDIA/apex/archive/$commit.tar.gz"

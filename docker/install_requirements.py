@@ -12,6 +12,7 @@ package of plain.txt. pip obeys the base's own constraints (PIP_CONSTRAINT) in e
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -66,7 +67,10 @@ def main() -> None:
             # --no-deps: the file names every package there is to be.
             command = [sys.executable, "-m", "pip", "install", "--no-cache-dir", "--no-deps"]
             command += ["--require-hashes", "--only-binary=:all:", "--root-user-action=ignore"]
-            done = subprocess.run([*command, "--requirement", str(file)], check=False)
+            # Some bases reserve their Python for the system's packages; this one is the program's.
+            environment = {**os.environ, "PIP_BREAK_SYSTEM_PACKAGES": "1"}
+            command += ["--requirement", str(file)]
+            done = subprocess.run(command, env=environment, check=False)
         if done.returncode:
             sys.exit(f"error: pip ended with {done.returncode}; what it says is above")
     after = installed()

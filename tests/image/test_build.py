@@ -21,13 +21,15 @@ exec "$@"
 
 # NVIDIA's PyTorch images are out of reach of a test without a registry. What the build has to
 # respect of them is put over the image under test: torch and most packages there, some missing,
-# constraints for pip, an entrypoint and variables of their own.
+# constraints for pip, a Python that is the system's, an entrypoint and variables of their own.
 FRAMEWORK = """FROM {image}
 USER root
 WORKDIR /
 RUN python -m pip uninstall --quiet --yes --root-user-action=ignore rich safetensors nvidia-ml-py \\
     && rm -rf /workspace /opt/image-classification \\
-    && python -m pip list --format=freeze > /etc/pip-constraint.txt
+    && python -m pip list --format=freeze > /etc/pip-constraint.txt \\
+    && stdlib="$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \\
+    && touch "$stdlib/EXTERNALLY-MANAGED"
 COPY nvidia_entrypoint.sh /opt/nvidia/nvidia_entrypoint.sh
 ENV PIP_CONSTRAINT=/etc/pip-constraint.txt PYTORCH_VERSION=2.10.0a0+framework
 WORKDIR /workspace
