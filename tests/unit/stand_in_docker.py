@@ -1,11 +1,10 @@
 """A docker command without an engine, for the tests of scripts/container_check.sh.
 
 $STAND_IN is a folder with one folder an image. What is in that decides what `launch.py` does "in"
-the image: a file ``real`` runs it on this host; ``waits`` waits for `docker stop` and ends with 75;
-else MODE/report.json is what a run of MODE leaves, and without one the run fails. `python` always
-runs on this host, with the mounted folders in place of their paths in the container. A file
-``refuses`` beside the images names an option that the engine refuses. Each call is one JSON line in
-calls.jsonl.
+the image: a file ``waits`` waits for `docker stop` and ends with 75; else MODE/report.json is what
+a run of MODE leaves, and without one the run fails. `python` runs on this host, with the mounted
+folders in place of their paths in the container. A file ``refuses`` beside the images names an
+option that the engine refuses. Each call is one JSON line in calls.jsonl.
 """
 
 import json
@@ -68,7 +67,7 @@ def run(argv: list[str]) -> int:
         return REFUSED
     print("banner", file=sys.stderr)
     image, command = HOME / argv[at], argv[at + 1 :]
-    if command[0] == "launch.py" and not (image / "real").exists():
+    if command[0] == "launch.py":
         return pretend(image, command, mounts)
     here = [mapped(word, mounts) for word in command if word != "python"]
     # As in a container: nothing of the host's environment but what finds the interpreter.

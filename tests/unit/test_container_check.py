@@ -304,22 +304,3 @@ def test_help_is_the_head_of_the_script(bench):
     assert "--quick" in out
     assert "Exit 0: held, or nothing to compare with; 4: a figure regressed" in out
     assert "set -uo" not in out
-
-
-@pytest.mark.slow
-def test_a_quick_check_with_real_runs(bench):
-    (bench.images / "a").mkdir()
-    (bench.images / "a" / "real").touch()
-    out, _ = bench.check("--quick", "a")
-    for label in ("training speed", "Inference, means", "top-1"):
-        assert label in out
-    # The same runs with a hundredth of the speed, as those of another image.
-    for run in (bench.folder / "runs/check/a").glob("*/report.json"):
-        report = json.loads(run.read_text())
-        if report["results"]["train"]["images_per_s"] is not None:
-            report["results"]["train"]["images_per_s"] /= 100
-        shutil.copytree(run.parent, bench.images / "b" / run.parent.name)
-        (bench.images / "b" / run.parent.name / "report.json").write_text(json.dumps(report))
-    out, _ = bench.check("--quick", "b", results="next", code=4)
-    assert out.count("training speed: -99.0 %, worse by more than 95 %") == 2
-    assert f"== {bench.folder}/runs/check/a -> b" in out

@@ -1,0 +1,50 @@
+"""scripts/container_check.sh with the real engine: runs in the image, a figure that got worse."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from containers import ROOT, Engine
+
+
+def test_a_check_and_a_slower_image_against_it(engine: Engine, tmp_path: Path) -> None:
+    results = tmp_path / "checks" / "first"
+    script = ROOT / "scripts" / "container_check.sh"
+    arguments = ["--quick", "--platform", "CPU", "--results", str(results), engine.image]
+    client = str(Path(shutil.which(engine.client) or engine.client).parent)
+    done = subprocess.run(
+        [str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, "PATH": f"{client}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for label in ("training speed", "Inference, means", "top-1"):
+        assert label in done.stdout
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["outcome"] == "recorded"
+    assert summary["images"][0]["id"] == engine.inspect()["Id"]
+    assert [run["exit"] for run in summary["runs"]] == [0, 0, 0]
+
+    # The same runs with a hundredth of the speed, as those of the next image.
+    first = results / summary["images"][0]["folder"]
+    slower = tmp_path / "slower"
+    shutil.copytree(first, slower)
+    for file in slower.glob("*/report.json"):
+        report = json.loads(file.read_text())
+        if report["results"]["train"]["images_per_s"] is not None:
+            report["results"]["train"]["images_per_s"] /= 100
+        file.write_text(json.dumps(report))
+    compared = engine.run(
+        "report",
+        *("compare", "/first", "/slower"),
+        options=["--volume", f"{first}:/first:ro", "--volume", f"{slower}:/slower:ro"],
+    )
+    assert compared.returncode == 4, compared.stderr
+    assert compared.stdout.count("training speed: -99.0 %, worse by more than 5 %") == 2
