@@ -32,9 +32,19 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def digits(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo data set as class folders on the host, written by the image itself."""
-    folder = tmp_path_factory.mktemp("data")
+    """The demo data set as class folders on the host, written by the image itself: 44 steps."""
+    return written(engine, tmp_path_factory.mktemp("data"), "demo", "/data/set")
+
+
+@pytest.fixture(scope="session")
+def photographs(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few images of ImageNet's sizes: 8 steps of 32, and 50 to validate."""
+    words = "fake /data/set --images 256 --val-images 50 --classes 10"
+    return written(engine, tmp_path_factory.mktemp("data"), *words.split())
+
+
+def written(engine: Engine, folder: Path, *dataset: str) -> Path:
     folder.chmod(0o777)
-    done = engine.run("dataset", "demo", "/data/digits", options=["--volume", f"{folder}:/data"])
+    done = engine.run("dataset", *dataset, options=["--volume", f"{folder}:/data"])
     assert done.returncode == 0, done.stderr
-    return folder / "digits"
+    return folder / "set"
