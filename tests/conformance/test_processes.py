@@ -134,7 +134,7 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
 @pytest.mark.parametrize("processes", [1, 2])
 def test_signals_save_exit_75_and_the_next_start_continues(half_batches, tmp_path, processes):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    long = [a.replace("schedule.epochs=3", "schedule.epochs=9") for a in half_batches]
+    long = [a.replace("schedule.epochs=3", "schedule.epochs=5") for a in half_batches]
     if processes == 1:
         # Loader workers must neither die of the signal nor outlive the run.
         long = [a.replace("data.workers=0", "data.workers=1") for a in long]
@@ -143,7 +143,7 @@ def test_signals_save_exit_75_and_the_next_start_continues(half_batches, tmp_pat
     found = run(long, f"--workspace={whole}")
     assert found.returncode == 0, found.stderr
 
-    for number, step in ((signal.SIGTERM, 3), (signal.SIGUSR1, 14)):
+    for number, step in ((signal.SIGTERM, 3), (signal.SIGUSR1, 9)):
         process = start(long, f"--workspace={broken}", "--resume=auto")
         wait_for_step(process, broken, step)
         process.send_signal(number)
