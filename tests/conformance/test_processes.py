@@ -131,14 +131,13 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
     raise AssertionError(f"step {step} was never reached:\n{out}\n{err}")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_signals_save_exit_75_and_the_next_start_continues(half_batches, tmp_path, processes):
+def test_signals_save_exit_75_and_the_next_start_continues(half_batches, tmp_path):
+    """Two processes; one alone is stopped in tests/faults/test_signals.py."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     long = [a.replace("schedule.epochs=3", "schedule.epochs=5") for a in half_batches]
-    if processes == 1:
-        # Loader workers must neither die of the signal nor outlive the run.
-        long = [a.replace("data.workers=0", "data.workers=1") for a in long]
-    long += [f"--set=platform.num_devices={processes}", "--training-only"]
+    # Loader workers must neither die of the signal nor outlive the run.
+    long = [a.replace("data.workers=0", "data.workers=1") for a in long]
+    long += ["--set=platform.num_devices=2", "--training-only"]
     long += ["--set=run.save_every=50 epochs"]
     found = run(long, f"--workspace={whole}")
     assert found.returncode == 0, found.stderr
