@@ -4,7 +4,7 @@
     python docker/check_requirements.py pyproject.toml
 
 A base image that brings its own packages may bring one too old, or lack one that is not ours to add
-(torch, numpy, DALI). Better told while the image is built than in the middle of a run.
+(torchvision, numpy). Better told while the image is built than in the middle of a run.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import tomllib
+from packaging.requirements import Requirement
 
 try:
-    from packaging.requirements import Requirement
-except ImportError:  # a slim base before anything is installed
-    from pip._vendor.packaging.requirements import Requirement
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, which vendors' bases may have
+    from pip._vendor import tomli as tomllib
 
 
 def unmet(requirements: list[str]) -> Iterator[str]:
@@ -42,7 +42,7 @@ def unmet(requirements: list[str]) -> Iterator[str]:
         if not requirement.specifier.contains(found.version, prereleases=True):
             yield f"{requirement.name} is {found.version}; {by} needs {requirement}"
             continue
-        # What torch and DALI need is their image's affair.
+        # What torch needs is the affair of who built it.
         if by == "this program" and requirement.name not in ("torch", "torchvision"):
             queue += [(Requirement(text), requirement.name) for text in found.requires or ()]
 

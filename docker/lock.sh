@@ -16,7 +16,7 @@ lock() {
   local name="$1"
   shift
   "$uv" pip compile --quiet --generate-hashes --no-annotate --custom-compile-command 'make lock' \
-    --python-platform x86_64-unknown-linux-gnu --python-version 3.11 --no-emit-index-url \
+    --python-platform x86_64-unknown-linux-gnu --python-version 3.11 \
     "${upgrade[@]}" "$@" --output-file "docker/requirements/$name.txt"
 }
 

@@ -23,7 +23,6 @@ def facts() -> dict[str, Any]:
         # torch.cuda.get_arch_list() answers only where a GPU is present.
         flags = torch._C._cuda_getArchFlags() or ""
     return {
-        "schema_version": 1,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "arch_list": flags.split(),

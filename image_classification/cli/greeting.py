@@ -145,7 +145,8 @@ def _gpus(driver: Driver) -> Check:
 def _fit(build: BuildFacts, driver: Driver, compat: Path, on_cpu: bool) -> list[Check]:
     """Hold the image against the GPUs and the driver; only what does not fit is a line."""
     checks = []
-    for gpu in {g.name: g for g in driver.gpus if not g.error}.values():
+    known = (gpu for gpu in driver.gpus if gpu.capability != (0, 0))
+    for gpu in {gpu.name: gpu for gpu in known}.values():
         lacking = build_lacks(gpu.capability, build.arch_list, gpu.name, build.torch)
         if lacking:
             found, _, remedy = lacking.rpartition("; ")

@@ -34,7 +34,7 @@ _DEVICE_REMEDY = "take the machine out of use; nvidia-smi -q and dmesg (Xid) sho
 class GpuState:
     """One GPU as the driver sees it. error: why it does not answer; "" where it does.
 
-    capability: CUDA compute capability, (major, minor); (0, 0) where it does not answer.
+    capability: CUDA compute capability, (major, minor); (0, 0) where the driver does not tell.
     """
 
     index: int
@@ -95,12 +95,19 @@ def _gpu_state(lib: ModuleType, index: int) -> GpuState:
         handle = lib.nvmlDeviceGetHandleByIndex(index)
         name = str(lib.nvmlDeviceGetName(handle))
         memory = lib.nvmlDeviceGetMemoryInfo(handle)
-        major, minor = lib.nvmlDeviceGetCudaComputeCapability(handle)
         return GpuState(
-            index, name, int(memory.total), int(memory.free), capability=(int(major), int(minor))
+            index, name, int(memory.total), int(memory.free), capability=_capability(lib, handle)
         )
     except lib.NVMLError as error:
         return GpuState(index, name, error=str(error))
+
+
+def _capability(lib: ModuleType, handle: object) -> tuple[int, int]:
+    try:
+        major, minor = lib.nvmlDeviceGetCudaComputeCapability(handle)
+    except lib.NVMLError:  # some makers' libraries lack it: no reason to call a GPU lost
+        return (0, 0)
+    return int(major), int(minor)
 
 
 def check_driver(driver: Driver, needs_gpu: bool) -> Check:

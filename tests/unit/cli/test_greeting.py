@@ -102,6 +102,10 @@ def test_a_gpu_the_image_has_no_kernels_for(place: Place) -> None:
     assert by_name(["launch.py", "--platform", "CPU"], newer, V100)["gpu-kernels"][0] == "warn"
 
 
+def test_a_gpu_of_unknown_architecture_is_left_to_the_run(place: Place) -> None:
+    assert "gpu-kernels" not in by_name(RUN, place, driver("BI-V100", (0, 0)))
+
+
 def test_a_driver_too_old_for_the_image(place: Place) -> None:
     newer = Place(place.data, place.runs, place.shared_memory, place.cuda_compat, CU130)
     old = driver("NVIDIA H100 80GB HBM3", (9, 0), version="535.104.05")

@@ -1,6 +1,4 @@
-import importlib.util
-from pathlib import Path
-
+import made_runs as made
 import pytest
 
 from image_classification.cli.report import main as report
@@ -8,12 +6,6 @@ from image_classification.cli.report import usage
 from image_classification.cli.report_plots import main
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError, WorkspaceError
-
-_spec = importlib.util.spec_from_file_location(
-    "made_runs", Path(__file__).parents[1] / "reporting" / "made_runs.py"
-)
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
 
 
 @pytest.fixture

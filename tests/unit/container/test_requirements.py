@@ -96,6 +96,11 @@ def test_what_is_here_is_enough() -> None:
     assert list(checker.unmet(["no-such-package; sys_platform == 'plan9'"])) == []
 
 
+def test_python_310_reads_the_project_with_pips_own_toml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    load("docker/check_requirements.py").main(ROOT / "pyproject.toml")
+
+
 @pytest.mark.parametrize("commit", ["main", "abc123", "0" * 39])
 def test_apex_is_built_from_a_whole_commit_only(commit: str) -> None:
     done = subprocess.run(

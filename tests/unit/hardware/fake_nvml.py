@@ -16,7 +16,7 @@ class FakeGpu:
     total_bytes: int = 16 * 2**30
     free_bytes: int = 16 * 2**30
     error: int | None = None
-    capability: tuple[int, int] = (7, 0)
+    capability: tuple[int, int] | None = (7, 0)  # None: the library does not tell
 
 
 def fake_nvml(
@@ -43,6 +43,10 @@ def fake_nvml(
     def memory(gpu: FakeGpu) -> object:
         return answer(SimpleNamespace(total=gpu.total_bytes, free=gpu.free_bytes), gpu.error)
 
+    def capability(gpu: FakeGpu) -> object:
+        error = real.NVML_ERROR_FUNCTION_NOT_FOUND if gpu.capability is None else None
+        return answer(gpu.capability, error)
+
     vars(module).update(
         {name: kind for name, kind in vars(real).items() if name.startswith("NVMLError")},
         calls=calls,
@@ -54,6 +58,6 @@ def fake_nvml(
         nvmlDeviceGetHandleByIndex=lambda index: gpus[index],
         nvmlDeviceGetName=lambda gpu: gpu.name,
         nvmlDeviceGetMemoryInfo=memory,
-        nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu.capability,
+        nvmlDeviceGetCudaComputeCapability=capability,
     )
     return module

@@ -76,6 +76,13 @@ def test_no_driver_matters_only_to_a_gpu_platform(monkeypatch: pytest.MonkeyPatc
     assert check_gpus(driver) == []
 
 
+def test_a_library_without_capabilities_loses_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = FakeGpu("BI-V100", capability=None)
+    driver = read_with(fake_nvml((V100, other)), monkeypatch)
+    assert [gpu.capability for gpu in driver.gpus] == [(7, 0), (0, 0)]
+    assert [check.status for check in check_gpus(driver)] == ["ok", "ok"]
+
+
 def test_a_question_refused_after_the_start_still_ends_the_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

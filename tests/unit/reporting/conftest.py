@@ -3,6 +3,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from made_runs import write_training
 
 from image_classification.config.schema import (
     BatchConfig,
@@ -150,3 +151,13 @@ def _end_of_epoch(step: int, epoch: int) -> list[Record]:
 @pytest.fixture
 def records() -> list[Record]:
     return two_epochs()
+
+
+@pytest.fixture
+def trained(tmp_path, make_config):
+    def train(name="run", changes=None, **options):
+        config = make_config(**(changes or {}))
+        options = {"epochs": 4, "steps_per_epoch": 20, "print_every": 5} | options
+        return write_training(tmp_path / name, config, **options)
+
+    return train

@@ -12,6 +12,17 @@ from image_classification.reporting.summary import build_report, write_report
 BEGIN_S = 1_700_000_000.0
 
 
+TRAINING_PICTURES = [
+    "loss",
+    "accuracy",
+    "learning_rate",
+    "throughput",
+    "over_time",
+    "step_time",
+    "accuracy_cost",
+]
+
+
 class Writer:
     """Writes records at times of its own."""
 

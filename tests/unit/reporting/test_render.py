@@ -1,9 +1,8 @@
-import importlib.util
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
+import made_runs as made
 import pytest
 
 from image_classification.config.resolve import resolve
@@ -12,12 +11,6 @@ from image_classification.reporting.pictures.picture import LeftOut
 from image_classification.reporting.render import render, write_page
 from image_classification.reporting.results_table import result_rows
 from image_classification.reporting.summary import build_report, read_report
-
-_spec = importlib.util.spec_from_file_location(
-    "made_runs", Path(__file__).with_name("made_runs.py")
-)
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
 
 VOID = {"meta", "br", "link", "img"}
 

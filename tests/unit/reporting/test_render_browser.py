@@ -1,8 +1,7 @@
 """The page as a browser shows it: nothing fetched, nothing wider than the screen, readable."""
 
-import importlib.util
-from pathlib import Path
-
+import browser as browser_module
+import made_runs as made
 import pytest
 
 from image_classification.config.resolve import resolve
@@ -10,15 +9,6 @@ from image_classification.reporting.pictures.draw import draw_run
 from image_classification.reporting.render import write_page
 from image_classification.reporting.summary import read_report
 
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-browser_module, made = _load("browser"), _load("made_runs")
 PROGRAM = browser_module.find_browser()
 
 pytestmark = [
