@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train on two machines that are not there: two network namespaces joined by a cable (a veth pair),
-# launch.py once in each. Needs root and iproute2; leaves nothing behind.
+# launch.py once in each. Needs root and iproute2; leaves nothing behind, and clears away what
+# a killed run has left.
 #
 #   scripts/two_nodes_demo.sh [WORKSPACE] [any option of launch.py …]
 set -euo pipefail
@@ -26,6 +27,13 @@ cleanup() {
   ip netns delete "$second" 2>/dev/null || true
 }
 trap cleanup EXIT
+
+# A run that was killed could not clean up: what belongs to no living process goes now.
+while read -r name _; do
+  if [[ "$name" =~ ^ic-([0-9]+)-[01]$ && ! -d "/proc/${BASH_REMATCH[1]}" ]]; then
+    ip netns delete "$name"
+  fi
+done < <(ip netns list)
 
 ip netns add "$first"
 ip netns add "$second"

@@ -118,11 +118,15 @@ class Agent(LocalElasticAgent):
         codes = {rank: exit_code(pid) for rank, pid in pids.items()}
         first = {rank: code for rank, code in codes.items() if code}
         self._end_stopped(pids, at_once=bool(first))
+        if not first and None in codes.values():
+            # torchrun's own look would end the others if a rank died just now, and who died
+            # first could no longer be told: it comes only after ours has seen an end.
+            return RunResult(state=WorkerState.HEALTHY)
         if first and self._cause(first).retry and self._pcontext is not None:
             self._pcontext.close(signal.SIGTERM, timeout=_LOST_GRACE_S)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
-            self._decide(first or {r: f.exitcode for r, f in result.failures.items()})
+            self._decide(first)
         return result
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:

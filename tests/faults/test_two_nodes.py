@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import ranks
@@ -25,7 +26,27 @@ def namespaces() -> None:
     subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
-def test_two_machines_learn_what_one_learns(namespaces, small_arguments, tmp_path):
+def listed() -> set[str]:
+    """The names of this machine's network namespaces."""
+    told = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    return {line.split()[0] for line in told.stdout.splitlines()}
+
+
+@pytest.fixture
+def after_a_kill(namespaces) -> Iterator[tuple[str, str]]:
+    """Two namespaces: one left by a killed run, and one whose run still lives."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left, living = f"ic-{dead.pid}-0", f"ic-{os.getpid()}-1"
+    for name in (left, living):
+        subprocess.run(["ip", "netns", "add", name], check=True)
+    yield left, living
+    for name in {left, living} & listed():
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+def test_two_machines_learn_what_one_learns(after_a_kill, small_arguments, tmp_path):
+    before = listed()
     one, two = tmp_path / "one", tmp_path / "two"
     changed = [a.replace("batch.per_device=8", "batch.per_device=4") for a in small_arguments]
     changed = [a.replace("schedule.epochs=3", "schedule.epochs=2") for a in changed]
@@ -44,5 +65,6 @@ def test_two_machines_learn_what_one_learns(namespaces, small_arguments, tmp_pat
     assert ranks.losses(two) == pytest.approx(ranks.losses(one), abs=1e-4)
     assert len(ranks.losses(two)) == 8
     assert ranks.records(two, "start")[0].values["world_size"] == 2
-    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
-    assert "ic-" not in left.stdout
+    left, living = after_a_kill
+    assert left not in listed() and living in listed()
+    assert listed() <= before

@@ -82,8 +82,16 @@ def starts(place: Path) -> list[str]:
     ],
 )
 def test_a_lost_rank_is_started_again_and_its_deaf_peer_ended(
-    script, small_config, tmp_path, capfd, number, message
+    script, small_config, tmp_path, capfd, monkeypatch, number, message
 ):
+    def kill_and_see_it_dead(pid: int, number: int) -> None:
+        killpg(pid, number)
+        if number == signal.SIGKILL:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    # A rank the agent kills may be dead before its next line: it must still be told from its peer.
+    killpg = os.killpg
+    monkeypatch.setattr(os, "killpg", kill_and_see_it_dead)
     argv = [str(tmp_path), "signal", str(int(number)), "deaf"]
     assert launch(two_ranks(small_config, max_restarts=2), script, argv) == 0
     assert starts(tmp_path) == ["start-0-0", "start-0-1", "start-1-0", "start-1-1"]
