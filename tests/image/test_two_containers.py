@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from containers import ROOT, SMALL_RUN, Engine, losses, mounts, report
+
+from image_classification.reporting.sinks import read_metrics
 
 EPOCH = ["--set", "run.stop_epoch=1", "--set", "run.log_every_steps=1", "--workers", "0"]
 
@@ -85,6 +88,22 @@ def test_the_compose_file(engine: Engine, runs: Path) -> None:
         assert up.returncode == 0, up.stdout + up.stderr
         assert up.stdout.count("exited with code 0") == 2, up.stdout
         assert report(runs / "two")["results"]["train"]["steps"] == 3
+        (start,) = (r for r in read_metrics(runs / "two" / "metrics.jsonl") if r.kind == "start")
+        assert start.values["world_size"] == 2
+        gpus = ["--file", str(ROOT / "scripts" / "docker" / "compose.gpu.yml")]
+        both = subprocess.run(
+            [*command, *file, *gpus, "config"],
+            env={**environment, "DATA": "/data/imagenet"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert both.returncode == 0, both.stderr
+        nodes = yaml.safe_load(both.stdout)["services"]
+        for rank in range(2):
+            (gpu,) = nodes[f"node{rank}"]["deploy"]["resources"]["reservations"]["devices"]
+            assert gpu["device_ids"] == [str(rank)]
+            assert len(nodes[f"node{rank}"]["volumes"]) == 2
     finally:
         subprocess.run(
             [*command, *file, *project, "down"], env=environment, capture_output=True, check=False

@@ -85,6 +85,23 @@ def test_the_compose_file_starts_two_nodes_of_one_world() -> None:
     assert first["command"] == second["command"]
 
 
+def test_each_node_gets_a_gpu_of_its_own() -> None:
+    nodes = [
+        yaml.safe_load((ROOT / "scripts" / "docker" / name).read_text())["services"]
+        for name in ("compose.yml", "compose.gpu.yml")
+    ]
+    assert nodes[0].keys() == nodes[1].keys()
+    (devices,) = zip(
+        *(n["deploy"]["resources"]["reservations"]["devices"] for n in nodes[1].values()),
+        strict=True,
+    )
+    assert [device["device_ids"] for device in devices] == [["0"], ["1"]]
+    for node in nodes[1].values():
+        # Neither is guessed: what stands in compose.yml is the demo on a CPU.
+        assert "${COMMAND:?" in node["command"]
+        assert [v.startswith("${DATA:?") and v.endswith(":ro") for v in node["volumes"]] == [True]
+
+
 def test_a_pod_runs_as_the_images_user() -> None:
     (user,) = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, flags=re.MULTILINE)
     manifest = (ROOT / "scripts" / "kubernetes" / "resnet50.yaml").read_text()
