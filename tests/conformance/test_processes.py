@@ -87,18 +87,8 @@ def test_two_processes_learn_what_one_learns(half_batches, tmp_path):
     assert found.returncode == 0, found.stderr
     assert losses(joined) == losses(two)
 
-    # Two machines of one device each, as launch.py is started by hand on both.
-    apart = tmp_path / "apart"
-    nodes = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
-    there = start(half_batches, *MIXED, f"--workspace={apart}", NODE_RANK="1", **nodes)
-    here = start(half_batches, *MIXED, f"--workspace={apart}", NODE_RANK="0", **nodes)
-    for process in (here, there):
-        _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-    assert losses(apart) == losses(two)
-
     # Fifteen images on two ranks in batches of four: each counted once.
-    for folder in (one, two, joined, apart):
+    for folder in (one, two, joined):
         validations = [
             r.values for r in read_metrics(folder / "metrics.jsonl") if "validation" in r.kind
         ]
@@ -108,10 +98,10 @@ def test_two_processes_learn_what_one_learns(half_batches, tmp_path):
         )
 
 
-def start(arguments: list[str], *more: str, **variables: str) -> subprocess.Popen[str]:
+def start(arguments: list[str], *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(arguments, *more),
-        env={**environment(), **variables},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,4 +1,7 @@
-"""Two machines for real, as far as the network can tell: two namespaces, a cable between them."""
+"""Two machines for real, as far as the network can tell: two namespaces, a cable between them.
+
+Where none can be made, and in the long form, launch.py is started twice on the loopback as well.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,19 @@ import pytest
 import ranks
 
 pytestmark = pytest.mark.slow
+FULL = os.environ.get("FAULTS") == "full"
 
 
-@pytest.fixture
-def namespaces() -> None:
-    """Skip where no network namespace can be made."""
+def no_namespaces() -> str:
+    """Say why no network namespace can be made here; "" where one can."""
     if shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.skip("network namespaces need root and iproute2's ip command")
+        return "network namespaces need root and iproute2's ip command"
     name = f"ic-probe-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode != 0:
-        pytest.skip(f"no network namespace can be made here: {made.stderr.strip()}")
+        return f"no network namespace can be made here: {made.stderr.strip()}"
     subprocess.run(["ip", "netns", "delete", name], check=True)
+    return ""
 
 
 def listed() -> set[str]:
@@ -33,8 +37,10 @@ def listed() -> set[str]:
 
 
 @pytest.fixture
-def after_a_kill(namespaces) -> Iterator[tuple[str, str]]:
+def after_a_kill() -> Iterator[tuple[str, str]]:
     """Two namespaces: one left by a killed run, and one whose run still lives."""
+    if why := no_namespaces():
+        pytest.skip(why)
     dead = subprocess.Popen(["true"])
     dead.wait()
     left, living = f"ic-{dead.pid}-0", f"ic-{os.getpid()}-1"
@@ -45,16 +51,27 @@ def after_a_kill(namespaces) -> Iterator[tuple[str, str]]:
         subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
-def test_two_machines_learn_what_one_learns(after_a_kill, small_arguments, tmp_path):
-    before = listed()
-    one, two = tmp_path / "one", tmp_path / "two"
+@pytest.fixture
+def halves(small_arguments) -> list[str]:
+    """Half the batch a device: one machine takes two micro-batches, two take one each."""
     changed = [a.replace("batch.per_device=8", "batch.per_device=4") for a in small_arguments]
     changed = [a.replace("schedule.epochs=3", "schedule.epochs=2") for a in changed]
-    changed.append("--no-checkpoints")
-    code, err = ranks.start(changed, one).finish()
+    return [*changed, "--no-checkpoints"]
+
+
+def assert_two_learnt_what_one_learns(halves, one, two) -> None:
+    code, err = ranks.start(halves, one).finish()
     assert code == 0, err
+    assert ranks.losses(two) == pytest.approx(ranks.losses(one), abs=1e-4)
+    assert len(ranks.losses(two)) == 8
+    assert ranks.records(two, "start")[0].values["world_size"] == 2
+
+
+def test_two_machines_learn_what_one_learns(after_a_kill, halves, tmp_path):
+    before = listed()
+    two = tmp_path / "two"
     demo = subprocess.run(
-        [str(ranks.ROOT / "scripts" / "two_nodes_demo.sh"), str(two), *changed],
+        [str(ranks.ROOT / "scripts" / "two_nodes_demo.sh"), str(two), *halves],
         env=ranks.environment(PYTHON=sys.executable),
         capture_output=True,
         text=True,
@@ -62,9 +79,18 @@ def test_two_machines_learn_what_one_learns(after_a_kill, small_arguments, tmp_p
         check=False,
     )
     assert demo.returncode == 0, demo.stderr
-    assert ranks.losses(two) == pytest.approx(ranks.losses(one), abs=1e-4)
-    assert len(ranks.losses(two)) == 8
-    assert ranks.records(two, "start")[0].values["world_size"] == 2
+    assert_two_learnt_what_one_learns(halves, tmp_path / "one", two)
     left, living = after_a_kill
     assert left not in listed() and living in listed()
     assert listed() <= before
+
+
+def test_two_machines_that_are_one(halves, tmp_path):
+    if not (FULL or no_namespaces()):
+        pytest.skip("the test with namespaces stands for it; part of the long form: FAULTS=full")
+    two = tmp_path / "two"
+    nodes = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
+    jobs = [ranks.start(halves, two, NODE_RANK=rank, **nodes) for rank in ("0", "1")]
+    for code, err in [job.finish() for job in jobs]:
+        assert code == 0, err
+    assert_two_learnt_what_one_learns(halves, tmp_path / "one", two)
