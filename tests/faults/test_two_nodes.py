@@ -68,6 +68,7 @@ def assert_two_learnt_what_one_learns(halves, one, two) -> None:
 
 
 def test_two_machines_learn_what_one_learns(after_a_kill, halves, tmp_path):
+    """Two machines with a cable between them learn what one learns; a killed run left its own."""
     before = listed()
     two = tmp_path / "two"
     demo = subprocess.run(
@@ -86,6 +87,7 @@ def test_two_machines_learn_what_one_learns(after_a_kill, halves, tmp_path):
 
 
 def test_two_machines_that_are_one(halves, tmp_path):
+    """launch.py started by hand for each of two machines learns what one machine learns."""
     if not (FULL or no_namespaces()):
         pytest.skip("the test with namespaces stands for it; part of the long form: FAULTS=full")
     two = tmp_path / "two"
