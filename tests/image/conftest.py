@@ -10,6 +10,14 @@ import pytest
 from containers import Engine
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Time for whole trainings on a machine that has other work: the limit is against hanging."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """The engine, with the image under test; every container it starts is gone at the end."""

@@ -52,7 +52,7 @@ def build(client: str, folder: Path, *options: str, **variables: str) -> str:
         [client, "build", f"--network={network}", *options, str(folder)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=800,
         check=False,
         env={**os.environ, **variables},
     )

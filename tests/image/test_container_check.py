@@ -20,7 +20,7 @@ def test_a_check_and_a_slower_image_against_it(engine: Engine, tmp_path: Path) -
         [str(script), *arguments],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
         env={**os.environ, "PATH": f"{client}:{os.environ['PATH']}"},
     )
