@@ -81,6 +81,7 @@ bench: setup
 	$(BIN)/python benchmarks/data_loading.py
 	$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python benchmarks/telemetry_cost.py
+	$(BIN)/python benchmarks/openmp_wait.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

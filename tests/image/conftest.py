@@ -11,7 +11,7 @@ from containers import Engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Time for whole trainings on a machine that has other work: the limit is against hanging."""
+    """Time for whole trainings on a machine that has other work: against hanging, the one limit."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:

@@ -38,14 +38,11 @@ class Engine:
     client: str
     started: list[str] = field(default_factory=list)
 
-    def call(
-        self, *words: str, timeout_s: float = 800, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
+    def call(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.client, *words],
             capture_output=True,
             text=True,
-            timeout=timeout_s,
             check=False,
             env={**os.environ, **variables},
         )
@@ -60,13 +57,12 @@ class Engine:
         *command: str,
         options: Sequence[str] = (),
         flags: Sequence[str] = LOCKED_DOWN,
-        timeout_s: float = 800,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, in a container that is then removed, also when time is up."""
         name = f"ic-test-{uuid.uuid4().hex[:12]}"
         words = ["run", "--rm", "--name", name, *flags, *options, self.image, *command]
         try:
-            return self.call(*words, timeout_s=timeout_s)
+            return self.call(*words)
         except BaseException:
             # Ending the client leaves the container running beside the tests that follow.
             self.call("rm", "--force", "--volumes", name)
@@ -81,9 +77,9 @@ class Engine:
         )
         return name
 
-    def ended(self, name: str, timeout_s: float = 800) -> int:
+    def ended(self, name: str) -> int:
         """Wait for a container; return its exit code."""
-        return int(self.call("wait", name, timeout_s=timeout_s).stdout)
+        return int(self.call("wait", name).stdout)
 
     def logs(self, name: str) -> str:
         done = self.call("logs", name)

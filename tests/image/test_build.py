@@ -52,7 +52,6 @@ def build(client: str, folder: Path, *options: str, **variables: str) -> str:
         [client, "build", f"--network={network}", *options, str(folder)],
         capture_output=True,
         text=True,
-        timeout=800,
         check=False,
         env={**os.environ, **variables},
     )

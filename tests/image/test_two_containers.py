@@ -82,7 +82,6 @@ def test_the_compose_file(engine: Engine, runs: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=800,
             check=False,
         )
         assert up.returncode == 0, up.stdout + up.stderr
