@@ -20,9 +20,9 @@ sys.path.insert(0, str(ROOT / "tests" / "unit" / "hardware"))
 
 from fake_driver import FakeDevice, FakeDriver, loaded
 
-from image_classification.hardware.places import Place, own_place
-from image_classification.hardware.telemetry import Sampler, open_sensors
-from image_classification.hardware.worklog import WorkLog
+from image_classification.telemetry.rank_location import Place, own_place
+from image_classification.telemetry.sampler import Sampler, open_sensors
+from image_classification.telemetry.windows import WorkLog
 
 SECONDS = 15.0
 STEPS = 20_000

@@ -17,10 +17,10 @@ from record import RESULTS, write_record
 
 from image_classification.config import resolve
 from image_classification.core.types import WorldInfo
+from image_classification.devices.accelerator import get_accelerator
 from image_classification.engine.build import build_run
-from image_classification.engine.stopping import StopRequest
+from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
-from image_classification.hardware.accelerator import get_accelerator
 
 BATCH = 32
 IMAGE_SIZE_PX = 224

@@ -40,7 +40,7 @@ case "$1" in
   doctor | dataset | report) set -- python -m image_classification "$@" ;;
 esac
 
-python -m image_classification.cli.greeting "$@" >&2
+python -m image_classification.cli.container_start "$@" >&2
 
 # As process 1 a program without a handler of its own would not hear SIGTERM.
 if [[ $$ == 1 ]] && command -v tini >/dev/null; then

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from image_classification.cli.outcome import exit_with_one_line
+from image_classification.cli.user_errors import exit_with_one_line
 from image_classification.core.errors import ConfigError, unknown
 from image_classification.core.registry import Registry
 

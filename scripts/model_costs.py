@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PATH = ROOT / "image_classification" / "reporting" / "model_costs.yml"
+PATH = ROOT / "image_classification" / "reporting" / "pictures" / "model_costs.yml"
 SIZES_PX = (128, 160, 176, 192, 224, 256, 288, 320)
 
 sys.path.insert(0, str(ROOT))
@@ -21,7 +21,7 @@ def costs_text() -> str:
     import torch
 
     from image_classification.models import build, list_models
-    from image_classification.models.count import count_multiply_adds, count_parameters
+    from image_classification.models.size import count_multiply_adds, count_parameters
 
     lines = [
         "# Parameters and multiply-adds of every model with 1000 classes, the latter by the side",

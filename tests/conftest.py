@@ -88,8 +88,8 @@ def small_config(image_folder: Path, tmp_path: Path) -> Callable[..., Any]:
 def open_run() -> Iterator[Callable[..., Any]]:
     """Build a run in this process; closed at the end of the test."""
     from image_classification.core.types import WorldInfo
+    from image_classification.devices.accelerator import get_accelerator
     from image_classification.engine.build import build_run
-    from image_classification.hardware.accelerator import get_accelerator
 
     with ExitStack() as stack:
 

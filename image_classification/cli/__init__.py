@@ -1,1 +1,1 @@
-"""The command lines: parse, hand over, print; no training logic."""
+"""Command lines: parse arguments, call the package, print results."""

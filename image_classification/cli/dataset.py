@@ -1,11 +1,16 @@
-"""``python -m image_classification dataset …``: check, prepare, pack and make data sets."""
+"""What ``dataset check`` found, as text and as JSON.
+
+``python -m image_classification dataset …``: check, prepare, pack and make data sets.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -20,11 +25,82 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from image_classification.cli.terminal import mute_stdout, show
 from image_classification.core.errors import EXIT_DONE, ConfigError, DataError
-from image_classification.data import quarantine
-from image_classification.data.demo import write_demo
-from image_classification.data.parallel import default_workers
+from image_classification.core.terminal import mute_stdout, show
+from image_classification.data.tools import quarantine
+from image_classification.data.tools.check import CheckReport, SplitReport, Spread
+from image_classification.data.tools.demo import write_demo
+from image_classification.data.tools.parallel import default_workers
+
+_SHOWN = 5
+_IMAGENET = {
+    "complete": "ImageNet-1k, complete",
+    "incomplete": "ImageNet-1k's classes, not all of its images",
+}
+
+
+def check_json(report: CheckReport, list_file: Path | None) -> str:
+    """Return everything in ``report``, every name included; list_file: the quarantine list."""
+    content = dataclasses.asdict(report)
+    content["is_usable"] = report.is_usable
+    content["quarantine"] = {
+        "file": None if list_file is None else str(list_file),
+        "images": report.broken,
+    }
+    return json.dumps(content, indent=1)
+
+
+def check_text(report: CheckReport) -> str:
+    """Return a summary; of long lists the first names."""
+    lines = [f"data set  {report.path}"]
+    if report.imagenet_1k in _IMAGENET:
+        lines.append(f"          {_IMAGENET[report.imagenet_1k]}")
+    lists = {split.classes: None for split in report.splits.values()}
+    lines += [f"classes   {len(classes):,}: {_some(classes)}" for classes in lists]
+    for name, split in report.splits.items():
+        lines += _split_lines(name, split)
+    lines += [f"note      {note}" for note in report.notes]
+    lines += [f"problem   {problem}" for problem in report.problems]
+    if report.is_usable:
+        lines.append("every image can be decoded: ready to train on")
+    return "\n".join(lines)
+
+
+def _split_lines(name: str, split: SplitReport) -> list[str]:
+    size = f"{split.total_bytes / 1e6:,.1f} MB"
+    lines = [
+        f"{name:<10}{split.num_images:,} images ({split.format}, {size})",
+        _spread_line("a class", split.images_per_class, ""),
+        _spread_line("width", split.width_px, " px"),
+        _spread_line("height", split.height_px, " px"),
+        _spread_line("file size", split.bytes, " bytes"),
+        f"  formats    {_counts(split.formats)}",
+        f"  colours    {_counts(split.modes)}",
+    ]
+    for kind, names in split.odd.items():
+        if names:
+            lines.append(f"  {kind}: {len(names):,}: {_some(names)}")
+    for kind, names in split.broken.items():
+        if names:
+            lines.append(f"  BROKEN, {kind}: {len(names):,}: {_some(names)}")
+    return [line for line in lines if line]
+
+
+def _spread_line(what: str, spread: Spread | None, unit: str) -> str:
+    if spread is None:
+        return ""
+    values = f"{spread.min:,.0f} / {spread.median:,.0f} / {spread.max:,.0f}{unit}"
+    return f"  {what:<10} {values} (least / median / most)"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none readable"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
 
 PACK_FORMATS = ("webdataset", "tfrecord", "recordio")
 
@@ -207,8 +283,7 @@ def _count(text: str) -> int:
 
 def _run_check(arguments: argparse.Namespace) -> None:
     # Imports torch, for the decoder of training; the other commands start faster without.
-    from image_classification.cli.dataset_report import check_json, check_text
-    from image_classification.data.check import check_data_set, quarantine_list
+    from image_classification.data.tools.check import check_data_set, quarantine_list
 
     folder: Path = arguments.folder
     if arguments.output is not None and arguments.no_quarantine:
@@ -252,7 +327,7 @@ def _verdict(folder: Path, num_broken: int, problems: list[str], list_file: Path
 
 
 def _run_prepare(arguments: argparse.Namespace) -> None:
-    from image_classification.data.prepare import prepare
+    from image_classification.data.tools.prepare import prepare
 
     out: Path = arguments.output or arguments.folder
     with _bars("MB placed") as step:
@@ -273,7 +348,7 @@ def _run_prepare(arguments: argparse.Namespace) -> None:
 
 
 def _run_pack(arguments: argparse.Namespace) -> None:
-    from image_classification.data.pack import pack
+    from image_classification.data.tools.pack import pack
 
     if arguments.quality is not None and arguments.max_side is None:
         raise ConfigError("--quality does nothing without --max-side: give both, or neither")
@@ -298,7 +373,7 @@ def _run_pack(arguments: argparse.Namespace) -> None:
 
 
 def _run_fake(arguments: argparse.Namespace) -> None:
-    from image_classification.data.fake import FakeSpec, make_fake
+    from image_classification.data.tools.fake import FakeSpec, make_fake
 
     num_val = arguments.val_images
     if num_val is None:

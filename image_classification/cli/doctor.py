@@ -11,13 +11,18 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from image_classification.cli.checkup import Asked, Checkup
-from image_classification.cli.doctor_report import check_line, checks_json, print_check, verdict
-from image_classification.cli.isolated import any_stuck
-from image_classification.cli.terminal import mute_stdout, show
 from image_classification.config.catalogue import load_catalogue
-from image_classification.core.checkup import FAIL, Check, overall
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError, unknown
+from image_classification.core.terminal import mute_stdout, show
+from image_classification.doctor.check import FAIL, Check, overall
+from image_classification.doctor.checks import Asked, Checkup
+from image_classification.doctor.probe import any_stuck
+from image_classification.doctor.report import (
+    check_line,
+    checks_json,
+    print_check,
+    verdict,
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,13 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from image_classification.cli.emit import render_emission
-from image_classification.cli.explain import render_explanation
-from image_classification.cli.listing import render_listing
-from image_classification.cli.outcome import exit_with_one_line
+from image_classification.cli.emit.render import render_emission
+from image_classification.cli.listing import render_explanation, render_listing
 from image_classification.cli.parse import parse
-from image_classification.cli.terminal import show
+from image_classification.cli.user_errors import exit_with_one_line
 from image_classification.config.catalogue import load_catalogue
+from image_classification.core.terminal import show
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -29,7 +28,7 @@ def _main(argv: Sequence[str]) -> int:
         show(render_emission(request.emit, config, argv, sys.argv[0], request.config_file))
         return 0
     # Imported on demand: --list, --explain and --emit answer at once, without torch.
-    from image_classification.cli.drive import drive
+    from image_classification.launch.run import drive
 
     return drive(request, str(Path(sys.argv[0]).resolve()), argv)
 

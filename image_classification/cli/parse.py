@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from image_classification.cli.emit import KINDS
+from image_classification.cli.emit.render import KINDS
 from image_classification.config.catalogue import load_catalogue
-from image_classification.config.compat import OPTIONS, Option, read_setting, translate
+from image_classification.config.options import (
+    OPTIONS,
+    Option,
+    read_setting,
+    translate,
+)
 from image_classification.config.provenance import Override
-from image_classification.config.resolve import resolve
-from image_classification.config.schema import MODES, RunConfig
+from image_classification.config.resolve import Request
+from image_classification.config.schema import MODES
 from image_classification.core.errors import ConfigError, nearest, unknown
-from image_classification.core.types import DevicesFound
-from image_classification.data.backend import BACKENDS
+from image_classification.data.loaders.protocol import BACKENDS
 
 LISTS = ("models", "platforms", "precisions", "modes", "recipes", "runs")
 
@@ -26,54 +29,6 @@ launch.py --model M --precision P --mode MODE --platform PLATFORM [--recipe R] [
        launch.py <names> --explain [--json]
        launch.py <names> [DATA] [options] --emit slurm|kubernetes|torchrun
        launch.py --list [models|platforms|precisions|modes|recipes|runs] [--json]"""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a command line asks for.
-
-    list_what: ``all`` or one of `LISTS`. emit: one of `image_classification.cli.emit.KINDS`.
-    """
-
-    model: str = ""
-    precision: str = ""
-    mode: str = ""
-    platform: str = ""
-    recipe: str | None = None
-    data: str | None = None
-    overrides: tuple[Override, ...] = ()
-    notes: tuple[str, ...] = ()
-    config_file: Path | None = None
-    list_what: str | None = None
-    explain: bool = False
-    json: bool = False
-    emit: str | None = None
-
-    def resolve(
-        self,
-        available: DevicesFound | None = None,
-        world_size: int | None = None,
-        num_nodes: int = 1,
-    ) -> RunConfig:
-        """Return the configuration asked for, on these devices (None: as published).
-
-        Raises:
-            ConfigError, DeviceError: see `image_classification.config.resolve.resolve`.
-        """
-        return resolve(
-            self.model,
-            self.precision,
-            self.mode,
-            self.platform,
-            self.recipe,
-            data=self.data,
-            overrides=self.overrides,
-            config_file=self.config_file,
-            available=available,
-            world_size=world_size,
-            num_nodes=num_nodes,
-            notes=self.notes,
-        )
 
 
 class _Parser(argparse.ArgumentParser):

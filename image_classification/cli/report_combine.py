@@ -7,12 +7,16 @@ from pathlib import Path
 
 from image_classification.cli.report_parser import ReportParser, add_ignore, show_json, show_tables
 from image_classification.core.errors import EXIT_DONE, WorkspaceError
-from image_classification.reporting.combine import group_runs
-from image_classification.reporting.combined import Combined, combined_json, print_combined
-from image_classification.reporting.combined_page import combined_page
-from image_classification.reporting.files import write_atomically
-from image_classification.reporting.named_run import check_ignored
-from image_classification.reporting.run_file import read_run
+from image_classification.core.files import write_atomically
+from image_classification.reporting.compare.combine import group_runs
+from image_classification.reporting.compare.combine_text import (
+    Combined,
+    combined_json,
+    print_combined,
+)
+from image_classification.reporting.compare.identity import check_ignored
+from image_classification.reporting.page.combined_page import combined_page
+from image_classification.reporting.report import read_run
 
 JSON_NAME = "combined.json"
 PAGE_NAME = "combined.html"

@@ -13,12 +13,19 @@ from image_classification.cli.report_parser import (
     thresholds_of,
 )
 from image_classification.core.errors import EXIT_DONE, EXIT_REGRESSED
-from image_classification.reporting.named_run import check_ignored
-from image_classification.reporting.regression import compare_runs
-from image_classification.reporting.regression_folders import compare_folders, holds_runs
-from image_classification.reporting.regression_folders_text import folders_json, print_folders
-from image_classification.reporting.regression_text import comparison_json, print_comparison
-from image_classification.reporting.run_file import read_run
+from image_classification.reporting.compare.identity import check_ignored
+from image_classification.reporting.compare.regression import (
+    compare_folders,
+    compare_runs,
+    holds_runs,
+)
+from image_classification.reporting.compare.regression_text import (
+    comparison_json,
+    folders_json,
+    print_comparison,
+    print_folders,
+)
+from image_classification.reporting.report import read_run
 
 
 def build_parser() -> ReportParser:

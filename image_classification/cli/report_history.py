@@ -13,9 +13,9 @@ from image_classification.cli.report_parser import (
     thresholds_of,
 )
 from image_classification.core.errors import EXIT_DONE, EXIT_REGRESSED
-from image_classification.reporting.history import AGAINST, read_history
-from image_classification.reporting.history_text import history_json, print_history
-from image_classification.reporting.named_run import check_ignored
+from image_classification.reporting.compare.history import AGAINST, read_history
+from image_classification.reporting.compare.history_text import history_json, print_history
+from image_classification.reporting.compare.identity import check_ignored
 
 
 def build_parser() -> ReportParser:

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from image_classification.cli.terminal import mute_stdout, show
 from image_classification.core.errors import ConfigError
-from image_classification.reporting.regression import THRESHOLDS, Thresholds
+from image_classification.core.terminal import mute_stdout, show
+from image_classification.reporting.compare.regression import THRESHOLDS, Thresholds
 
 
 class ReportParser(argparse.ArgumentParser):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from image_classification.cli.report_parser import ReportParser, show_text
 from image_classification.core.errors import EXIT_DONE, ConfigError, unknown
+from image_classification.reporting.page.run_page import write_pictures_page
 from image_classification.reporting.pictures.draw import FORMATS, draw
 from image_classification.reporting.pictures.source import read_run
-from image_classification.reporting.render import write_pictures_page
 
 
 def build_parser() -> ReportParser:

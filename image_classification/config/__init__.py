@@ -1,10 +1,10 @@
 """Names, recipes and options -> one frozen, explained configuration. Never imports torch."""
 
 from image_classification.config.catalogue import Catalogue, ListedRun, load_catalogue
+from image_classification.config.explain import explanation, to_dict, to_yaml
 from image_classification.config.provenance import Override
 from image_classification.config.resolve import resolve
 from image_classification.config.schema import RunConfig, RunNames
-from image_classification.config.serialise import explanation, to_dict, to_yaml
 
 __all__ = [
     "Catalogue",

@@ -13,10 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from image_classification.config.checks import check_value, find_key
-from image_classification.config.keys import IDENTITY
+from image_classification.config.checks import IDENTITY, check_value, find_key
 from image_classification.config.schema import MODES, PRECISIONS
-from image_classification.config.yamlfile import Located, load_yaml
+from image_classification.config.yaml_file import Located, load_yaml
 from image_classification.core.errors import ConfigError, nearest, unknown
 
 DEFAULT_FILE = Path(__file__).resolve().parents[2] / "configs.yml"

@@ -10,10 +10,10 @@ from collections import Counter
 from typing import Any, TypeAlias
 
 from image_classification.config.catalogue import load_catalogue
+from image_classification.config.explain import explanation
 from image_classification.config.provenance import without_line
 from image_classification.config.resolve import resolve
 from image_classification.config.schema import MODES, RunConfig
-from image_classification.config.serialise import explanation
 
 Flat: TypeAlias = dict[str, Any]
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from image_classification.config.catalogue import Layer
-from image_classification.config.checks import check_value, find_key
-from image_classification.config.keys import IDENTITY, KEYS
+from image_classification.config.checks import IDENTITY, KEYS, check_value, find_key
 from image_classification.core.errors import ConfigError
 
 SCHEMA_DEFAULT = "default (schema)"

@@ -7,16 +7,20 @@ model's configuration (its entry) < recipe < mode < command line.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_classification.config.batch import accumulation, formula, largest_per_device
 from image_classification.config.catalogue import Block, Catalogue, Entry, load_catalogue
-from image_classification.config.checks import check_idle, check_together
-from image_classification.config.keys import KEYS
-from image_classification.config.placement import place
+from image_classification.config.checks import KEYS, check_idle, check_together
+from image_classification.config.placement import accumulation, formula, largest_per_device, place
 from image_classification.config.provenance import Override, Values
-from image_classification.config.schema import MODES, SECTIONS, RunConfig, RunNames
+from image_classification.config.schema import (
+    MODES,
+    SECTIONS,
+    RunConfig,
+    RunNames,
+)
 from image_classification.core.errors import ConfigError, unknown
 from image_classification.core.types import DevicesFound
 
@@ -214,3 +218,48 @@ def _freeze(
         warnings=warnings,
         sources=sources,
     )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line of ``launch.py`` asks for."""
+
+    model: str = ""
+    precision: str = ""
+    mode: str = ""
+    platform: str = ""
+    recipe: str | None = None
+    data: str | None = None
+    overrides: tuple[Override, ...] = ()
+    notes: tuple[str, ...] = ()
+    config_file: Path | None = None
+    list_what: str | None = None
+    explain: bool = False
+    json: bool = False
+    emit: str | None = None
+
+    def resolve(
+        self,
+        available: DevicesFound | None = None,
+        world_size: int | None = None,
+        num_nodes: int = 1,
+    ) -> RunConfig:
+        """Return the configuration asked for, on these devices (None: as published).
+
+        Raises:
+            ConfigError, DeviceError: see `resolve`.
+        """
+        return resolve(
+            self.model,
+            self.precision,
+            self.mode,
+            self.platform,
+            self.recipe,
+            data=self.data,
+            overrides=self.overrides,
+            config_file=self.config_file,
+            available=available,
+            world_size=world_size,
+            num_nodes=num_nodes,
+            notes=self.notes,
+        )

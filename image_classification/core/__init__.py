@@ -1,1 +1,1 @@
-"""Plain data, errors and the registry: imported by everything, importing nothing of ours."""
+"""Plain types, errors, registries and file access. Imports nothing else of the package."""

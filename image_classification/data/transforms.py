@@ -36,7 +36,7 @@ class TrainTransform:
     the published BI-V100 runs have it (0.08 to 1.25): such draws never fit and are drawn again.
     ratio: width / height of the crop, least and largest. image_size: side of the result in pixels.
     augmentation_fill: grey value of what a policy moves in from outside the image. jitter: see
-    `image_classification.data.policies.draw_colour_jitter`; 0 is off. erasing_colour: the mean
+    `image_classification.data.augment.draw_colour_jitter`; 0 is off. erasing_colour: the mean
     the images are normalised with, rounded to whole values of 0..255.
     """
 

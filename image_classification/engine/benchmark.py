@@ -11,14 +11,15 @@ import torch
 
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.core.types import Record
-from image_classification.engine import checkpoint, saving
+from image_classification.distributed.world import all_reduce_sum, barrier
 from image_classification.engine.build import Run
-from image_classification.engine.contract import other_contract
+from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.checkpoints import run_state as saving
+from image_classification.engine.checkpoints.resume_checks import other_contract
 from image_classification.engine.evaluate import evaluate, figures
-from image_classification.engine.meter import percentiles
-from image_classification.engine.stopping import Stopped, StopRequest
+from image_classification.engine.stop import Stopped, StopRequest
+from image_classification.engine.throughput import percentiles
 from image_classification.engine.train import validation_record
-from image_classification.hardware.world import all_reduce_sum, barrier
 
 _WARMUP_PASSES = 10
 

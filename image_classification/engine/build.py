@@ -1,4 +1,7 @@
-"""The one place where a resolved configuration becomes the parts of a run."""
+"""Averaging gradients over ranks: what DistributedDataParallel is told.
+
+The one place where a resolved configuration becomes the parts of a run.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,99 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from image_classification import models
-from image_classification.config.schema import RunConfig
-from image_classification.core.apex import find_apex, require_amp, require_optimizers
+from image_classification.config.schema import OptimConfig, RunConfig
 from image_classification.core.types import WorldInfo
-from image_classification.data.backend import Loader, LoaderSpec, open_loader
-from image_classification.engine.amp import Amp, TorchAmp
-from image_classification.engine.amp_apex import open_apex_amp
-from image_classification.engine.parallel import data_parallel
-from image_classification.engine.state import Progress
-from image_classification.hardware.accelerator import Accelerator
-from image_classification.hardware.worklog import WorkLog
+from image_classification.data.loaders.protocol import Loader, LoaderSpec, open_loader
+from image_classification.devices.accelerator import Accelerator
+from image_classification.engine.precision.apex import (
+    apex_optimizer,
+    find_apex,
+    open_apex_amp,
+    require_amp,
+    require_optimizers,
+)
+from image_classification.engine.precision.torch_amp import Amp, TorchAmp
+from image_classification.engine.train_state import Progress
 from image_classification.models.weights import load_weights
+from image_classification.optim import optimizers
 from image_classification.optim.ema import Ema
-from image_classification.optim.losses import build_loss
-from image_classification.optim.mixing import Mixer
-from image_classification.optim.optimizers import build_optimizer
-from image_classification.optim.params import param_groups
+from image_classification.optim.losses import Mixer, build_loss
+from image_classification.optim.optimizers import param_groups
 from image_classification.optim.schedules import Schedule
+from image_classification.telemetry.windows import WorkLog
+
+_HOOKS = {
+    "fp16": default_hooks.fp16_compress_hook,
+    "bf16": default_hooks.bf16_compress_hook,
+}
+
+
+# Two, as batch normalization needs more than one value a channel where 64 px have become 1.
+_PROBE_IMAGES, _PROBE_SIZE_PX = 2, 64
+
+
+def static_graph_allowed(config: RunConfig) -> bool:
+    """Return whether DDP may take every step's graph for the same.
+
+    The networks here use every parameter in every step. With accumulation the reducer's own
+    assertion fails in the first ``no_sync`` (torch 2.10), and torch.compile splits the graph at
+    DDP's buckets by itself.
+    """
+    return config.batch.accumulation == 1 and not config.model.compile
+
+
+def _settle_buckets(ddp: DistributedDataParallel, model: nn.Module, device: torch.device) -> None:
+    """Take two backward passes on zeros, after which DDP keeps the layout of its buckets.
+
+    DDP lays them out anew after its first step (with a static graph: its second). Three ranks or
+    more add in an order that follows from the layout, so that a resumed run would round its first
+    steps as no other and not be the run it continues. Weights and buffers stay as they are.
+    """
+    kept = [buffer.clone() for buffer in model.buffers()]
+    training = model.training
+    model.train()
+    images = torch.zeros(_PROBE_IMAGES, 3, _PROBE_SIZE_PX, _PROBE_SIZE_PX, device=device)
+    for _ in range(2):
+        ddp(images).sum().backward()
+    model.train(training)
+    for parameter in model.parameters():
+        parameter.grad = None
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(value)
+
+
+def data_parallel(
+    model: nn.Module, config: RunConfig, device: torch.device
+) -> DistributedDataParallel:
+    """Wrap ``model`` (on ``device``) so that gradients are averaged over all ranks.
+
+    With ``optim.gradient_compression`` they travel as float16 or bfloat16, halving the traffic.
+    """
+    ddp = DistributedDataParallel(
+        model,
+        device_ids=None if device.type == "cpu" else [device.index],
+        # Rank 0's BN statistics are broadcast before evaluation and saving instead of
+        # before every step; training-mode results do not depend on them.
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=static_graph_allowed(config),
+    )
+    if not config.model.compile:
+        _settle_buckets(ddp, model, device)
+    compression = config.optim.gradient_compression
+    if compression != "none":
+        ddp.register_comm_hook(None, _HOOKS[compression])
+    return ddp
+
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -103,6 +176,19 @@ def build_model(config: RunConfig) -> nn.Module:
     if m.pretrained_from_file is not None:
         load_weights(model, Path(m.pretrained_from_file))
     return model
+
+
+def build_optimizer(
+    groups: list[dict[str, Any]], config: OptimConfig, device_kind: str
+) -> torch.optim.Optimizer:
+    """Build the optimizer over ``groups`` in torch's or Apex's implementation.
+
+    Raises:
+        ConfigError: unknown name, options the optimizer does not have, or Apex is not installed.
+    """
+    if config.implementation == "apex":
+        return apex_optimizer(groups, config, device_kind)
+    return optimizers.build_optimizer(groups, config, device_kind)
 
 
 def build_amp(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from image_classification.core.errors import DivergedError, WorkspaceError
-from image_classification.data.sharding import TrainPlan
+from image_classification.core.files import explained, replace_file
+from image_classification.data.order import TrainPlan
+from image_classification.distributed.host_collectives import gather_text
 from image_classification.engine.build import Run
-from image_classification.engine.files import explained, replace_file
-from image_classification.engine.health import Trouble
-from image_classification.hardware.agreement import gather_text
+from image_classification.engine.finiteness import Trouble
 
 FILE = "diverged.json"
 

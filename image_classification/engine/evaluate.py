@@ -10,9 +10,9 @@ from torch import nn
 
 from image_classification.core.errors import DataError
 from image_classification.core.types import EvalResult
+from image_classification.distributed.world import all_reduce_sum
 from image_classification.engine.build import Run
-from image_classification.engine.stopping import Stopped, StopRequest
-from image_classification.hardware.world import all_reduce_sum
+from image_classification.engine.stop import Stopped, StopRequest
 
 
 def figures(result: EvalResult) -> dict[str, float]:

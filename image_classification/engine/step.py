@@ -11,7 +11,7 @@ import torch
 
 from image_classification.core.types import Batch, StepMetrics
 from image_classification.engine.build import Run
-from image_classification.engine.health import Watch
+from image_classification.engine.finiteness import Watch
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

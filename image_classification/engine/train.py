@@ -10,21 +10,20 @@ from typing import Any
 
 import torch
 
-from image_classification.core.durations import Every
 from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.core.types import EvalResult, Record
-from image_classification.engine import saving
+from image_classification.core.units import Every
+from image_classification.distributed.host_collectives import gather_text
+from image_classification.distributed.world import agree_max, all_reduce_sum, broadcast_module_state
 from image_classification.engine.build import Run
+from image_classification.engine.checkpoints import run_state as saving
+from image_classification.engine.checkpoints.async_save import Saver
 from image_classification.engine.divergence import diverged
 from image_classification.engine.evaluate import evaluate, figures
-from image_classification.engine.health import Watch
-from image_classification.engine.meter import TrainMeter, Window
-from image_classification.engine.saver import Saver
+from image_classification.engine.finiteness import Watch
 from image_classification.engine.step import train_step
-from image_classification.engine.stopping import Stopped, StopRequest
-from image_classification.engine.target import reached, target_result
-from image_classification.hardware.agreement import gather_text
-from image_classification.hardware.world import agree_max, all_reduce_sum, broadcast_module_state
+from image_classification.engine.stop import Stopped, StopRequest, reached, target_result
+from image_classification.engine.throughput import TrainMeter, Window
 
 
 @dataclass

@@ -1,13 +1,18 @@
-"""Softmax cross-entropy with label smoothing."""
+"""Softmax cross-entropy with label smoothing.
+
+Mixup and CutMix of a micro-batch, reproducible from (seed, micro-batch).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from image_classification.config.schema import LossConfig
+from image_classification.config.schema import LossConfig, MixingConfig
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -29,3 +34,100 @@ def build_loss(cfg: LossConfig) -> LossFn:
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
     return loss
+
+
+# Keeps these draws apart from other uses of the run's seed.
+_STREAM = 0x6D6978
+
+
+def soften(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Turn ``[N]`` int64 class indices into ``[N, num_classes]`` float32 one-hot rows."""
+    assert labels.dim() == 1 and labels.dtype == torch.int64, (labels.shape, labels.dtype)
+    one_hot = torch.zeros(labels.shape[0], num_classes, dtype=torch.float32, device=labels.device)
+    return one_hot.scatter_(1, labels.unsqueeze(1), 1.0)
+
+
+def mixup(
+    images: torch.Tensor, targets: torch.Tensor, perm: torch.Tensor, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blend each image and target with its partner: lam * x + (1 - lam) * x[perm].
+
+    images ``[N, 3, H, W]`` float, targets ``[N, C]`` float, perm ``[N]`` int64 on their device.
+    Returns new tensors; images keep dtype and memory format (arXiv:1710.09412).
+    """
+    return torch.lerp(images[perm], images, lam), torch.lerp(targets[perm], targets, lam)
+
+
+def cut_box(
+    height_px: int, width_px: int, lam: float, centre_y: int, centre_x: int
+) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) in pixels of CutMix's patch, clipped to the image.
+
+    The patch has the area share 1 - lam and the image's aspect ratio before clipping.
+    """
+    ratio = math.sqrt(1.0 - lam)
+    half_h, half_w = int(height_px * ratio) // 2, int(width_px * ratio) // 2
+    return (
+        max(centre_y - half_h, 0),
+        min(centre_y + half_h, height_px),
+        max(centre_x - half_w, 0),
+        min(centre_x + half_w, width_px),
+    )
+
+
+def cutmix(
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    perm: torch.Tensor,
+    box: tuple[int, int, int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Paste each partner's patch into its image; targets blend by the area really pasted.
+
+    Shapes as in `mixup`; ``box`` is (top, bottom, left, right) in pixels (arXiv:1905.04899).
+    """
+    top, bottom, left, right = box
+    height, width = images.shape[-2:]
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images[perm, :, top:bottom, left:right]
+    kept = 1.0 - (bottom - top) * (right - left) / (height * width)
+    return mixed, torch.lerp(targets[perm], targets, kept)
+
+
+class Mixer:
+    """Mixes micro-batches; with both alphas above 0 each one gets mixup or CutMix, evenly.
+
+    One lambda and one permutation a micro-batch, as in the predecessor. They derive from
+    (seed, micro_batch_id, N) alone, drawn on the host: whatever rank holds the micro-batch, and
+    however often the run was resumed, the same images are mixed the same way.
+    """
+
+    def __init__(self, cfg: MixingConfig, num_classes: int, seed: int) -> None:
+        if cfg.mixup <= 0 and cfg.cutmix <= 0:
+            raise ValueError("a Mixer needs mixup or cutmix above 0")
+        self.cfg = cfg
+        self.num_classes = num_classes
+        self.seed = seed
+
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, micro_batch_id: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mixed images and ``[N, num_classes]`` float32 soft targets.
+
+        images ``[N, 3, H, W]`` float and labels ``[N]`` int64 share a device and are left as they
+        were. micro_batch_id: counts micro-batches of the run over all ranks.
+        """
+        assert images.dim() == 4 and images.shape[0] == labels.shape[0]
+        rng = np.random.default_rng((_STREAM, self.seed, micro_batch_id))
+        # Drawn in a fixed order and always, so that one setting never shifts another's draws.
+        pick_mixup = rng.random() < 0.5
+        perm = torch.from_numpy(rng.permutation(images.shape[0])).to(
+            images.device, non_blocking=True
+        )
+        targets = soften(labels, self.num_classes)
+        if self.cfg.cutmix <= 0 or (self.cfg.mixup > 0 and pick_mixup):
+            lam = float(rng.beta(self.cfg.mixup, self.cfg.mixup))
+            return mixup(images, targets, perm, lam)
+        height, width = int(images.shape[-2]), int(images.shape[-1])
+        lam = float(rng.beta(self.cfg.cutmix, self.cfg.cutmix))
+        box = cut_box(height, width, lam, int(rng.integers(height)), int(rng.integers(width)))
+        return cutmix(images, targets, perm, box)

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from image_classification.models import build
-from image_classification.models.count import count_multiply_adds, count_parameters
-from image_classification.reporting.published_file import load_runs, rows_of
+from image_classification.models.size import count_multiply_adds, count_parameters
+from image_classification.reporting.published.load import load_runs, rows_of
 from pages.markdown import plain, table
 from pages.runs import Figures, named_runs, precision_of
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from image_classification.reporting.published_file import load_runs, rows_of
-from image_classification.reporting.published_rows import PublishedRun
+from image_classification.reporting.published.load import PublishedRun, load_runs, rows_of
 from pages.markdown import Sources, plain, table
 from pages.runs import (
     MACHINES,

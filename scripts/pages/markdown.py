@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from image_classification.reporting.published_rows import Source
+from image_classification.reporting.published.load import Source
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from image_classification.reporting.published_file import load_runs, rows_of
-from image_classification.reporting.published_rows import PublishedRow, PublishedRun
+from image_classification.reporting.published.load import (
+    PublishedRow,
+    PublishedRun,
+    load_runs,
+    rows_of,
+)
 from pages.markdown import plain
 
 FULL_PRECISION = ("FP32", "TF32")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.resolve import resolve
 from image_classification.config.schema import RunConfig
-from image_classification.reporting.published_rows import PublishedRun
+from image_classification.reporting.published.load import PublishedRun
 from pages.markdown import plain, table
 from pages.runs import Figures, named_runs
 

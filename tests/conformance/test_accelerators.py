@@ -8,11 +8,7 @@ import torch
 
 from image_classification.config.schema import PlatformConfig
 from image_classification.core.errors import ConfigError, DeviceError
-from image_classification.hardware.accelerator import (
-    ACCELERATORS,
-    Accelerator,
-    get_accelerator,
-)
+from image_classification.devices.accelerator import ACCELERATORS, Accelerator, get_accelerator
 
 
 @pytest.fixture(params=list(ACCELERATORS))

@@ -16,7 +16,12 @@ from PIL import Image
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.types import Batch
-from image_classification.data.backend import BACKENDS, Loader, LoaderSpec, open_loader
+from image_classification.data.loaders.protocol import (
+    BACKENDS,
+    Loader,
+    LoaderSpec,
+    open_loader,
+)
 
 CLASSES = ("0000", "0001", "0002")
 TRAIN_IMAGES = 29

@@ -10,9 +10,9 @@ from PIL import Image
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.types import Batch
-from image_classification.data import pack as packing
-from image_classification.data.backend import LoaderSpec, open_loader
-from image_classification.data.formats import FORMATS, open_index, recognise
+from image_classification.data.formats.folder import FORMATS, open_index, recognise
+from image_classification.data.loaders.protocol import LoaderSpec, open_loader
+from image_classification.data.tools import pack as packing
 
 CLASSES = ("Kätzchen", "n02085620", "owl")
 IMAGES = {"train": 23, "val": 8}

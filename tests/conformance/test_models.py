@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from image_classification import models
-from image_classification.models.describe import describe
+from image_classification.models.size import describe
 from image_classification.models.weights import load_model, model_metadata, read_header, save_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from jobs import Jobs, Learnt, Zygote
+
+from tests.faults.jobs import Jobs, Learnt, Zygote
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from image_classification.engine import checkpoint
-from image_classification.engine.checkpoint import Snapshot
+from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.checkpoints.files import Snapshot
 
 FILES = ("model.safetensors", "state.safetensors", "state.json", "manifest.json")
 FULL = os.environ.get("FAULTS") == "full"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from image_classification.engine import checkpoint
+from image_classification.engine.checkpoints import files as checkpoint
 
 KILLS = {1: (2, 80), 2: (1, 20)}
 """Short and full, by the number of ranks."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.data.workers import NO_SHARED_MEMORY
+from image_classification.data.loaders.workers import NO_SHARED_MEMORY
 
 FULL = os.environ.get("FAULTS") == "full"
 BACKENDS = ("pytorch", "dali-cpu")
@@ -114,7 +114,7 @@ NO_MOUNTS = (
 )
 
 
-@pytest.mark.skipif(not FULL, reason="in full only; tests/unit/data/test_shared_memory.py is short")
+@pytest.mark.skipif(not FULL, reason="the short form is test_shared_memory.py")
 @pytest.mark.skipif(NO_MOUNTS, reason="needs root and mount namespaces, for a /dev/shm of 64 MB")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shared_memory_of_64_mb(jobs, arguments, seen, tmp_path, backend) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ranks
 import torch
+
+from tests.faults import ranks
 
 FULL = os.environ.get("FAULTS") == "full"
 long_form = pytest.mark.skipif(not FULL, reason="part of the long form: FAULTS=full")

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-import ranks
-from jobs import free_port
+
+from tests.faults import ranks
+from tests.faults.jobs import free_port
 
 pytestmark = pytest.mark.slow
 

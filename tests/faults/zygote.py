@@ -25,10 +25,8 @@ from typing import Any, NoReturn
 
 def main() -> None:
     # What launch.py imports on its way; none of it starts a thread.
-    import image_classification.cli.drive
-    import image_classification.data.torchvision  # noqa: F401
-    from image_classification.cli import session
     from image_classification.cli.launch import main as launch
+    from image_classification.launch import recorder as session
 
     session.draw_run = lambda *what: None  # type: ignore[attr-defined]
 

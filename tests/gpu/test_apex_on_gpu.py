@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from image_classification.config.schema import OptimConfig
-from image_classification.core.apex import find_apex
-from image_classification.engine.amp import Amp, TorchAmp
-from image_classification.engine.amp_apex import open_apex_amp
-from image_classification.hardware.accelerator import get_accelerator
-from image_classification.optim.optimizers import build_optimizer
-from image_classification.optim.params import param_groups
+from image_classification.devices.accelerator import get_accelerator
+from image_classification.engine.build import build_optimizer
+from image_classification.engine.precision.apex import find_apex, open_apex_amp
+from image_classification.engine.precision.torch_amp import Amp, TorchAmp
+from image_classification.optim.optimizers import param_groups
 
 APEX = find_apex()
 USABLE = APEX is not None and APEX.is_nvidia and APEX.has_kernels

@@ -9,18 +9,17 @@ from torch import nn
 from image_classification.config.schema import MixingConfig, OptimConfig
 from image_classification.core.errors import DeviceError
 from image_classification.core.types import WorldInfo
-from image_classification.hardware.affinity import set_affinity
-from image_classification.hardware.cuda import CudaAccelerator
-from image_classification.hardware.world import (
+from image_classification.devices.affinity import set_affinity
+from image_classification.devices.cuda import CudaAccelerator
+from image_classification.distributed.world import (
     agree_max,
     all_reduce_sum,
     control_group,
     process_group,
 )
 from image_classification.optim.ema import Ema
-from image_classification.optim.mixing import Mixer
-from image_classification.optim.optimizers import build_optimizer
-from image_classification.optim.params import param_groups
+from image_classification.optim.losses import Mixer
+from image_classification.optim.optimizers import build_optimizer, param_groups
 
 pytestmark = [
     pytest.mark.gpu,

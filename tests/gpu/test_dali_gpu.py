@@ -13,7 +13,7 @@ from PIL import Image
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.types import Batch
-from image_classification.data.backend import LoaderSpec, open_loader
+from image_classification.data.loaders.protocol import LoaderSpec, open_loader
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,12 +8,12 @@ import torch
 
 from image_classification.config.resolve import resolve
 from image_classification.core.types import WorldInfo
-from image_classification.engine import checkpoint
+from image_classification.devices.accelerator import get_accelerator
+from image_classification.devices.async_readback import HostCopy
 from image_classification.engine.build import build_run
-from image_classification.engine.stopping import StopRequest
+from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
-from image_classification.hardware.accelerator import get_accelerator
-from image_classification.hardware.host_copy import HostCopy
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,10 +5,10 @@ import time
 import pytest
 import torch
 
-from image_classification.hardware.cuda import CudaAccelerator
-from image_classification.hardware.places import own_place
-from image_classification.hardware.telemetry import Sampler, open_sensors
-from image_classification.hardware.worklog import WorkLog
+from image_classification.devices.cuda import CudaAccelerator
+from image_classification.telemetry.rank_location import own_place
+from image_classification.telemetry.sampler import Sampler, open_sensors
+from image_classification.telemetry.windows import WorkLog
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containers import Engine
+
+from tests.image.containers import Engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containers import ROOT, Engine
+
+from tests.image.containers import ROOT, Engine
 
 # As NVIDIA's does: says something on stdout, then becomes the command.
 NVIDIA_ENTRYPOINT = """#!/bin/bash

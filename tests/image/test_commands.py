@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from containers import LOCKED_DOWN, Engine, mounts
+
+from tests.image.containers import LOCKED_DOWN, Engine, mounts
 
 
 def test_help_is_the_default(engine: Engine) -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from containers import ROOT, Engine
+from tests.image.containers import ROOT, Engine
 
 
 def test_a_check_and_a_slower_image_against_it(engine: Engine, tmp_path: Path) -> None:

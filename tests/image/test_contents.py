@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from containers import ROOT, Engine
-
 from image_classification import __version__
+from tests.image.containers import ROOT, Engine
 
 WRITABLE = (
     "find / -xdev -writable -not -type l -not -path '/proc/*' -not -path '/dev/*' "

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from containers import SMALL_RUN, Engine, losses, mounts, report, wait_for_step
 from safetensors.torch import load_file
+
+from tests.image.containers import SMALL_RUN, Engine, losses, mounts, report, wait_for_step
 
 ONE_EPOCH = ["--set", "run.stop_epoch=1"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from containers import ROOT, SMALL_RUN, Engine, losses, mounts, report
 
 from image_classification.reporting.sinks import read_metrics
+from tests.image.containers import ROOT, SMALL_RUN, Engine, losses, mounts, report
 
 EPOCH = ["--set", "run.stop_epoch=1", "--set", "run.log_every_steps=1", "--workers", "0"]
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from image_classification.config.catalogue import load_catalogue
-from image_classification.reporting.published_file import load_runs
+from image_classification.reporting.published.load import load_runs
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "models"

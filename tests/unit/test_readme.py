@@ -21,9 +21,9 @@ from image_classification.cli import (
     report_plots,
 )
 from image_classification.cli.dataset import build_parser
-from image_classification.cli.explain import render_explanation
+from image_classification.cli.listing import render_explanation
 from image_classification.cli.parse import _build_parser, parse
-from image_classification.config.keys import KEYS
+from image_classification.config.checks import KEYS
 from image_classification.core.errors import ConfigError
 from image_classification.models.weights import model_metadata, save_model
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from image_classification.cli.emit import render_emission
+from image_classification.cli.emit.render import render_emission
 from image_classification.cli.parse import parse
 
 ROOT = Path(__file__).parents[2]

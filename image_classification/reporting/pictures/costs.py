@@ -22,8 +22,8 @@ from image_classification.reporting.pictures.style import (
     VERMILION,
     Look,
 )
-from image_classification.reporting.published import load_published
-from image_classification.reporting.published_rows import PublishedRow
+from image_classification.reporting.published.load import PublishedRow
+from image_classification.reporting.published.verdict import load_published
 
 COSTS_NAME = "model_costs.yml"
 _NAME, _TITLE = "accuracy_cost", "Accuracy against multiply-adds"
@@ -63,7 +63,7 @@ class Cost:
 @cache
 def load_costs() -> dict[str, Cost]:
     """Read ``model_costs.yml``: every model of the registry."""
-    package = resources.files("image_classification.reporting")
+    package = resources.files(__package__)
     content = yaml.safe_load(package.joinpath(COSTS_NAME).read_text(encoding="utf-8"))
     return {name: Cost(**fields) for name, fields in content.items()}
 

@@ -24,7 +24,7 @@ from image_classification.reporting.pictures.style import (
     TRAINING,
     Look,
 )
-from image_classification.reporting.published import Band
+from image_classification.reporting.published.verdict import Band
 
 EPOCHS = "epochs done"
 _CLOSE_POINTS = 0.5

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from image_classification.core.files import unwritable
 from image_classification.core.types import RunReport
-from image_classification.reporting.files import unwritable
 from image_classification.reporting.pictures.costs import accuracy_cost
 from image_classification.reporting.pictures.curves import (
     accuracy,

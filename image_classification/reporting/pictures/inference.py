@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from image_classification.reporting.pictures.picture import LeftOut, Panel, Picture, Series, take
 from image_classification.reporting.pictures.source import RunData, real
 from image_classification.reporting.pictures.style import INK, RUNS, Look
-from image_classification.reporting.published import load_published
-from image_classification.reporting.published_rows import PublishedRow
+from image_classification.reporting.published.load import PublishedRow
+from image_classification.reporting.published.verdict import load_published
 
 _NAME, _TITLE = "latency", "Latency against throughput"
 _MARKERS = ("*", "p", "h", "8", "<", ">")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from image_classification.reporting.pictures.names import write_names
 from image_classification.reporting.pictures.picture import Bars, Panel, Picture, Series
 from image_classification.reporting.pictures.style import BAND, GROUND, STYLE, Look
-from image_classification.reporting.published import Band
+from image_classification.reporting.published.verdict import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 from typing import Literal
 
 from image_classification.reporting.pictures.style import Look
-from image_classification.reporting.published import Band
+from image_classification.reporting.published.verdict import Band
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from image_classification.reporting.pictures.picture import LeftOut, Panel, Picture, Series, take
 from image_classification.reporting.pictures.source import RunData
 from image_classification.reporting.pictures.style import INK, RUNS, Look
-from image_classification.reporting.published import load_published
+from image_classification.reporting.published.verdict import load_published
 
 _NAME, _TITLE = "scaling", "Scaling over devices"
 _MARKERS = ("*", "p", "h", "8", "<", ">")

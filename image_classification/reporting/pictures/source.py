@@ -11,12 +11,12 @@ from typing import Any
 
 from image_classification.core.errors import WorkspaceError
 from image_classification.core.types import RunReport
-from image_classification.reporting import run_file
-from image_classification.reporting.plain import printable
-from image_classification.reporting.published import Band, load_published
-from image_classification.reporting.published_figures import with_batch
+from image_classification.core.units import printable
+from image_classification.reporting import report as run_file
+from image_classification.reporting.figures import with_batch
+from image_classification.reporting.published.verdict import Band, load_published
+from image_classification.reporting.report import REPORT_NAME
 from image_classification.reporting.sinks import TimedRecord, read_timed_metrics
-from image_classification.reporting.summary import REPORT_NAME
 
 METRICS_NAME = "metrics.jsonl"
 

@@ -14,8 +14,8 @@ import pytest
 
 from image_classification.cli.dataset import PACK_FORMATS, build_parser, main
 from image_classification.core.errors import ConfigError, DataError
-from image_classification.data import pack, quarantine
-from image_classification.data.formats import open_index
+from image_classification.data.formats.folder import open_index
+from image_classification.data.tools import pack, quarantine
 
 ROOT = Path(__file__).parents[3]
 

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.cli.parse import Request, parse
-from image_classification.config.compat import OPTIONS
+from image_classification.cli.parse import parse
+from image_classification.config.options import OPTIONS
+from image_classification.config.resolve import Request
 from image_classification.core.errors import ConfigError
 
 NAMES = [

@@ -12,8 +12,8 @@ import itertools
 import pytest
 
 from image_classification.cli.parse import parse
+from image_classification.config.explain import to_dict
 from image_classification.config.schema import RunConfig
-from image_classification.config.serialise import to_dict
 
 PLATFORMS = {
     "resnet50": ("DGX1V", "DGX2V", "DGXA100"),

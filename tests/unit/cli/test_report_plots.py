@@ -1,4 +1,3 @@
-import made_runs as made
 import pytest
 
 from image_classification.cli.report import main as report
@@ -6,6 +5,7 @@ from image_classification.cli.report import usage
 from image_classification.cli.report_plots import main
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError, WorkspaceError
+from tests.support import runs as made
 
 
 @pytest.fixture

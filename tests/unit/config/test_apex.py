@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from image_classification.config.compat import OPTIONS
+from image_classification.config.options import OPTIONS
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError
 

@@ -1,6 +1,6 @@
 import pytest
 
-from image_classification.config.batch import (
+from image_classification.config.placement import (
     accumulation,
     formula,
     largest_per_device,

@@ -2,8 +2,7 @@ from typing import Any
 
 import pytest
 
-from image_classification.config.checks import check_value, find_key, from_text
-from image_classification.config.keys import KEYS
+from image_classification.config.checks import KEYS, check_value, find_key, from_text
 from image_classification.core.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from image_classification.config import Override, RunConfig, resolve
-from image_classification.config.keys import KEYS
+from image_classification.config.checks import KEYS
 from image_classification.core.errors import ConfigError, DeviceError
 from image_classification.core.types import DevicesFound
 

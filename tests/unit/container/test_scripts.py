@@ -94,7 +94,7 @@ def test_what_the_entrypoint_becomes(
     arguments: list[str], command: list[str], stand_in: StandIn, run_script: Run
 ) -> None:
     greeting, becomes = entrypoint(run_script, stand_in("python"), *arguments)
-    assert greeting[:2] == ["-m", "image_classification.cli.greeting"]
+    assert greeting[:2] == ["-m", "image_classification.cli.container_start"]
     assert becomes == command
     # It judges the very command that is then started.
     assert greeting[2:] == ["python", *command]

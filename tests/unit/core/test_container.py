@@ -1,12 +1,12 @@
 from pathlib import Path
 
-from image_classification.core.container import (
+from image_classification.core.host import (
     BASE_VARIABLE,
     IMAGE_VARIABLE,
+    Mount,
     container_kind,
     container_text,
 )
-from image_classification.core.mounts import Mount
 
 ENROOT = [Mount("/etc/passwd", "tmpfs", "/user/enroot/passwd", True)]
 

@@ -4,9 +4,9 @@ import pickle
 
 import pytest
 
-from image_classification.core.durations import Every
 from image_classification.core.errors import ConfigError, DivergedError, nearest, unknown
 from image_classification.core.registry import Registry
+from image_classification.core.units import Every
 
 
 def test_a_user_error_is_one_line():

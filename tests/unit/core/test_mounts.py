@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from image_classification.core.mounts import Mount, mount_of, read_mounts
+from image_classification.core.host import Mount, mount_of, read_mounts
 
 TABLE = """\
 100 99 0:50 / / ro,relatime master:1 - overlay overlay ro,lowerdir=/l

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from image_classification.config.schema import DataConfig
-from image_classification.data.backend import LoaderSpec
+from image_classification.data.loaders.protocol import LoaderSpec
 
 
 def noise(seed: int, width_px: int, height_px: int) -> Image.Image:

@@ -13,14 +13,15 @@ from torchvision.transforms.v2 import functional as ops
 from image_classification.config.schema import DataConfig
 from image_classification.core.types import Batch
 from image_classification.data.augment import (
+    Erasure,
+    Op,
     apply_augmentation,
     augment,
     draw_augmentation,
 )
-from image_classification.data.backend import LoaderSpec
-from image_classification.data.policies import Erasure, Op
-from image_classification.data.sharding import sample_random
-from image_classification.data.torchvision import open_loader
+from image_classification.data.loaders.protocol import LoaderSpec
+from image_classification.data.loaders.pytorch import open_loader
+from image_classification.data.order import sample_random
 from image_classification.data.transforms import CropBox, TrainTransform, train_transform
 
 EVERYTHING: dict[str, object] = {

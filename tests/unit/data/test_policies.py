@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import v2
 
 from image_classification.config.schema import DataConfig
-from image_classification.data.policies import (
+from image_classification.data.augment import (
     AUTOAUGMENT_BINS,
     WIDE_BINS,
     Op,
@@ -20,7 +20,7 @@ from image_classification.data.policies import (
     draw_randaugment,
     draw_trivialaugment,
 )
-from image_classification.data.sharding import sample_random
+from image_classification.data.order import sample_random
 from image_classification.data.transforms import TrainTransform, train_transform
 
 SIDES = (176, 224, 225)

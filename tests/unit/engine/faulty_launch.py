@@ -13,7 +13,7 @@ from pathlib import Path
 import image_classification.engine.train as engine
 from image_classification.cli.launch import main
 from image_classification.core.types import Batch
-from image_classification.data.images import ImageBatches
+from image_classification.data.loaders.decode import ImageBatches
 from image_classification.data.transforms import TrainTransform
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
-import image_classification.engine.parallel as parallel
+import image_classification.engine.build as parallel
 from image_classification import models
 from image_classification.config.resolve import resolve
 

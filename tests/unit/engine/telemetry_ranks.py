@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from image_classification.core.types import WorldInfo
+from image_classification.devices.cpu import CpuAccelerator
+from image_classification.distributed.world import process_group
 from image_classification.engine.build import Run
-from image_classification.engine.telemetry import RunTelemetry
-from image_classification.hardware import places
-from image_classification.hardware.cpu import CpuAccelerator
-from image_classification.hardware.world import process_group
+from image_classification.engine.run_telemetry import RunTelemetry
+from image_classification.telemetry import rank_location as places
 
 rank, nodes, port = (int(text) for text in sys.argv[1:])
 if nodes == 2:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from image_classification.core.errors import DivergedError
-from image_classification.data.sharding import sample_order
-from image_classification.engine import checkpoint
+from image_classification.data.order import sample_order
 from image_classification.engine import train as engine
+from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.divergence import FILE, diverged
-from image_classification.engine.health import Watch, poison
-from image_classification.engine.stopping import StopRequest
+from image_classification.engine.finiteness import Watch, poison
+from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 
 SCRIPT = Path(__file__).with_name("faulty_launch.py")

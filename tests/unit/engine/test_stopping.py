@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from image_classification.engine.stopping import STOP_SIGNALS, StopRequest
+from image_classification.engine.stop import STOP_SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from image_classification.core.errors import CheckpointError, DataError, DivergedError
-from image_classification.data import quarantine
-from image_classification.engine import checkpoint
-from image_classification.engine.modes import DRIVERS
-from image_classification.engine.saver import Saver
-from image_classification.engine.stopping import Stopped, StopRequest
+from image_classification.data.tools import quarantine
+from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.checkpoints.async_save import Saver
+from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.engine.train import last_step, train
+from image_classification.launch.recorder import DRIVERS
 
 
 def drive(run):

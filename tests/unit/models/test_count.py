@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from image_classification import models
-from image_classification.models.count import count_multiply_adds, count_parameters
+from image_classification.models.size import count_multiply_adds, count_parameters
 
 
 def counted_by_hand(name: str, image_size_px: int) -> int:

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from image_classification.models import build
-from image_classification.models.footprint import largest_state_bytes, state_bytes
+from image_classification.models.size import largest_state_bytes, state_bytes
 
 
 @pytest.mark.parametrize(("has_average", "copies"), [(False, 1), (True, 2)])

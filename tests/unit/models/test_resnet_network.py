@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from image_classification import models
-from image_classification.models.count import count_parameters
 from image_classification.models.resnet_network import Bottleneck
+from image_classification.models.size import count_parameters
 
 
 def on_meta(name: str, **options) -> nn.Module:

@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from image_classification.config.schema import MixingConfig
-from image_classification.optim.mixing import Mixer, cut_box, cutmix, mixup, soften
+from image_classification.optim.losses import (
+    Mixer,
+    cut_box,
+    cutmix,
+    mixup,
+    soften,
+)
 
 
 def batch(n: int = 8, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

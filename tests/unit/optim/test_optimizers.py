@@ -9,8 +9,7 @@ from torch import nn
 
 from image_classification.config.schema import OptimConfig
 from image_classification.core.errors import ConfigError
-from image_classification.optim.optimizers import build_optimizer
-from image_classification.optim.params import param_groups
+from image_classification.optim.optimizers import build_optimizer, param_groups
 
 SGD = OptimConfig(name="sgd", lr=0.1, momentum=0.875, weight_decay=1e-2)
 RMSPROP = OptimConfig(name="rmsprop", lr=0.01, momentum=0.9, weight_decay=1e-2)

@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 
 from image_classification.core.errors import ConfigError
-from image_classification.optim.params import decay_split, param_groups
+from image_classification.optim.optimizers import decay_split, param_groups
 
 RULES = ("no_norm_bias", "legacy_bn_name", "all")
 

@@ -3,7 +3,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_runs import write_training
 
 from image_classification.config.schema import (
     BatchConfig,
@@ -21,6 +20,7 @@ from image_classification.config.schema import (
     ScheduleConfig,
 )
 from image_classification.core.types import DevicesFound, Record
+from tests.support.runs import write_training
 
 DGX1 = DevicesFound("cuda", ("Tesla V100-SXM2-16GB",) * 8, ("7.0",) * 8)
 

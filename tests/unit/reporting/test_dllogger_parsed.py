@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from image_classification.core.types import Record
-from image_classification.reporting.dllogger import DLLoggerSink
+from image_classification.reporting.sinks import DLLoggerSink
 
 START = datetime(2026, 1, 2, 3, 4, 5, 500_000)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from image_classification.core.errors import UserError, WorkspaceError
-from image_classification.reporting.combine import group_runs
-from image_classification.reporting.combined import Combined, combined_json
-from image_classification.reporting.combined_page import combined_page
-from image_classification.reporting.regression import compare_runs
-from image_classification.reporting.run_file import MAX_REPORT_BYTES, find_reports, read_run
+from image_classification.reporting.compare.combine import group_runs
+from image_classification.reporting.compare.combine_text import Combined, combined_json
+from image_classification.reporting.compare.regression import compare_runs
+from image_classification.reporting.page.combined_page import combined_page
+from image_classification.reporting.report import MAX_REPORT_BYTES, find_reports, read_run
 
 
 def change(folder: Path, *keys: str, value: object) -> None:
@@ -49,7 +49,7 @@ def test_a_report_says_when_it_was_made(record_run):
 
 
 def test_the_time_of_a_new_report_is_now(make_config, dgx1, tmp_path):
-    from image_classification.reporting.summary import build_report, write_report
+    from image_classification.reporting.report import build_report, write_report
 
     before = datetime.now(timezone.utc).replace(microsecond=0)
     report = build_report(make_config(), devices=dgx1, environment={"devices": []}, results=None)

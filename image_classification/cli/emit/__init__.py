@@ -1,0 +1,1 @@
+"""``--emit``: scripts and manifests that start a run on a cluster."""

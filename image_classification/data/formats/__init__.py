@@ -1,0 +1,1 @@
+"""Data set formats: recognize a format, index its images, read their bytes."""

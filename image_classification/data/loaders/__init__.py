@@ -1,0 +1,1 @@
+"""Data loaders: decode, augment and batch images, and copy them to the device."""

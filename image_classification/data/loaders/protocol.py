@@ -1,0 +1,133 @@
+"""Images that could not be decoded while training: each named once, and too many end the run.
+
+What a data backend is: the seam between loaders and everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from image_classification.config.schema import DataConfig
+from image_classification.core.errors import DataError
+from image_classification.core.registry import Registry
+from image_classification.core.types import Batch, Decoding
+
+
+class Undecodable(dict[str, str]):
+    """Name -> reason of every distinct image this rank has lost, and of what others told of.
+
+    error_budget: share of ``num_images`` (the whole split, over all ranks) that may be lost.
+    """
+
+    def __init__(self, num_images: int, error_budget: float) -> None:
+        super().__init__()
+        self._num_images = num_images
+        self._error_budget = error_budget
+
+    def note(self, images: Mapping[str, str]) -> None:
+        """Add ``images`` (name -> reason); known names keep their first reason.
+
+        Raises:
+            DataError: more distinct images than the budget allows.
+        """
+        for name, reason in images.items():
+            self.setdefault(name, reason)
+        if len(self) > self._error_budget * self._num_images:
+            reason = next(reversed(self.values()))
+            raise DataError(
+                f"{len(self)} of {self._num_images} train images cannot be decoded, more than the "
+                f"{self._error_budget:.3%} of data.error_budget; the last: {reason}; "
+                f"list them with `python -m image_classification dataset check`, replace them, or "
+                f"raise data.error_budget"
+            )
+
+
+@dataclass(frozen=True)
+class LoaderSpec:
+    """All a backend needs to open one split for one rank; plain values only.
+
+    split: ``train`` or ``val``. device: a torch device string such as ``cuda:0``.
+    accumulation: micro-batches an optimizer step (train only). rank and world_size are global.
+    """
+
+    data: DataConfig
+    split: str
+    per_device_batch: int
+    accumulation: int
+    num_classes: int
+    rank: int
+    world_size: int
+    seed: int
+    device: str
+    memory_format: str
+
+    @property
+    def global_batch(self) -> int:
+        """Images an optimizer step over all ranks."""
+        return self.per_device_batch * self.accumulation * self.world_size
+
+
+class Loader(Protocol):
+    """One split, opened for one rank.
+
+    Train: every rank yields exactly ``steps_per_epoch * accumulation`` micro-batches of
+    ``per_device_batch`` valid images; which images form optimizer step s of epoch e depends on
+    (seed, e, s) alone, never on rank or worker count. The last incomplete global batch is
+    dropped. Val: every rank yields the same number of batches; padding has ``valid`` False, and
+    over all ranks each image is valid exactly once.
+
+    num_quarantined: train images that the quarantine list kept out; not among num_images.
+    undecodable: name -> reason of the train images that could not be decoded so far. Such an image
+    costs its sample: the next one of its micro-batch that was decoded takes its place.
+    """
+
+    num_images: int
+    num_quarantined: int
+    undecodable: Undecodable
+    classes: tuple[str, ...]
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the micro-batches of ``epoch`` from optimizer step ``start_step`` on.
+
+        Skipping decodes nothing. Raises DataError: a validation image, a whole micro-batch or
+        more train images than ``data.error_budget`` cannot be decoded; or the data set has gone.
+        """
+        ...
+
+    def sample_name(self, index: int) -> str:
+        """Return the name of image ``index``: the one that quarantine lists have."""
+        ...
+
+    def close(self) -> None:
+        """Stop workers and release memory; may be called twice."""
+        ...
+
+
+BackendFactory = Callable[[LoaderSpec], Loader]
+
+BACKENDS: Registry[BackendFactory] = Registry("data backend")
+BACKENDS.add("dali-cpu", "image_classification.data.loaders.dali:open_cpu_loader")
+BACKENDS.add("dali-gpu", "image_classification.data.loaders.dali:open_gpu_loader")
+BACKENDS.add("pytorch", "image_classification.data.loaders.pytorch:open_loader")
+BACKENDS.add("synthetic", "image_classification.data.loaders.synthetic:open_loader")
+
+_ON_HOST = Decoding(decoder="libjpeg-turbo", resampler="torchvision")
+DECODING: dict[str, Decoding] = {
+    "dali-cpu": _ON_HOST,  # DALI's is the same library, and torchvision's kernel scales
+    "dali-gpu": Decoding(decoder="nvjpeg", resampler="dali-gpu"),
+    "pytorch": _ON_HOST,
+    "synthetic": Decoding(decoder="none", resampler="none"),
+}
+"""What a backend's pixels come from."""
+
+
+def open_loader(spec: LoaderSpec) -> Loader:
+    """Open ``spec.data.backend``.
+
+    Raises:
+        ConfigError: no such backend. DataError: the data set cannot be used as it is.
+    """
+    return BACKENDS.get(spec.data.backend)(spec)

@@ -1,0 +1,1 @@
+"""Tools that check, prepare, pack and generate data sets."""

@@ -1,0 +1,1 @@
+"""Accelerators: devices, precisions, CPU affinity and asynchronous copies to the host."""

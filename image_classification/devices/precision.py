@@ -1,0 +1,92 @@
+"""What precisions a device has: pure decisions, testable without one, and the shared helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from image_classification.core.errors import ConfigError
+from image_classification.devices.architectures import Capability
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+# NVIDIA CUDA C++ Programming Guide, "Tensor Core input data types by compute capability".
+# float16 arithmetic exists below 7.0, without tensor cores: the published AMP runs are tensor-core
+# runs, and no torch wheel of 2.10 or later carries kernels for such devices.
+_LEAST_CAPABILITY: dict[str, tuple[Capability, str]] = {
+    "float16": ((7, 0), "Volta"),
+    "bfloat16": ((8, 0), "Ampere"),
+    "TF32": ((8, 0), "Ampere"),
+}
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """Return torch's dtype called ``dtype``.
+
+    Raises:
+        ValueError: not one of the configuration's dtypes.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def cuda_lacks(name: str, dtype: str, capability: Capability, device_name: str) -> str | None:
+    """Say why a CUDA device lacks precision ``name`` run in ``dtype``; None when it has it."""
+    arithmetic = "TF32" if name == "TF32" else dtype
+    if arithmetic not in _LEAST_CAPABILITY:
+        return None
+    least, generation = _LEAST_CAPABILITY[arithmetic]
+    if capability >= least:
+        return None
+    instead = "AMP or FP32" if capability >= (7, 0) else "FP32"
+    return (
+        f"precision {name} needs {arithmetic} in hardware, compute capability "
+        f"{least[0]}.{least[1]} ({generation}) or newer, but {device_name} has "
+        f"{capability[0]}.{capability[1]}; use --precision {instead}"
+    )
+
+
+def tf32_conflict(name: str, environ: Mapping[str, str]) -> str | None:
+    """Say which environment variable would overrule the FP32 arithmetic of ``name``; else None.
+
+    ``NVIDIA_TF32_OVERRIDE`` acts inside cuBLAS and cuDNN, below anything torch sets.
+    ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`` (preset to 1 in NGC images) only changes torch's default,
+    which is always set explicitly here, so it is no conflict.
+    """
+    override = environ.get("NVIDIA_TF32_OVERRIDE")
+    if override == "0" and name == "TF32":
+        return "NVIDIA_TF32_OVERRIDE=0 turns TF32 off in the CUDA libraries; unset it for TF32"
+    if override == "1" and name != "TF32":
+        return (
+            "NVIDIA_TF32_OVERRIDE=1 forces TF32 in the CUDA libraries, so float32 would not be "
+            f"float32 in precision {name}; unset it, or use --precision TF32"
+        )
+    return None
+
+
+def make_grad_scaler(device_type: str, loss_scale: float | str | None) -> GradScaler:
+    """Build loss scaling for ``torch.amp``: disabled for None, ``'dynamic'``, or a fixed scale.
+
+    A fixed scale never grows, as in the predecessor (its growth interval is out of reach); it
+    still halves when gradients overflow, and that step is skipped.
+
+    Raises:
+        ConfigError: any other string, or a scale that is not positive.
+    """
+    if loss_scale is None:
+        return GradScaler(device_type, enabled=False)
+    if loss_scale == "dynamic":
+        return GradScaler(device_type)
+    if isinstance(loss_scale, str) or loss_scale <= 0:
+        raise ConfigError(
+            f"precision.loss_scale {loss_scale!r} is not a positive number; give a number such as "
+            "128, or 'dynamic', or null for none"
+        )
+    return GradScaler(device_type, init_scale=float(loss_scale), growth_interval=2**31 - 1)

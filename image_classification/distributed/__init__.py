@@ -1,0 +1,1 @@
+"""Process groups: the launcher environment, collectives, lost ranks."""

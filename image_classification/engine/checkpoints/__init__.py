@@ -1,0 +1,1 @@
+"""Checkpoints: files, run state, saving in the background, checks on resuming."""

@@ -1,0 +1,369 @@
+"""Checkpoints: a folder a step, hashed, written beside and renamed; no pickle anywhere.
+
+::
+
+    checkpoints/step-0000000352/
+        model.safetensors   weights and buffers, with what is needed to rebuild the model
+        state.safetensors   optimizer tensors, moving average
+        state.json          progress, loss scale, the configuration it belongs to
+        manifest.json       sha256 and size of the three files above
+    checkpoints/best.json   which step validated best
+
+A checkpoint exists when its folder has its final name; the manifest tells whether it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from image_classification.core.errors import CheckpointError
+from image_classification.core.files import (
+    explained,
+    replace_file,
+    sha256_of,
+    sync_folder,
+    write_synced,
+)
+
+FORMAT = 1
+MODEL, STATE, META, MANIFEST = (
+    "model.safetensors",
+    "state.safetensors",
+    "state.json",
+    "manifest.json",
+)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-(\d{10,})")
+_LEFT_REPLACED = re.compile(rf"\.old-({_NAME.pattern})-\d+")
+_LEFT_FILE = re.compile(r"\.best\.json\.\d+\.tmp")
+
+# What a full disk keeps for the headers, best.json and the lines of the run's records.
+_RESERVE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a checkpoint holds, on the host and changed by nobody while it is written.
+
+    model and state: tensors by name, in any memory layout. model_header: strings for the
+    safetensors header. meta: JSON values (progress, loss scale, configuration).
+    """
+
+    model: Mapping[str, torch.Tensor]
+    model_header: Mapping[str, str]
+    state: Mapping[str, torch.Tensor]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    path: Path
+    step: int
+
+
+def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # safetensors stores row-major tensors only, and refuses shared storage.
+    return {
+        k: v.detach().cpu().contiguous(memory_format=torch.contiguous_format)
+        for k, v in tensors.items()
+    }
+
+
+def save(folder: Path, step: int, snapshot: Snapshot, prefix: str = "step") -> Saved:
+    """Write the checkpoint of ``step`` into ``folder`` (the run's ``checkpoints/``).
+
+    prefix: what the checkpoint folder's name starts with.
+
+    Raises:
+        WorkspaceError: it could not be written; earlier checkpoints are untouched and nothing
+            half-written has a checkpoint's name.
+    """
+    final = folder / f"{prefix}-{step:010d}"
+    beside = folder / f".tmp-{step:010d}-{os.getpid()}"
+    with explained(final, "write checkpoint"):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        _check_room(folder, snapshot)
+        beside.mkdir()
+        try:
+            _write(beside, snapshot)
+            _name(beside, final)
+            sync_folder(folder)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+    return Saved(final, step)
+
+
+def _check_room(folder: Path, snapshot: Snapshot) -> None:
+    # Found before the first byte: a disk filled to its last block for a moment would fail the
+    # run's other files, which are written meanwhile. Some file systems tell no sizes at all.
+    tensors = (*snapshot.model.values(), *snapshot.state.values())
+    needed_bytes = sum(t.numel() * t.element_size() for t in tensors) + _RESERVE_BYTES
+    disk = os.statvfs(folder)
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _name(beside: Path, final: Path) -> None:
+    """Give the whole checkpoint ``beside`` its name, which an older one of its step may have."""
+    stale = final.with_name(f".old-{final.name}-{os.getpid()}")
+    replacing = final.exists()
+    if replacing:
+        # Two renames: after a kill between them, `sweep` gives the older one its name back.
+        os.rename(final, stale)
+    try:
+        os.rename(beside, final)
+    except OSError:
+        if replacing:
+            os.rename(stale, final)
+        raise
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half done in ``folder``, which the caller must hold.
+
+    A checkpoint that was about to be replaced by one of its own step, and whose successor never
+    got the name, gets it back.
+    """
+    if not folder.is_dir():
+        return
+    for entry in list(os.scandir(folder)):
+        if _LEFT_FILE.fullmatch(entry.name):
+            Path(entry.path).unlink(missing_ok=True)
+        elif entry.name.startswith((".tmp-", ".old-")):
+            replaced = _LEFT_REPLACED.fullmatch(entry.name)
+            final = folder / replaced[1] if replaced else None
+            if final and not final.exists() and _complaint(Path(entry.path)) is None:
+                os.rename(entry.path, final)
+            else:
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _write(folder: Path, snapshot: Snapshot) -> None:
+    try:
+        header = {"format": "pt", **snapshot.model_header}
+        save_file(_plain(snapshot.model), folder / MODEL, metadata=header)
+        save_file(_plain(snapshot.state), folder / STATE)
+    except SafetensorError as error:
+        # The library wraps what the operating system said; give the caller the errno back.
+        found = re.search(r"os error (\d+)", str(error))
+        if found:
+            code = int(found[1])
+            raise OSError(code, os.strerror(code)) from error
+        raise
+    for name in (MODEL, STATE):
+        fd = os.open(folder / name, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    write_synced(folder / META, _json(snapshot.meta))
+    files = {
+        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in (MODEL, STATE, META)
+    }
+    write_synced(folder / MANIFEST, _json({"format": FORMAT, "files": files}))
+    sync_folder(folder)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def verify(path: Path) -> None:
+    """Check a checkpoint folder against its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or changed; the message names it.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint at {path}: give an existing folder to --resume")
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        files = manifest["files"]
+        expected = {name: (files[name]["sha256"], files[name]["bytes"]) for name in _FILES}
+        version = manifest["format"]
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint: {MANIFEST} cannot be read ({error.strerror}); "
+            "use another one"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"damaged checkpoint {path}: {MANIFEST} is not readable; use another one"
+        ) from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}; this release reads {FORMAT}"
+        )
+    for name, (digest, size_bytes) in expected.items():
+        file = path / name
+        try:
+            size_found = file.stat().st_size
+            same = size_found == size_bytes and sha256_of(file) == digest
+        except OSError as error:
+            raise CheckpointError(
+                f"damaged checkpoint {path}: {name} cannot be read ({error.strerror}); "
+                "use another one"
+            ) from error
+        if not same:
+            raise CheckpointError(
+                f"damaged checkpoint {path}: {name} does not match its hash "
+                f"({size_found} bytes, {size_bytes} expected); use another one"
+            )
+
+
+_FILES = (MODEL, STATE, META)
+
+
+def load(path: Path) -> Snapshot:
+    """Read a checkpoint after checking every hash.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    verify(path)
+    try:
+        meta = json.loads((path / META).read_bytes())
+        return Snapshot(
+            model=load_file(path / MODEL),
+            model_header={},
+            state=load_file(path / STATE),
+            meta=meta,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"damaged checkpoint {path}: {error}; use another one") from error
+
+
+def listed(folder: Path) -> list[Saved]:
+    """All checkpoints of a run by step, oldest first; half-written ones have no such name."""
+    if not folder.is_dir():
+        return []
+    found = []
+    for entry in os.scandir(folder):
+        match = _NAME.fullmatch(entry.name)
+        if match and entry.is_dir():
+            found.append(Saved(Path(entry.path), int(match[1])))
+    return sorted(found, key=lambda saved: saved.step)
+
+
+def newest_good(folder: Path) -> tuple[Saved | None, list[str]]:
+    """Return the newest checkpoint that passes `verify`, and what was wrong with newer ones."""
+    complaints: list[str] = []
+    for saved in reversed(listed(folder)):
+        complaint = _complaint(saved.path)
+        if complaint is None:
+            return saved, complaints
+        complaints.append(complaint)
+    return None, complaints
+
+
+def _complaint(path: Path) -> str | None:
+    try:
+        verify(path)
+    except CheckpointError as error:
+        return error.message
+    return None
+
+
+def weights_of(path: Path) -> Path:
+    """Return the file with the model of the checkpoint at ``path``."""
+    return path / MODEL
+
+
+def find(target: str, own_folder: Path) -> tuple[Saved | None, list[str]]:
+    """Find what ``--resume TARGET`` means: ``auto``, a checkpoint folder or a run's folder.
+
+    Returns the checkpoint (None: ``auto`` in a run that has none yet) and warnings.
+
+    Raises:
+        CheckpointError: a named target that is missing or damaged, or ``auto`` where every
+            checkpoint is damaged: starting over silently would throw the run away.
+    """
+    if target == "auto":
+        saved, complaints = newest_good(own_folder)
+        if saved is None and complaints:
+            raise CheckpointError(
+                f"no usable checkpoint in {own_folder} ({complaints[0]}); remove the folder to "
+                "start over"
+            )
+        return saved, complaints
+    path = Path(target)
+    try:
+        path.stat()
+    except OSError as error:
+        raise CheckpointError(
+            f"no checkpoint at {path} ({error.strerror}): give an existing folder to --resume"
+        ) from error
+    inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if path.is_dir() and listed(inner):
+        saved, complaints = newest_good(inner)
+        if saved is None:
+            raise CheckpointError(f"no usable checkpoint in {inner}: {complaints[0]}")
+        return saved, complaints
+    verify(path)
+    match = _NAME.fullmatch(path.resolve().name)
+    return Saved(path, int(match[1]) if match else _step_of(path)), []
+
+
+def _step_of(path: Path) -> int:
+    try:
+        return int(json.loads((path / META).read_bytes())["progress"]["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"damaged checkpoint {path}: {META} names no step; use another one"
+        ) from error
+
+
+def note_best(folder: Path, saved: Saved, top1: float) -> None:
+    """Write ``best.json``. Raises WorkspaceError."""
+    content = {"checkpoint": saved.path.name, "step": saved.step, "top1": top1}
+    with explained(folder / "best.json", "write"):
+        replace_file(folder / "best.json", _json(content))
+
+
+def best_step(folder: Path) -> int | None:
+    """Return the step of ``best.json``; None where there is none."""
+    try:
+        return int(json.loads((folder / "best.json").read_bytes())["step"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / 'best.json'} is damaged: remove it (the checkpoints are not affected)"
+        ) from error
+
+
+def rotate(folder: Path, keep: int, protect: Iterable[int] = ()) -> None:
+    """Delete all but the ``keep`` newest checkpoints (-1: keep all), never a protected step.
+
+    The newest one always stays, whatever ``keep`` says, since ``--resume auto`` needs it. To be
+    called after a save: nothing is deleted for a checkpoint that is yet to be written.
+
+    Raises OSError.
+    """
+    if keep < 0:
+        return
+    saved = listed(folder)
+    spared = {s.step for s in saved[-max(keep, 1) :]} | set(protect)
+    for old in saved:
+        if old.step not in spared:
+            # Renamed first: a delete that is cut short must not leave a half folder by name.
+            doomed = folder / f".old-{old.step:010d}-{os.getpid()}"
+            os.rename(old.path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)

@@ -1,1 +1,0 @@
-"""Devices and processes: accelerators, the world of ranks, CPU affinity."""

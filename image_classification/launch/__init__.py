@@ -1,0 +1,1 @@
+"""Start, supervise, restart and record runs."""

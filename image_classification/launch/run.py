@@ -1,0 +1,226 @@
+"""From a parsed command line to a finished run: the only place where CLI meets torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from image_classification.config.provenance import Override
+from image_classification.config.resolve import Request
+from image_classification.config.schema import RunConfig
+from image_classification.core.errors import (
+    EXIT_BUG,
+    ConfigError,
+    DeviceError,
+    UserError,
+    WorkspaceError,
+)
+from image_classification.core.types import DevicesFound, WorldInfo
+from image_classification.data.formats.folder import check_classes
+from image_classification.data.tools.demo import resolve_data_path
+from image_classification.devices.accelerator import Accelerator, get_accelerator, out_of_memory
+from image_classification.devices.affinity import set_affinity
+from image_classification.distributed.host_collectives import AnyRank, broadcast_text
+from image_classification.distributed.launcher_env import detect_world, restart_count
+from image_classification.distributed.world import (
+    JoinError,
+    agree_max,
+    lost_peer_message,
+    process_group,
+)
+from image_classification.engine.build import build_run
+from image_classification.engine.stop import StopRequest
+from image_classification.launch.outcomes import Outcome, end_with_launcher, leave_outcome
+from image_classification.launch.processes import launch
+from image_classification.launch.recorder import Session
+from image_classification.launch.restart import (
+    Footing,
+    check_restarts,
+    find_footing,
+    made_by_us,
+    on_footing,
+)
+from image_classification.launch.workspace import held
+from image_classification.reporting.trackers.sink import check_trackers
+
+
+def drive(request: Request, script: str, argv: Sequence[str]) -> int:
+    """Run what was asked for; return the exit code.
+
+    Starts one process a device unless one is enough or torchrun, Slurm or MPI started this one.
+
+    Raises:
+        UserError: to be shown as one line.
+    """
+    end_with_launcher()
+    world = detect_world(os.environ)
+    if world is None and "NODE_RANK" in os.environ:
+        request = _on_several_nodes(request)
+    # The names first: a wrong one shows before any device is touched.
+    asked = request.resolve()
+    if world is None or world.rank == 0:
+        check_trackers(asked.run.trackers)
+    accelerator = get_accelerator(asked.platform.device)
+    found = accelerator.found()
+    # Any number of processes can share a CPU, so there it limits nothing.
+    available = None if found.kind == "cpu" else found
+    if world is not None:
+        config = request.resolve(
+            available=available, world_size=world.world_size, num_nodes=world.num_nodes
+        )
+    else:
+        config = request.resolve(available=available)
+    if world is None and (config.world_size > 1 or config.run.max_restarts > 0):
+        _check_before_launch(config, accelerator)
+        return launch(config, script, argv)
+    if world is not None:
+        check_restarts(config, os.environ)
+    elif config.optim.gradient_compression != "none":
+        idle = "optim.gradient_compression has no effect: one process exchanges no gradients"
+        config = replace(config, warnings=(*config.warnings, idle))
+    return _run_rank(config, world or WorldInfo(), accelerator, found)
+
+
+def _on_several_nodes(request: Request) -> Request:
+    """Take the number of machines from NNODES, or the platform's, where NODE_RANK is set."""
+    text = os.environ.get("NNODES", str(request.resolve().platform.num_nodes))
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"NNODES={text} in the environment is not a number of machines")
+    origin = "NNODES and NODE_RANK in the environment"
+    nodes = Override("platform.num_nodes", int(text), origin)
+    others = (o for o in request.overrides if o.key != nodes.key)
+    return replace(request, overrides=(*others, nodes))
+
+
+def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
+    """Find in one process what would otherwise fail in each."""
+    accelerator.check_precision(config.precision.name, config.precision.dtype)
+    if config.data.backend != "synthetic":
+        data = config.data
+        root = resolve_data_path(data.path)
+        check_classes(root, "val", config.model.num_classes, data.format)
+
+
+def _run_rank(
+    config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
+) -> int:
+    try:
+        try:
+            return _run_in_world(config, world, accelerator, found)
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                raise _lighter(config) from error
+            raise
+    except UserError as error:
+        retry = isinstance(error, JoinError)
+        if leave_outcome(Outcome(world.rank, error.exit_code, error.message, retry)):
+            return error.exit_code
+        raise
+
+
+def _lighter(config: RunConfig) -> DeviceError:
+    batch = config.batch
+    if config.run.mode == "benchmark_inference":
+        remedy = f"give smaller batches than {max(config.run.inference_batches)} with --batch-size"
+    elif batch.per_device_batch > 1:
+        smaller = max(
+            d for d in range(1, batch.per_device_batch // 2 + 1) if batch.per_device_batch % d == 0
+        )
+        remedy = (
+            f"--batch-size {smaller} --optimizer-batch-size {batch.global_batch} trains the same "
+            "global batch in smaller parts"
+        )
+    else:
+        remedy = "make --image-size smaller"
+    return DeviceError(
+        f"no memory left on {config.platform.device} with {batch.per_device_batch} images of "
+        f"{config.data.image_size} px a device; {remedy}"
+    )
+
+
+def _run_in_world(
+    config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
+) -> int:
+    set_affinity(config.platform.gpu_affinity, world.local_rank, world.local_world_size)
+    device = accelerator.device(world.local_rank)
+    timeout_s = config.run.collective_timeout_s
+    backend = accelerator.process_group_backend
+    with process_group(world, backend, timeout_s, device):
+        try:
+            return _run_among_peers(config, world, accelerator, device, found)
+        except RuntimeError as error:
+            message = lost_peer_message(error, timeout_s)
+            if message is None:
+                raise
+            _leave_at_once(Outcome(world.rank, EXIT_BUG, message, retry=True))
+
+
+def _leave_at_once(outcome: Outcome) -> NoReturn:
+    """End without leaving the process group, which would wait for the rank that is lost."""
+    if not leave_outcome(outcome):
+        print(f"error: [rank {outcome.rank}] {outcome.message}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            # The reader may be gone as well.
+            with suppress(OSError):
+                stream.flush()
+    os._exit(outcome.code)
+
+
+def _run_among_peers(
+    config: RunConfig,
+    world: WorldInfo,
+    accelerator: Accelerator,
+    device: torch.device,
+    found: DevicesFound,
+) -> int:
+    # The agents of several machines count for themselves.
+    count = agree_max(restart_count(os.environ))
+    with ExitStack() as stack:
+        footing = stack.enter_context(_shared_footing(config, world, count))
+        config = on_footing(config, footing, count)
+        any_rank = stack.enter_context(AnyRank())
+        stop = stack.enter_context(StopRequest(any_rank))
+        run = build_run(config, world, accelerator, device, Path(footing.workspace))
+        run.counted_from = footing.counted_from
+        stack.callback(run.close)
+        session = Session(run, found)
+        stack.callback(session.close_sinks)
+        return session.drive(stop)
+
+
+@contextmanager
+def _shared_footing(config: RunConfig, world: WorldInfo, count: int) -> Iterator[Footing]:
+    """Let rank 0 make and hold the folder; every rank gets where to go on, or its error."""
+    with ExitStack() as stack:
+        answer: dict[str, Any] = {}
+        if world.rank == 0:
+            try:
+                new = made_by_us(config)
+                footing = find_footing(config, count)
+                made = Path(footing.workspace)
+                stack.enter_context(held(made))
+                if new:
+                    stack.callback(_remove_if_unused, made)
+                answer = {"footing": vars(footing)}
+            except UserError as error:
+                answer = {"error": error.message}
+        answer = json.loads(broadcast_text(json.dumps(answer)))
+        if "error" in answer:
+            raise WorkspaceError(answer["error"])
+        yield Footing(**answer["footing"])
+
+
+def _remove_if_unused(path: Path) -> None:
+    """Take back a folder of ours in which nothing came to be written."""
+    if path.is_dir() and {entry.name for entry in path.iterdir()} <= {".lock"}:
+        (path / ".lock").unlink(missing_ok=True)
+        path.rmdir()

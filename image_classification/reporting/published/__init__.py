@@ -1,0 +1,1 @@
+"""Published figures and the verdict of a run against them."""

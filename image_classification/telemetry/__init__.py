@@ -1,0 +1,1 @@
+"""Power, memory and utilization of devices, sampled during a run."""

@@ -1,0 +1,77 @@
+"""Real processes whose standard output goes away."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from image_classification.config.resolve import resolve
+from image_classification.core.terminal import LastingStdout
+from image_classification.core.types import Record
+from image_classification.reporting.console.sink import open_console_sink
+
+ROOT = Path(__file__).parents[3]
+NAMES = ["--model=resnet18", "--precision=FP32", "--mode=convergence", "--platform=CPU"]
+
+
+def launch(line: str) -> subprocess.CompletedProcess[str]:
+    command = f"{sys.executable} {ROOT / 'launch.py'} {' '.join(NAMES)} {line}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_an_answer_that_cannot_be_written_is_one_line() -> None:
+    done = launch("--explain > /dev/full")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: cannot write to standard output: No space left on device: send it elsewhere\n",
+    )
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    done = launch("--explain --json | head -n 1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
+
+
+def test_a_terminal_without_a_character_gets_a_question_mark() -> None:
+    done = launch("--explain --workspace /tmp/é | PYTHONIOENCODING=utf-8 cat")
+    assert "/tmp/é" in done.stdout
+    command = f"PYTHONIOENCODING=ascii {sys.executable} {ROOT / 'launch.py'} {' '.join(NAMES)}"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --explain --workspace /tmp/é"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "/tmp/?" in done.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_view_reaches_the_terminal_and_so_does_what_others_print(monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    console = Console(file=LastingStdout(), width=80)
+    sink = open_console_sink(console, resolve("resnet18", "FP32", "convergence", "CPU"))
+    sink.write(Record("start", 0, 0, {"total_steps": 8, "epochs": 2, "steps_per_epoch": 4}))
+    sink.write(Record("step", 4, 0, {"loss": 1.25}))
+    # On a live display, which is refreshed only now and then, any line printed repaints it.
+    print("a library's line")
+    sink.close()
+    shown = terminal.getvalue()
+    assert "a library's line\n" in shown
+    assert "epoch 1/2" in shown
+    assert "loss 1.2500" in shown
+    assert sys.stdout is terminal

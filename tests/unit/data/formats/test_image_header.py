@@ -1,0 +1,85 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_classification.core.errors import DataError
+from image_classification.data.formats.image_header import MAX_PIXELS, check_size, image_size
+
+
+def encoded(file_format: str, mode: str = "RGB", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (53, 31), (200, 10, 90)).convert(mode).save(file, file_format, **options)
+    return file.getvalue()
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded("JPEG"),
+        encoded("JPEG", progressive=True),
+        encoded("JPEG", "CMYK"),
+        encoded("JPEG", exif=EXIF, comment=b"\xff\xc0" * 50),
+        encoded("PNG"),
+        encoded("GIF"),
+        encoded("WEBP"),
+        encoded("WEBP", lossless=True),
+        encoded("WEBP", exif=EXIF),
+        encoded("WEBP", "RGBA"),
+    ],
+)
+def test_sizes(content: bytes) -> None:
+    assert image_size(content) == (53, 31)
+    assert image_size(np.frombuffer(content, dtype=np.uint8)) == (53, 31)
+    assert check_size(content, "x") == (53, 31)
+
+
+def test_fill_bytes_before_a_marker() -> None:
+    content = encoded("JPEG")
+    assert image_size(content[:2] + b"\xff\xff\xff" + content[2:]) == (53, 31)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"GIF89a", b"text", b"\x89PNG\r\n\x1a\n1"])
+def test_no_header(content: bytes) -> None:
+    assert image_size(content) is None
+    with pytest.raises(DataError, match=r"cannot decode a/b.JPEG: it has no header"):
+        check_size(content, "a/b.JPEG")
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_any_cut_and_any_noise_end(step: int) -> None:
+    rng = np.random.default_rng(0)
+    for file_format in ("JPEG", "PNG", "GIF", "WEBP"):
+        content = encoded(file_format)
+        for stop in range(0, len(content), step):
+            image_size(content[:stop])
+            noisy = np.frombuffer(content, dtype=np.uint8).copy()
+            noisy[stop:] = rng.integers(0, 256, len(noisy) - stop)
+            image_size(noisy)
+
+
+def png_of(width: int, height: int) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head + crc
+
+
+def test_too_many_pixels_are_refused_undecoded() -> None:
+    assert check_size(png_of(MAX_PIXELS, 1), "x") == (MAX_PIXELS, 1)
+    with pytest.raises(DataError, match=r"cannot decode x: 60000 x 60000 pixels"):
+        check_size(png_of(60_000, 60_000), "x")
+
+
+def test_every_frame_of_an_animation_counts() -> None:
+    file = io.BytesIO()
+    frames = [Image.new("P", (4000, 4000), i) for i in range(13)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match="4000 x 4000 pixels"):
+        check_size(file.getvalue(), "x")

@@ -1,0 +1,155 @@
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from image_classification.core.errors import DataError
+from image_classification.data.formats.folder import open_index
+
+IMAGE = b"\xff\xd8 image"
+Members = list[tuple[str, bytes]]
+
+
+def write(root: Path, members: Members, kind: int = tarfile.PAX_FORMAT) -> Path:
+    path = root / "train-000000.tar"
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def error_of(root: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        open_index(root, "train", 1)
+    return caught.value.message
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_of_any_length(tmp_path: Path, kind: int) -> None:
+    long = "f" * 90 + "/" + "g" * 60
+    names = ["a", "cats/b", long]
+    if kind != tarfile.USTAR_FORMAT:
+        names += ["x" * 300, "Kätzchen/ü", "y" * 200 + "/" + "z" * 200]
+    members: Members = []
+    for number, name in enumerate(names):
+        members += [
+            (f"{name}.cls", str(number % 2).encode()),
+            (f"{name}.jpg", IMAGE + name.encode()),
+        ]
+    write(tmp_path, members, kind)
+    index = open_index(tmp_path, "train", 2)
+    for number, name in enumerate(names):
+        assert index.name(number) == f"train-000000.tar:{name}.jpg"
+        assert index.read(number).tobytes() == IMAGE + name.encode()
+    assert index.labels.tolist() == [number % 2 for number in range(len(names))]
+
+
+def test_members_in_any_order_and_others_passed_over(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        [
+            ("b.JPEG", IMAGE),
+            ("b.json", b"{}"),
+            ("a.cls", b"1\n"),
+            ("b.cls", b" 0"),
+            ("b.pyd", b"\x80\x04."),  # a pickle: never looked into
+            ("a.png", IMAGE),
+        ],
+    )
+    index = open_index(tmp_path, "train", 2)
+    assert [index.name(i).split(":")[1] for i in range(2)] == ["b.JPEG", "a.png"]
+    assert index.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd.jpg", "../x.jpg", "a/../../x.jpg", "..", "a/..", "//x.jpg"]
+)
+def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path, [("a.cls", b"0"), ("a.jpg", IMAGE), (name, IMAGE)])
+    assert "leads out of the shard" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
+)
+def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    path = write(tmp_path, [("a.cls", b"0"), ("a.jpg", IMAGE)])
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("b.jpg")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    assert "is a link, a device or of an unknown kind" in error_of(tmp_path)
+
+
+def test_folders_are_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path, [("d/a.cls", b"0"), ("d/a.jpg", IMAGE)])
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("d")
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
+    assert len(open_index(tmp_path, "train", 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "why"),
+    [
+        ([("a.jpg", IMAGE)], "has no .cls member"),
+        ([("a.jpg", IMAGE), ("a.cls", b"cat")], "does not hold a class number"),
+        ([("a.jpg", IMAGE), ("a.cls", b"-1")], "does not hold a class number"),
+        ([("a.jpg", IMAGE), ("a.cls", b"9" * 12)], "label that is no class"),
+        ([("a.jpg", IMAGE), ("a.cls", b"0" * 100)], "does not hold a class number"),
+        ([("a.jpg", IMAGE), ("a.png", IMAGE), ("a.cls", b"0")], "two images are called 'a'"),
+        ([("a.jpg", b""), ("a.cls", b"0")], "is empty"),
+        ([], "hold no image"),
+    ],
+)
+def test_samples_that_are_none(tmp_path: Path, members: Members, why: str) -> None:
+    write(tmp_path, members)
+    assert why in error_of(tmp_path)
+
+
+def cut(content: bytes) -> bytes:
+    return content[:1100]
+
+
+def in_header(content: bytes) -> bytes:
+    return content[:700]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:3] + bytes([content[3] ^ 1]) + content[4:]
+
+
+def compressed(content: bytes) -> bytes:
+    import gzip
+
+    return gzip.compress(content)
+
+
+def signed_size(content: bytes) -> bytes:
+    header = bytearray(content[:512])
+    header[124:136] = b"-0000000001\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + content[512:]
+
+
+@pytest.mark.parametrize("damage", [cut, in_header, flipped, compressed, signed_size])
+def test_damaged_shards(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = write(tmp_path, [("a.jpg", bytes(5000)), ("a.cls", b"0")])
+    path.write_bytes(damage(path.read_bytes()))
+    assert f"shard {path} is damaged at byte" in error_of(tmp_path)
+
+
+def test_commands_and_addresses_are_no_data_sets(tmp_path: Path) -> None:
+    for name in ("pipe:cat train-000000.tar", "https://example.org/train-000000.tar"):
+        with pytest.raises(DataError, match="no data set at"):
+            open_index(Path(name), "train", 1)
+    (tmp_path / "pipe:touch train-000000.tar").symlink_to("/nonexistent")
+    with pytest.raises(DataError, match="no train shards"):
+        open_index(tmp_path, "train", 1)

@@ -1,0 +1,142 @@
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from image_classification.core.errors import ConfigError, DataError
+from image_classification.data.formats.folder import open_index
+from image_classification.data.tools import pack as packing
+from image_classification.data.tools import quarantine
+from image_classification.data.tools.pack import FORMATS, pack
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_reported_is_what_is_there(image_folder: Path, tmp_path: Path, name: str) -> None:
+    seen: list[tuple[int, int]] = []
+    out = tmp_path / "out"
+    shard_images = None if name == "recordio" else 5
+    report = pack(
+        image_folder,
+        out,
+        name,
+        shard_images=shard_images,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (report.format, report.num_classes) == (name, 2)
+    assert report.images == {"train": 12, "val": 5}
+    assert report.shards == (
+        {"train": 1, "val": 1} if name == "recordio" else {"train": 3, "val": 1}
+    )
+    assert report.num_reencoded == report.num_quarantined == 0
+    assert seen == [(i, 34) for i in range(1, 35)]
+    shards = [p for p in out.iterdir() if p.suffix not in (".json", ".npz", ".idx")]
+    assert report.num_bytes == sum(p.stat().st_size for p in shards)
+    assert len(shards) == sum(report.shards.values())
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_larger_images_are_made_smaller(image_folder: Path, tmp_path: Path) -> None:
+    before = open_index(image_folder, "train", 2)
+    report = pack(image_folder, tmp_path / "out", "tfrecord", max_side=48, quality=80)
+    after = open_index(tmp_path / "out", "train", 2)
+    changed = 0
+    for i in range(len(before)):
+        old = Image.open(io.BytesIO(before.read(i).tobytes()))
+        new = Image.open(io.BytesIO(after.read(i).tobytes()))
+        if max(old.size) <= 48:
+            assert after.read(i).tobytes() == before.read(i).tobytes()
+        else:
+            changed += 1
+            assert max(new.size) == 48
+            assert abs(new.size[0] / new.size[1] - old.size[0] / old.size[1]) < 0.03
+            assert new.format == "JPEG"
+    assert changed > 0
+    assert report.num_reencoded >= changed
+
+
+def test_one_split_alone(image_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(image_folder / "train")
+    assert pack(image_folder, tmp_path / "out", "webdataset").images == {"val": 5}
+    assert len(open_index(tmp_path / "out", "val", 2)) == 5
+
+
+def test_quarantined_images_stay_behind(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "train" / "cat" / "2.JPEG").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cat/2.JPEG: the file is empty"):
+        pack(image_folder, tmp_path / "out", "webdataset")
+    quarantine.save(image_folder / "quarantine.json", {"train/cat/2.JPEG": "empty"})
+    report = pack(image_folder, tmp_path / "out", "webdataset")
+    assert (report.images["train"], report.num_quarantined) == (11, 1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_failed_pack_leaves_nothing(image_folder: Path, tmp_path: Path, name: str) -> None:
+    (image_folder / "val" / "dog" / "1.JPEG").write_bytes(b"no image")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"dog/1.JPEG: it has no header"):
+        pack(image_folder, tmp_path / "out", name)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_read_back_is_compared(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = packing.webdataset.write_sample
+
+    def forgetful(tar: object, key: str, extension: str, content: bytes, label: int) -> str:
+        return write(tar, key, extension, content[:-1], label)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(packing.webdataset, "write_sample", forgetful)
+    with pytest.raises(DataError, match="differ from what was written"):
+        pack(image_folder, tmp_path / "out", "webdataset")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_filled_folder_is_left_alone(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").touch()
+    with pytest.raises(DataError, match="is there already"):
+        pack(image_folder, tmp_path / "out", "tfrecord")
+    with pytest.raises(DataError, match="is there already"):
+        pack(image_folder, tmp_path / "out" / "notes.txt", "tfrecord")
+    with pytest.raises(DataError, match="cannot write the packed data set"):
+        pack(image_folder, tmp_path / "out" / "notes.txt" / "deep", "tfrecord")
+
+
+def test_a_full_disk_is_one_line(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing.webdataset, "write_sample", full)
+    with pytest.raises(DataError, match=r"No space left on device: name a folder"):
+        pack(image_folder, tmp_path / "out", "webdataset")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("webdatset", {}, "did you mean 'webdataset'"),
+        ("tfrecord", {"max_side": 4}, "--max-side 4 is too small"),
+        ("tfrecord", {"quality": 0}, "--quality 0"),
+        ("tfrecord", {"shard_images": 0}, "--shard-images 0"),
+        ("recordio", {"shard_images": 5}, "one file a split"),
+    ],
+)
+def test_options_that_make_no_sense(
+    image_folder: Path, tmp_path: Path, name: str, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pack(image_folder, tmp_path / "out", name, **options)
+
+
+def test_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data set at"):
+        pack(tmp_path / "nothing", tmp_path / "out", "tfrecord")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no train/ folder"):
+        pack(tmp_path / "empty", tmp_path / "out", "tfrecord")

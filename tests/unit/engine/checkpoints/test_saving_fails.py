@@ -1,0 +1,337 @@
+"""When a checkpoint cannot be written: earlier ones intact, an error or a warning as configured."""
+
+import errno
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from image_classification.core.errors import WorkspaceError
+from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.stop import Stopped, StopRequest
+from image_classification.engine.train import train
+from image_classification.launch.workspace import held
+
+MIB = 1 << 20
+OFTEN = {"run__validate": False, "run__save_every": "1 steps", "run__keep_checkpoints": 1}
+
+
+def mount(*arguments):
+    return subprocess.run(
+        ["mount", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a tmpfs of so many MiB; gone at the end of the test."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small disk")
+    with ExitStack() as stack:
+
+        def make(size_mib):
+            folder = tmp_path / "disk"
+            folder.mkdir()
+            done = mount("-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", folder)
+            if done.returncode:
+                pytest.skip(f"no mount here: {done.stderr.strip()}")
+            stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
+            return folder
+
+        yield make
+
+
+def disk_for(small_disk, small_config, open_run, tmp_path, checkpoints):
+    """Mount a disk that holds so many checkpoints of the small run."""
+    parts = open_run(small_config(), workspace=str(tmp_path / "measured")).parts
+    # SGD keeps one momentum buffer for each parameter.
+    tensors = [*parts.model.state_dict().values(), *parts.model.parameters()]
+    return small_disk(round(sum(t.numel() * t.element_size() for t in tensors) * checkpoints / MIB))
+
+
+def drive(run, seen):
+    for record in train(run, StopRequest()):
+        seen.append(record)
+    return seen
+
+
+def warnings_in(records):
+    return [r.values["message"] for r in records if r.kind == "warning"]
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.faults(
+    "The disk is full at a save, found before or while writing",
+    "refused: `no space left …`, the checkpoint before kept whole, nothing half written left",
+)
+@pytest.mark.parametrize("checked", [True, False], ids=["before", "while writing"])
+def test_a_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
+    small_disk, small_config, open_run, tmp_path, monkeypatch, checked
+):
+    # Room for one and a half: the second does not fit, and the first is not deleted for it.
+    disk = disk_for(small_disk, small_config, open_run, tmp_path, 1.5)
+    if not checked:
+        monkeypatch.setattr(checkpoint, "_check_room", lambda folder, snapshot: None)
+    run = open_run(small_config(**OFTEN), workspace=str(disk))
+    free_bytes = 0
+    with pytest.raises(WorkspaceError, match="no space left") as caught:
+        for record in train(run, StopRequest()):
+            if record.kind == "checkpoint":
+                free_bytes = shutil.disk_usage(disk).free
+    assert "step-0000000001 is kept" in caught.value.message
+    assert "\n" not in caught.value.message
+    assert names(run.checkpoints) == ["step-0000000001"]
+    checkpoint.verify(run.checkpoints / "step-0000000001")
+    # The half-written folder has given its space back.
+    assert shutil.disk_usage(disk).free == pytest.approx(free_bytes, abs=2 * MIB)
+
+
+@pytest.mark.faults(
+    "The disk is full at a save, with run.on_save_error=warn",
+    "survived: a warning at each save, saved once there was room",
+)
+def test_a_full_disk_with_warn_trains_on_and_saves_once_there_is_room(
+    small_disk, small_config, open_run, tmp_path
+):
+    disk = disk_for(small_disk, small_config, open_run, tmp_path, 2.5)
+    ballast = disk / "ballast"
+    config = small_config(**OFTEN, run__on_save_error="warn", schedule__epochs=2)
+    run, records = open_run(config, workspace=str(disk)), []
+    for record in train(run, StopRequest()):
+        records.append(record)
+        if record.kind == "checkpoint" and record.step == 1:
+            free = shutil.disk_usage(disk).free
+            ballast.write_bytes(b"\0" * (free - 4 * MIB))
+        if record.kind == "step" and record.step == 5:
+            assert [s.step for s in checkpoint.listed(run.checkpoints)] == [1]
+            ballast.unlink()
+    assert any("no space left" in message for message in warnings_in(records))
+    assert all("is not saved" in message for message in warnings_in(records))
+    assert records[-1].kind == "end"
+    assert [s.step for s in checkpoint.listed(run.checkpoints)] == [8]
+
+
+@pytest.mark.faults(
+    "The disk is still full at the end, with run.on_save_error=warn",
+    "refused: `no space left …`, results reported",
+)
+def test_warn_is_still_an_error_at_the_end_and_the_results_are_told(
+    small_disk, small_config, open_run, tmp_path
+):
+    disk = disk_for(small_disk, small_config, open_run, tmp_path, 0.5)
+    config = small_config(**OFTEN, run__on_save_error="warn")
+    run, records = open_run(config, workspace=str(disk), max_steps=2), []
+    with pytest.raises(WorkspaceError, match=r"no space left.*no checkpoint had been saved"):
+        drive(run, records)
+    assert records[-1].kind == "end"
+    assert records[-1].values["results"]["train"]["steps"] == 2
+    assert names(run.checkpoints) == []
+
+
+@pytest.mark.faults(
+    "The disk is full when a stop signal comes",
+    "refused: `no space left …`, never exit 75",
+)
+def test_warn_is_still_an_error_at_a_stop_signal(small_disk, small_config, open_run, tmp_path):
+    disk = disk_for(small_disk, small_config, open_run, tmp_path, 0.5)
+    config = small_config(**OFTEN, run__on_save_error="warn")
+    run, stop = open_run(config, workspace=str(disk)), StopRequest()
+    with pytest.raises(WorkspaceError, match="no space left"):
+        for record in train(run, stop):
+            if record.kind == "step" and record.step == 2:
+                stop.signal_name = "SIGTERM"
+
+
+@pytest.mark.faults(
+    "The disk turns read-only during training",
+    "refused: `the file system is read-only …`, the checkpoint before kept whole",
+)
+def test_a_disk_that_turns_read_only_is_one_clear_error(
+    small_disk, small_config, open_run, tmp_path
+):
+    disk = disk_for(small_disk, small_config, open_run, tmp_path, 4)
+    run = open_run(small_config(**OFTEN, schedule__epochs=2), workspace=str(disk))
+    with pytest.raises(WorkspaceError, match="the file system is read-only"):
+        for record in train(run, StopRequest()):
+            if record.kind == "checkpoint" and record.step == 4:
+                made = mount("-o", "remount,ro", disk)
+                assert made.returncode == 0, made.stderr
+    # Step 4 closes an epoch and step 5's save was the first on the read-only disk.
+    assert checkpoint.listed(run.checkpoints)[-1].step >= 4
+    checkpoint.verify(checkpoint.listed(run.checkpoints)[-1].path)
+
+
+class Broken:
+    """Makes chosen writes of ``state.json`` fail half way, as the disk would."""
+
+    def __init__(self, monkeypatch, code, saves):
+        self.code, self.saves, self.tried = code, saves, 0
+        self._write = checkpoint.write_synced
+        monkeypatch.setattr(checkpoint, "write_synced", self)
+
+    def __call__(self, path, data):
+        if path.name == checkpoint.META:
+            self.tried += 1
+            if self.tried in self.saves:
+                path.write_bytes(data[: len(data) // 2])
+                raise OSError(self.code, os.strerror(self.code))
+        self._write(path, data)
+
+
+@pytest.mark.faults(
+    "A quota, an I/O error or a full disk stops the write of a checkpoint half way",
+    "refused: the system's reason at the next step, the checkpoint before kept whole",
+)
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EIO, "Input/output error"),
+        (errno.ENOSPC, "no space left"),
+    ],
+)
+def test_an_error_mid_write_surfaces_at_a_step_boundary(
+    small_config, open_run, monkeypatch, code, said
+):
+    Broken(monkeypatch, code, saves={2})
+    run = open_run(small_config(**OFTEN))
+    seen = []
+    with pytest.raises(WorkspaceError, match=said) as caught:
+        drive(run, seen)
+    assert "step-0000000002" in caught.value.message
+    # Not at the end of the run: at the boundary after the failure, or where the next save came.
+    assert seen[-1].step <= 3
+    assert names(run.checkpoints) == ["step-0000000001"]
+    checkpoint.verify(run.checkpoints / "step-0000000001")
+
+
+@pytest.mark.faults(
+    "I/O errors at two saves, with run.on_save_error=warn",
+    "survived: a warning each, saved at the next step, final weights bit for bit the same",
+)
+@pytest.mark.slow
+def test_with_warn_the_next_save_tries_again_and_the_result_is_the_same(
+    small_config, open_run, monkeypatch
+):
+    config = small_config(**OFTEN, schedule__epochs=1)
+    good = open_run(config, workspace=config.run.workspace + "-good")
+    drive(good, [])
+    Broken(monkeypatch, errno.EIO, saves={2, 4})
+    run, records = open_run(config, on_save_error="warn"), []
+    drive(run, records)
+    warned = [(r.step, r.values["message"]) for r in records if r.kind == "warning"]
+    assert [step for step, _ in warned] == [2, 4]
+    assert "Input/output error" in warned[0][1]
+    # Step 4, the last, failed once and was tried again at the end of the run.
+    assert [r.step for r in records if r.kind == "checkpoint"] == [1, 3, 4]
+    assert names(run.checkpoints) == ["step-0000000004"]
+    for name, tensor in good.parts.model.state_dict().items():
+        assert torch.equal(tensor, run.parts.model.state_dict()[name]), name
+
+
+def test_a_best_that_could_not_be_written_is_tried_again_at_its_own_step(
+    small_config, open_run, monkeypatch
+):
+    Broken(monkeypatch, errno.EIO, saves={1})
+    config = small_config(run__on_save_error="warn", schedule__epochs=1)
+    run = open_run(config)
+    drive(run, [])
+    assert checkpoint.best_step(run.checkpoints) == run.progress.best_step == 4
+
+
+def test_a_stop_after_a_failed_write_saves_anew(small_config, open_run, monkeypatch):
+    Broken(monkeypatch, errno.EIO, saves={2})
+    run, stop = open_run(small_config(**OFTEN, run__on_save_error="warn")), StopRequest()
+    with pytest.raises(Stopped):
+        for record in train(run, stop):
+            if record.kind == "step" and record.step == 3:
+                stop.signal_name = "SIGTERM"
+    assert [s.step for s in checkpoint.listed(run.checkpoints)] == [3]
+
+
+def test_a_bug_in_the_writing_thread_is_not_taken_for_a_full_disk(
+    small_config, open_run, monkeypatch
+):
+    def broken(folder, snapshot):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(checkpoint, "_write", broken)
+    run = open_run(small_config(**OFTEN, run__on_save_error="warn"))
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        drive(run, [])
+    assert names(run.checkpoints) == []
+
+
+def small_snapshot(value=1.0):
+    return checkpoint.Snapshot({"w": torch.full((2,), value)}, {}, {}, {"value": value})
+
+
+def test_opening_a_run_removes_what_dead_processes_left(tmp_path):
+    folder = tmp_path / "checkpoints"
+    checkpoint.save(folder, 3, small_snapshot())
+    for name in (".tmp-0000000004-77", ".old-0000000002-77"):
+        (folder / name).mkdir()
+        (folder / name / checkpoint.MODEL).write_bytes(b"half")
+    (folder / ".best.json.77.tmp").write_bytes(b"{")
+    with held(tmp_path):
+        assert names(folder) == ["step-0000000003"]
+
+
+def test_leftovers_of_a_running_job_are_not_touched_by_a_second_one(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with held(tmp_path):
+        (folder / ".tmp-0000000004-77").mkdir(parents=True)
+        with pytest.raises(WorkspaceError, match="in use"), held(tmp_path):
+            pass
+        assert names(folder) == [".tmp-0000000004-77"]
+
+
+@pytest.mark.faults(
+    "Killed between the two renames that replace a checkpoint",
+    "survived: one of the two is whole and found",
+)
+def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    checkpoint.save(folder, 3, small_snapshot(1.0))
+    rename, calls = os.rename, []
+
+    class Killed(BaseException):
+        pass
+
+    def killed_at_the_second(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise Killed
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed_at_the_second)
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+    with pytest.raises(Killed):
+        checkpoint.save(folder, 3, small_snapshot(2.0))
+    assert checkpoint.listed(folder) == []
+    monkeypatch.undo()
+    with held(tmp_path):
+        assert names(folder) == ["step-0000000003"]
+    assert checkpoint.load(folder / "step-0000000003").model["w"][0] == 1.0
+
+
+def test_a_replacement_that_cannot_be_named_gives_the_old_one_its_name_back(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 3, small_snapshot(1.0))
+    rename = os.rename
+
+    def broken(source, target):
+        if ".tmp-" in str(source):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", broken)
+    with pytest.raises(WorkspaceError, match="Input/output error"):
+        checkpoint.save(tmp_path, 3, small_snapshot(2.0))
+    assert names(tmp_path) == ["step-0000000003"]
+    assert checkpoint.load(tmp_path / "step-0000000003").model["w"][0] == 1.0

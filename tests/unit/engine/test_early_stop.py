@@ -1,0 +1,93 @@
+"""``run.stop_at_top1``: where the run ends, what it saves, what its report says."""
+
+import json
+
+import pytest
+
+from image_classification.cli.launch import main
+from image_classification.config.resolve import resolve
+from image_classification.core.errors import ConfigError
+from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.evaluate import EvalResult
+from image_classification.engine.stop import StopRequest
+from image_classification.engine.train import train
+
+SCORES = [40.0, 60.0, 75.9, 90.0]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Let validations find `SCORES`, one an epoch; the average is always 30 points worse."""
+
+    def evaluate(run, model, stop):
+        epoch = run.progress.step // run.train_loader.steps_per_epoch - 1
+        worse = 0.0 if model is run.parts.model else 30.0
+        return EvalResult(SCORES[epoch] - worse, 100.0, 1.0, 15, time_s=0.01)
+
+    monkeypatch.setattr("image_classification.engine.train.evaluate", evaluate)
+
+
+def drive(run):
+    return list(train(run, StopRequest()))
+
+
+def test_the_run_ends_with_the_first_validation_that_reaches_it(small_config, open_run, scored):
+    config = small_config(schedule__epochs=4)
+    run = open_run(config, stop_at_top1=75.9)
+    records = drive(run)
+    assert run.progress.step == 12
+    assert checkpoint.best_step(run.checkpoints) == 12
+    checkpoint.verify(checkpoint.listed(run.checkpoints)[-1].path)
+    target = records[-1].values["results"]["target"]
+    assert (target["stop_at_top1"], target["top1"]) == (75.9, 75.9)
+    assert (target["epoch"], target["step"]) == (3, 12)
+    assert 0 < target["time_s"] <= records[-1].values["results"]["time_s"]["total"]
+
+    again = open_run(config, stop_at_top1=75.9, resume="auto")
+    records = drive(again)
+    assert {r.kind for r in records} == {"start", "end"}
+    assert records[-1].values["results"]["target"] == target
+
+    further = open_run(config, stop_at_top1=80.0, resume="auto")
+    drive(further)
+    assert further.progress.step == 16
+
+
+def test_the_average_decides_where_there_is_one(small_config, open_run, scored):
+    run = open_run(small_config(schedule__epochs=4, ema__decay=0.9), stop_at_top1=59.0)
+    records = drive(run)
+    assert run.progress.step == 16
+    assert records[-1].values["results"]["target"]["top1"] == 60.0
+
+
+def test_a_top1_that_is_not_reached_is_null(small_config, open_run, scored):
+    records = drive(open_run(small_config(schedule__epochs=1), stop_at_top1=99.0))
+    assert records[-1].values["results"]["target"] == {"stop_at_top1": 99.0}
+
+
+def test_the_report_and_the_screen_say_when(small_arguments, tmp_path, capfd, scored):
+    folder = tmp_path / "run"
+    argv = [*small_arguments, f"--workspace={folder}", "--stop-at-top1=60"]
+    assert main(argv) == 0
+    results = json.loads((folder / "report.json").read_text())["results"]
+    assert results["target"]["step"] == 8
+    assert [s["step"] for s in results["starts"]] == [0]
+    assert "top-1 60.00 % reached (60.00 %) after epoch 2, step 8" in " ".join(
+        capfd.readouterr().out.split()
+    )
+    assert main([*argv, "--resume=auto"]) == 0
+    again = json.loads((folder / "report.json").read_text())["results"]
+    assert again["target"] == results["target"]
+    assert again["train"]["steps"] is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ({"run.stop_at_top1": 100.5}, "100 or less"),
+        ({"run.stop_at_top1": 70.0, "run.validate": False}, "run.validate is false"),
+    ],
+)
+def test_a_top1_that_could_never_be_reached_is_refused(overrides, part):
+    with pytest.raises(ConfigError, match=part):
+        resolve("resnet50", "AMP", "convergence", "DGX1V", overrides=overrides)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from image_classification.core.errors import ConfigError, WorkspaceError
+from image_classification.launch.outcomes import (
+    OUTCOME_FOLDER,
+    RESTART_REASON,
+    recall,
+    remember,
+)
+from image_classification.launch.restart import check_restarts, find_footing, on_footing
+
+UNDER_TORCHRUN = {"TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_RESTART_COUNT": "0"}
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """As in a process that launch.py has started."""
+    folder = tmp_path / "outcomes"
+    folder.mkdir()
+    monkeypatch.setenv(OUTCOME_FOLDER, str(folder))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_restart_finds_the_folder_that_was_named_after_the_time(launched, small_config):
+    config = small_config()
+    config = replace(config, run=replace(config.run, workspace=None))
+    first = find_footing(config, 0)
+    assert first.resume is None and first.counted_from is None
+    remember("start_step", "0")
+    remember("start_step", "8")  # the restart's own; the first one counts
+    (Path(first.workspace) / "metrics.jsonl").touch()
+    again = find_footing(config, 1)
+    assert again.workspace == first.workspace
+    assert again.resume == "auto" and again.counted_from == 0
+    # Without the restart it is another run's folder.
+    taken = replace(config, run=replace(config.run, workspace=first.workspace))
+    with pytest.raises(WorkspaceError, match="holds another run"):
+        find_footing(taken, 0)
+
+
+def test_a_restart_before_the_first_checkpoint_begins_as_told(launched, small_config):
+    config = small_config(run__resume="/some/checkpoint")
+    assert find_footing(config, 1).resume == "/some/checkpoint"
+    saved = Path(config.run.workspace) / "checkpoints" / "step-0000000002"
+    saved.mkdir(parents=True)
+    (saved / "meta.json").touch()
+    assert find_footing(config, 1).resume == "auto"
+
+
+def test_a_restart_is_in_the_runs_warnings(launched, small_config, monkeypatch):
+    config = small_config()
+    footing = find_footing(config, 0)
+    assert on_footing(config, footing, 0).warnings == config.warnings
+    monkeypatch.setenv(RESTART_REASON, "rank 1 was killed (restart 1 of at most 2)")
+    assert on_footing(config, footing, 1).warnings[-1] == (
+        "rank 1 was killed (restart 1 of at most 2)"
+    )
+    monkeypatch.delenv(RESTART_REASON)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    assert "restart 1 of at most 2" in on_footing(config, footing, 1).warnings[-1]
+
+
+@pytest.mark.parametrize(
+    ("control", "environ", "message"),
+    [
+        ({"run__max_restarts": 1}, {}, "give the restarts to that one"),
+        ({"run__workspace": None}, UNDER_TORCHRUN, "needs --workspace"),
+        ({"run__run_epochs": 2}, UNDER_TORCHRUN, "give run.stop_epoch instead"),
+    ],
+)
+def test_what_another_launchers_restart_would_lose_is_refused(
+    small_config, monkeypatch, control, environ, message
+):
+    monkeypatch.delenv(OUTCOME_FOLDER, raising=False)
+    with pytest.raises(ConfigError, match=message):
+        check_restarts(small_config(**control), environ)
+    check_restarts(small_config(), UNDER_TORCHRUN)
+
+
+def test_our_own_processes_may_restart(launched, small_config):
+    check_restarts(small_config(run__max_restarts=1), {})
+    assert recall("never-said") is None

@@ -1,0 +1,79 @@
+"""The run's folder: made, refused, held."""
+
+import multiprocessing
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from image_classification.config.resolve import resolve
+from image_classification.core.errors import WorkspaceError
+from image_classification.launch.workspace import default_workspace, held, prepare_workspace
+
+
+@pytest.fixture
+def config(tmp_path):
+    found = resolve("resnet18", "FP32", "convergence", "CPU")
+    return replace(found, run=replace(found.run, workspace=str(tmp_path / "run")))
+
+
+def test_the_default_folder_is_named_after_the_run(config):
+    name = default_workspace(config.names).name
+    assert re.fullmatch(r"resnet18-CPU-FP32-.*convergence-\d{8}T\d{6}Z", name)
+
+
+def test_two_runs_in_one_second_get_two_folders(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unnamed = replace(config, run=replace(config.run, workspace=None))
+    first, second = prepare_workspace(unnamed), prepare_workspace(unnamed)
+    assert first != second
+
+
+def test_a_folder_with_another_run_is_refused_and_untouched(config):
+    path = prepare_workspace(config)
+    (path / "report.json").write_text("kept")
+    with pytest.raises(WorkspaceError, match=r"holds another run.*--resume auto"):
+        prepare_workspace(config)
+    assert (path / "report.json").read_text() == "kept"
+
+
+def test_resuming_continues_in_the_folder(config):
+    path = prepare_workspace(config)
+    (path / "metrics.jsonl").write_text("")
+    resumed = replace(config, run=replace(config.run, resume="auto"))
+    assert prepare_workspace(resumed) == path
+
+
+def test_a_folder_that_is_a_file_is_one_clear_error(config):
+    Path(config.run.workspace).write_text("")
+    with pytest.raises(WorkspaceError, match="cannot make the run's folder"):
+        prepare_workspace(config)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_an_unwritable_folder_names_the_remedy(config):
+    Path(config.run.workspace).mkdir(mode=0o500)
+    with pytest.raises(WorkspaceError, match="--workspace"):
+        prepare_workspace(config)
+
+
+def _try_to_hold(path, answers):
+    try:
+        with held(path):
+            answers.put("held")
+    except WorkspaceError as error:
+        answers.put(error.message)
+
+
+def test_a_second_job_in_one_folder_is_refused(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with held(tmp_path):
+        process = context.Process(target=_try_to_hold, args=(tmp_path, answers))
+        process.start()
+        assert "in use by a running job" in answers.get(timeout=60)
+        process.join()
+    with held(tmp_path):
+        pass

@@ -1,0 +1,119 @@
+import pytest
+
+from image_classification.core.errors import WorkspaceError
+from image_classification.reporting.compare.history import read_history
+from image_classification.reporting.compare.history_text import history_json
+from image_classification.reporting.compare.regression import DEFAULTS
+
+
+@pytest.fixture
+def months(record_run, run_results, tmp_path):
+    """Record runs of (images/s, top-1), one a day, below one folder; return it."""
+
+    def make(*figures, **options):
+        for n, (images_per_s, top1) in enumerate(figures):
+            results = run_results(images_per_s, top1)
+            record_run(f"runs/{n + 1:02d}", ended_at=n + 1, results=results, **options)
+        return tmp_path / "runs"
+
+    return make
+
+
+def flags(history):
+    (line,) = history.lines
+    return {
+        entry.run.label: [(flag.change.figure, flag.earlier.label) for flag in entry.flags]
+        for entry in line.entries
+    }
+
+
+def test_runs_that_hold(months):
+    history = read_history(months((8300, 76.8), (8250, 76.9), (8400, 76.75)))
+    assert flags(history) == {"01": [], "02": [], "03": []}
+    assert history.regressed == [] and history.left_out == ()
+
+
+def test_a_slow_drift_is_found_against_the_best(months):
+    folder = months((8300, 76.8), (8000, 76.8), (7700, 76.8))
+    history = read_history(folder)
+    assert flags(history) == {"01": [], "02": [], "03": [("train_images_per_s", "01")]}
+    assert [line.identity.text for line in history.regressed] == [
+        "resnet50 AMP convergence DGX1V 90e, 8 devices"
+    ]
+    assert flags(read_history(folder, against="previous")) == {"01": [], "02": [], "03": []}
+
+
+def test_a_run_is_held_to_earlier_ones_only(months):
+    # The second is worse than the third, which came later.
+    history = read_history(months((8000, 76.8), (7900, 76.8), (9000, 77.5)))
+    assert flags(history) == {"01": [], "02": [], "03": []}
+
+
+def test_only_the_newest_run_decides(months):
+    history = read_history(months((8300, 76.8), (7000, 76.0), (8300, 76.8)))
+    assert flags(history)["02"] == [("top1", "01"), ("train_images_per_s", "01")]
+    assert history.regressed == []
+
+
+def test_thresholds_are_the_callers(months):
+    folder = months((8300, 76.8), (7000, 76.8))
+    assert read_history(folder, {**DEFAULTS, "throughput": 20.0}).regressed == []
+
+
+def test_runs_are_ordered_by_their_own_time(record_run, run_results, tmp_path):
+    record_run("runs/a", ended_at=20, results=run_results(7000.0))
+    record_run("runs/b", ended_at=10, results=run_results(8300.0))
+    assert flags(read_history(tmp_path / "runs")) == {"b": [], "a": [("train_images_per_s", "b")]}
+
+
+def test_other_settings_have_a_line_of_their_own(record_run, run_results, tmp_path):
+    record_run("runs/a", ended_at=1, data__workers=5)
+    record_run("runs/b", ended_at=2, results=run_results(6000.0), data__workers=1)
+    record_run("runs/c", ended_at=3, precision="FP32", results=run_results(2800.0))
+    history = read_history(tmp_path / "runs")
+    assert [len(line.entries) for line in history.lines] == [1, 1, 1]
+    assert [line.settings for line in history.lines] == [(), ("data.workers 5 -> 1",), ()]
+    assert history.regressed == []
+    merged = read_history(tmp_path / "runs", ignored=["data.workers"])
+    assert [len(line.entries) for line in merged.lines] == [2, 1]
+    assert len(merged.regressed) == 1
+
+
+def test_runs_that_ended_early(months, record_run, run_results):
+    folder = months((8300, 76.8))
+    record_run("runs/02", ended_at=2, results=run_results(99.0), exit_code=75)
+    history = read_history(folder)
+    # A stopped run goes on some day: it is neither judged nor a yardstick.
+    assert flags(history) == {"01": [], "02": []} and history.regressed == []
+    record_run("runs/03", ended_at=3, results={}, exit_code=3)
+    assert len(read_history(folder).regressed) == 1
+    record_run("runs/04", ended_at=4)
+    assert read_history(folder).regressed == []
+
+
+def test_reports_that_cannot_be_read_are_named(months):
+    folder = months((8300, 76.8))
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "report.json").write_text("{}")
+    (folder / "gone").mkdir()
+    (folder / "gone" / "report.json").symlink_to(folder / "nothing")
+    history = read_history(folder)
+    assert len(history.lines) == 1
+    foreign, gone = history.left_out
+    assert "foreign/report.json has schema version None" in foreign
+    assert "gone/report.json: No such file" in gone
+    (folder / "01" / "report.json").unlink()
+    with pytest.raises(WorkspaceError, match=r"no report below .* can be read: .* \(and 1 more\)"):
+        read_history(folder)
+
+
+def test_the_history_as_data(months):
+    content = history_json(read_history(months((8300, 76.8), (7000, 76.8))))
+    (line,) = content["lines"]
+    assert line["regressed"] and line["name"]["num_devices"] == 8
+    first, second = line["runs"]
+    assert first["flags"] == [] and first["environment"]["torch"] == "2.10.0"
+    (flag,) = second["flags"]
+    assert flag["figure"] == "train_images_per_s" and flag["against"] == "best"
+    assert flag["earlier"] == first["path"]
+    assert content["regressed"] == ["resnet50 AMP convergence DGX1V 90e, 8 devices"]

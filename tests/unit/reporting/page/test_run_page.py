@@ -1,0 +1,193 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from image_classification.config.resolve import resolve
+from image_classification.reporting.console.results import result_rows
+from image_classification.reporting.page.run_page import render, write_page
+from image_classification.reporting.pictures.draw import Gallery, draw_run
+from image_classification.reporting.pictures.picture import LeftOut
+from image_classification.reporting.report import build_report, read_report
+from tests.support import runs as made
+
+VOID = {"meta", "br", "link", "img"}
+
+
+class Checker(HTMLParser):
+    """Collects tags, text and outside references; fails on tags that do not nest."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text, self.references, self.ids = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href"):
+                self.references.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def parse(page):
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture
+def report(make_config, dgx1, results):
+    environment = {"torch": "2.10.0", "devices": [{"name": name} for name in dgx1.names]}
+    return build_report(make_config(), devices=dgx1, environment=environment, results=results)
+
+
+def test_the_page_holds_names_verdicts_results_and_configuration(report, make_config):
+    page = render(report, provenance=make_config().provenance)
+    text = " ".join(parse(page).text)
+    for expected in (
+        "resnet50 on DGX1V",
+        "76.88 %",
+        "76.80 %",
+        "8,322 images/s",
+        "-0.08 points, tolerance 0.32",
+        "8 x Tesla V100-SXM2-16GB",
+        "2.10.0",
+        "label_smoothing",
+        "configs.yml:123, recipe 90e",
+    ):
+        assert expected in text
+    assert page.count('class="verdict reproduced"') == 2
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """The pictures of a run that has every kind but scaling."""
+    config = resolve("resnet50", "AMP", "convergence", "DGX1V", "90e")
+    options = {"steps_per_epoch": 20, "print_every": 10, "inference": made.inference_rows()}
+    folder = made.write_training(tmp_path_factory.mktemp("run"), config, **options)
+    return draw_run(folder, read_report(folder / "report.json"))
+
+
+def test_the_page_needs_no_script_and_no_network(report, gallery, tmp_path):
+    page = write_page(report, tmp_path, gallery=gallery).read_text()
+    checker = parse(page)
+    assert checker.tags.count("svg") == len(gallery.drawn) == 8
+    assert not {"script", "link", "img", "iframe"} & set(checker.tags)
+    assert all(reference.startswith("#") for reference in checker.references)
+    assert "url(http" not in page and "@import" not in page
+    # The namespaces of SVG are names, never fetched.
+    outside = set(re.findall(r"https?://[^\"' <]+", page))
+    assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    # What belongs to one picture is not answered by another.
+    assert len(checker.ids) == len(set(checker.ids))
+    referred = {reference[1:] for reference in checker.references}
+    referred |= set(re.findall(r"url\(#([^)]+)\)", page))
+    assert referred and referred <= set(checker.ids)
+    # On a dark page nothing keeps the colours of white paper.
+    assert not re.search(r"[:\"] ?#(222222|ffffff|dddddd)\b", page[page.index("<figure>") :])
+
+
+def test_pictures_are_described_and_come_in_reading_order(report, gallery):
+    page = render(report, gallery)
+    described = re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
+    assert [text.split(".")[0] for text in described] == [
+        "Loss",
+        "Validation accuracy",
+        "Learning rate",
+        "Training throughput of each epoch",
+        "Throughput and power over time",
+        "Step time",
+        "Latency against throughput",
+        "Accuracy against multiply-adds",
+    ]
+    assert "top-1, percent over epochs done: weights as trained: from" in described[1]
+    assert "<li><b>Scaling over devices</b>: it takes training runs" in page
+
+
+def test_a_page_without_any_picture_says_why(report):
+    page = render(report, Gallery(left_out=(LeftOut("loss", "Loss", "no <loss> was recorded"),)))
+    assert "<li><b>Loss</b>: no &lt;loss&gt; was recorded.</li>" in page
+    assert "<figure>" not in page
+
+
+def test_tables_have_headers(report, make_config):
+    page = render(report, provenance=make_config().provenance)
+    assert page.count("<thead>") + page.count("<tbody><tr><th scope=") == page.count("<table")
+    assert '<th scope="row">devices</th>' in page
+    assert not re.search(r"<th(?! scope=)[ >]", page)
+
+
+def test_everything_from_outside_is_escaped(make_config, dgx1, results):
+    evil = "<script>alert('x')</script> & $title"
+    config = make_config(
+        names={"model": evil, "recipe": evil}, data={"path": evil}, platform={"name": evil}
+    )
+    report = build_report(
+        config,
+        devices=dgx1,
+        environment={"driver": evil, "devices": [{"name": evil}]},
+        results=results,
+        exit_code=2,
+        exit_message=evil,
+    )
+    page = render(report, provenance={"data.path": evil})
+    assert "<script" not in page
+    assert parse(page).tags.count("script") == 0
+    assert "&lt;script&gt;" in page
+    assert "$title" in page
+
+
+def test_power_is_in_the_results_once_every_device_has_it(make_config, dgx1):
+    devices = [{"name": "V100", "power_w_mean": 250.0, "energy_j": 5000.0}] * 8
+    telemetry = {"devices": devices, "energy_j": 40_000.0, "images_per_joule": 0.512}
+
+    def rows(**changes):
+        report = build_report(
+            make_config(),
+            devices=dgx1,
+            environment={},
+            results={},
+            telemetry={**telemetry, **changes},
+        )
+        return dict(result_rows(report))
+
+    power = rows()["power"]
+    assert power == "mean 2,000.0 W of 8 devices, 40.00 kJ, 0.512 images per joule"
+    assert "power" not in rows(energy_j=None)
+
+
+def test_a_run_without_published_figures_or_plots(make_config, dgx1, tmp_path):
+    config = replace(make_config(names={"platform": "CPU"}), sources=())
+    report = build_report(
+        config,
+        devices=dgx1,
+        environment={},
+        results={"inference": [{"batch": 8, "images_per_s": 800.0}]},
+        telemetry={"devices": [{"name": "V100", "power_w_mean": 250.0}], "source": "nvml"},
+        exit_code=3,
+        exit_message="loss is not finite at step 7",
+    )
+    page = write_page(report, tmp_path).read_text()
+    text = " ".join(parse(page).text)
+    assert "No published figure belongs to this configuration." in text
+    assert "Curves" not in text
+    assert "diverged" in text and "loss is not finite at step 7" in text
+    assert "800.0" in text
+    assert "mean power" in text and "250.0 W" in text and "not measured" in text

@@ -1,0 +1,223 @@
+import json
+import math
+import shutil
+import subprocess
+
+import pytest
+
+from image_classification.core.errors import EXIT_DIVERGED, WorkspaceError
+from image_classification.core.host import BASE_VARIABLE, IMAGE_VARIABLE, REVISION_VARIABLE
+from image_classification.reporting.published.verdict import newest
+from image_classification.reporting.report import (
+    _cpu,
+    build_report,
+    fill_results,
+    git_commit,
+    host_environment,
+    read_report,
+    write_report,
+)
+
+ENVIRONMENT = {"torch": "2.10.0", "devices": [{"name": "Tesla V100-SXM2-16GB"}]}
+
+
+def test_every_key_of_the_schema_is_there_and_null_when_not_measured():
+    empty = {"top1": None, "top5": None, "loss": None, "images": None}
+    assert fill_results({}) == {
+        "train": {
+            "images_per_s": None,
+            "images_per_s_per_device": None,
+            "step_time_s": {"p50": None, "p95": None, "p99": None},
+            "data_wait_fraction": None,
+            "epochs": None,
+            "steps": None,
+            "images": None,
+        },
+        "validation": empty,
+        "validation_ema": empty,
+        "target": {"stop_at_top1": None, "top1": None, "epoch": None, "step": None, "time_s": None},
+        "starts": None,
+        "inference": None,
+        "data": {"images_per_s": None},
+        "time_s": {"total": None, "train": None, "validation": None, "first_step": None},
+    }
+
+
+def test_given_values_are_kept_and_nan_becomes_null(results):
+    results["validation"]["loss"] = math.nan
+    filled = fill_results({**results, "inference": [{"batch": 8, "latency_ms": {"p99": 3.0}}]})
+    assert filled["train"] == results["train"]
+    assert filled["validation"]["loss"] is None
+    assert filled["inference"] == [
+        {
+            "batch": 8,
+            "images_per_s": None,
+            "latency_ms": {"mean": None, "p50": None, "p90": None, "p95": None, "p99": 3.0},
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("results", "where"),
+    [
+        ({"trian": {}}, "results has no key trian"),
+        ({"train": {"ips": 1.0}}, "results.train has no key ips"),
+        ({"inference": [{"size": 1}]}, "results.inference has no key size"),
+    ],
+)
+def test_a_misspelt_key_is_a_programming_error(results, where):
+    with pytest.raises(ValueError, match=where):
+        fill_results(results)
+
+
+def test_the_report_of_a_finished_run(make_config, dgx1, results):
+    report = build_report(make_config(), devices=dgx1, environment=ENVIRONMENT, results=results)
+    assert report.schema_version == 1
+    assert report.name == {
+        "model": "resnet50",
+        "precision": "AMP",
+        "mode": "convergence",
+        "platform": "DGX1V",
+        "recipe": "90e",
+    }
+    assert report.config["batch"] == {"per_device": 256, "global": 2048, "accumulation": 1}
+    assert report.environment["torch"] == "2.10.0"
+    assert report.environment["dali"] is None
+    assert report.environment["python"] == host_environment()["python"]
+    assert {entry["verdict"] for entry in newest(report.published)} == {"reproduced"}
+    assert report.telemetry == {
+        "devices": None,
+        "energy_j": None,
+        "images_per_joule": None,
+        "source": None,
+    }
+    assert report.exit == {"status": "done", "code": 0, "message": ""}
+
+
+def test_telemetry_of_a_device_has_every_key(make_config, dgx1, results):
+    report = build_report(
+        make_config(),
+        devices=dgx1,
+        environment={},
+        results=results,
+        telemetry={"devices": [{"name": "V100", "power_w_mean": 250.0}], "source": "nvml"},
+    )
+    (device,) = report.telemetry["devices"]
+    assert device["power_w_mean"] == 250.0
+    assert device["throttled"] is None
+    assert device["source"] is None
+    assert len(device) == 13
+
+
+def test_a_run_that_ended_before_it_measured(make_config, dgx1):
+    report = build_report(
+        make_config(),
+        devices=dgx1,
+        environment={},
+        results=None,
+        exit_code=EXIT_DIVERGED,
+        exit_message="loss is not finite at step 7",
+    )
+    assert report.exit == {
+        "status": "diverged",
+        "code": 3,
+        "message": "loss is not finite at step 7",
+    }
+    assert {entry["why"] for entry in report.published} == {"not measured"}
+    with pytest.raises(ValueError, match="no status for exit code 9"):
+        build_report(make_config(), devices=dgx1, environment={}, results=None, exit_code=9)
+
+
+def test_report_json_survives_a_round_trip(tmp_path, make_config, dgx1, results):
+    results["validation"]["loss"] = math.nan
+    report = build_report(make_config(), devices=dgx1, environment=ENVIRONMENT, results=results)
+    path = write_report(report, tmp_path)
+    assert path == tmp_path / "report.json"
+    content = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert list(content) == [
+        "name",
+        "config",
+        "environment",
+        "results",
+        "telemetry",
+        "published",
+        "exit",
+        "schema_version",
+    ]
+    assert read_report(path) == report
+    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_failed_write_keeps_the_old_report(tmp_path, make_config, dgx1, results, monkeypatch):
+    report = build_report(make_config(), devices=dgx1, environment={}, results=results)
+    path = write_report(report, tmp_path)
+    before = path.read_bytes()
+
+    def full_disk(_fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(WorkspaceError, match="No space left on device; free space"):
+        write_report(report, tmp_path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read"),
+        ("{", "is not JSON"),
+        ('{"schema_version": 2}', "has schema version 2, this release reads 1"),
+        ("[]", "has schema version None"),
+        ('{"schema_version": 1, "name": {}}', "is not a whole report"),
+    ],
+)
+def test_a_report_that_cannot_be_read_says_why(tmp_path, content, message):
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(WorkspaceError, match=message):
+        read_report(path)
+
+
+def test_the_processor_is_named_with_its_usable_cores(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t: fpu\n")
+    assert _cpu(cpuinfo).startswith("AMD EPYC 9B14, ")
+    assert _cpu(cpuinfo).endswith(" usable cores")
+    assert ", " in _cpu(tmp_path / "absent")
+
+
+def test_the_container_and_its_image_are_named(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", IMAGE_VARIABLE, BASE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    assert host_environment()["container"] == "kubernetes"
+    monkeypatch.setenv(IMAGE_VARIABLE, "image-classification 0.1.0")
+    monkeypatch.setenv(BASE_VARIABLE, "python:3.11-slim-bookworm")
+    told = host_environment()["container"]
+    assert told == "kubernetes, image-classification 0.1.0 on python:3.11-slim-bookworm"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_of_this_checkout_only(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    image = {REVISION_VARIABLE: "0123abcd"}
+    assert git_commit(tmp_path, {}) is None
+    assert git_commit(tmp_path, {REVISION_VARIABLE: ""}) is None
+    assert git_commit(tmp_path, image) == "0123abcd"
+    git("init")
+    (tmp_path / "file").write_text("a")
+    (tmp_path / "lib").mkdir()
+    git("add", ".")
+    git("commit", "-m", "first", "--no-gpg-sign")
+    commit = git("rev-parse", "HEAD")
+    assert git_commit(tmp_path, image) == commit
+    (tmp_path / "file").write_text("b")
+    assert git_commit(tmp_path, {}) == f"{commit}-dirty"
+    assert git_commit(tmp_path / "lib", {}) is None

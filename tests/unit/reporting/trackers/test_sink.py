@@ -1,0 +1,297 @@
+"""Trackers from the outside: what goes to them, and what their failures cost."""
+
+import sys
+import threading
+import types
+
+import pytest
+
+from image_classification.config.schema import TRACKERS
+from image_classification.core.errors import ConfigError, WorkspaceError
+from image_classification.core.types import Record
+from image_classification.reporting.sinks import MultiSink
+from image_classification.reporting.trackers import sink as trackers
+from image_classification.reporting.trackers.protocol import TrackedRun
+from image_classification.reporting.trackers.sink import (
+    TrackerSink,
+    check_trackers,
+    curve_points,
+    open_trackers,
+)
+from image_classification.reporting.trackers.wandb import chosen_mode
+
+END = Record("end", 8, 1, {"results": {"validation": {"top1": 50.0, "top5": None}}})
+OUTSIDE = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI")
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    for name in OUTSIDE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    # So that what loading sets is taken back.
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+class Kept:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self):
+        self.started, self.points, self.finished, self.thread = None, [], None, None
+
+    def start(self, values):
+        self.started, self.thread = dict(values), threading.current_thread().name
+
+    def log(self, figures, step):
+        self.points.append((step, dict(figures)))
+
+    def close(self, *, finished):
+        self.finished = finished
+
+
+@pytest.fixture
+def tracked(tmp_path):
+    return TrackedRun("run", tmp_path / "trackers" / "kept", {"optim.lr": 2.0}, resumed=False)
+
+
+def write_all(sink, records):
+    for record in records:
+        sink.write(record)
+    sink.close()
+
+
+def test_the_schema_and_the_openers_name_the_same_trackers():
+    assert set(TRACKERS) == set(trackers._OPENERS) == set(trackers._LOADERS)
+
+
+def test_the_curves_of_each_kind_of_record():
+    step = {"loss": 5.0, "lr": float("nan"), "total_steps": 8, "memory_bytes": None, "x": "text"}
+    assert curve_points(Record("step", 3, 0, step)) == ({"train/loss": 5.0}, 3)
+    validation = Record("validation", 4, 0, {"top1": 30.0, "is_best": True})
+    assert curve_points(validation) == ({"validation/top1": 30.0}, 4)
+    telemetry = Record("telemetry", 4, 0, {"unix_time_s": 1e9, "power_w": 300.0})
+    assert curve_points(telemetry) == ({"telemetry/power_w": 300.0}, 4)
+    inference = Record("inference", 0, 0, {"batch": 16, "images_per_s": 800.0})
+    assert curve_points(inference) == ({"inference/images_per_s": 800.0}, 16)
+    assert curve_points(END) == ({"results/validation/top1": 50.0}, 8)
+    assert curve_points(Record("warning", 4, 0, {"message": "x"})) == ({}, 4)
+
+
+def test_records_arrive_in_order_on_another_thread(tracked, records):
+    kept, warnings = Kept(), []
+    write_all(TrackerSink("kept", lambda run: kept, tracked, warnings.append), [*records, END])
+    assert kept.started["world_size"] == 8
+    assert kept.thread == "track-kept"
+    steps = [step for step, figures in kept.points if "train/loss" in figures]
+    assert steps == list(range(1, 9))
+    assert kept.finished
+    assert warnings == []
+
+
+def test_a_run_that_was_broken_off_is_not_finished(tracked, records):
+    kept = Kept()
+    write_all(TrackerSink("kept", lambda run: kept, tracked, pytest.fail), records[:3])
+    assert kept.finished is False
+
+
+class Failing(Kept):
+    """Fails at its second point."""
+
+    def log(self, figures, step):
+        super().log(figures, step)
+        if len(self.points) == 2:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_failure_in_mid_run_warns_once_and_the_other_sinks_go_on(tracked, records):
+    failing, kept = Failing(), Kept()
+    others = []
+
+    class Other:
+        def write(self, record):
+            others.append(record)
+
+        def close(self):
+            pass
+
+    sinks = []
+    multi = None
+
+    def warn(message):
+        multi.write(Record("warning", 0, 0, {"message": message}))
+
+    for name, tracker in (("failing", failing), ("kept", kept)):
+        sinks.append(TrackerSink(name, lambda run, t=tracker: t, tracked, warn))
+    multi = MultiSink([Other(), *sinks])
+    for record in records[:4]:
+        multi.write(record)
+    sinks[0]._thread.join(30)
+    for record in records[4:]:
+        multi.write(record)
+    multi.close()
+    (warning,) = (r for r in others if r.kind == "warning")
+    assert warning.values["message"] == (
+        "failing records no more: OSError: [Errno 28] No space left on device; "
+        "the run goes on without it"
+    )
+    assert [r for r in others if r.kind != "warning"] == records
+    assert len(failing.points) == 2
+    assert len(kept.points) == len(records) - 1
+
+
+def test_a_failure_at_the_end_warns_too(tracked):
+    class Last(Kept):
+        def close(self, *, finished):
+            raise ConnectionError("no route to host")
+
+    warnings = []
+    sink = TrackerSink("last", lambda run: Last(), tracked, warnings.append)
+    sink.write(END)
+    sink.close()
+    sink.close()
+    assert warnings == [
+        "last records no more: ConnectionError: no route to host; the run goes on without it"
+    ]
+
+
+def test_a_tracker_that_hangs_holds_up_neither_the_steps_nor_the_end(tracked, records):
+    answer = threading.Event()
+
+    class Hanging(Kept):
+        def start(self, values):
+            answer.wait(60)
+
+    warnings = []
+    try:
+        sink = TrackerSink(
+            "slow", lambda run: Hanging(), tracked, warnings.append, wait_s=0.2, max_waiting=4
+        )
+        write_all(sink, records)
+        assert warnings == [
+            "slow records no more: 4 records are waiting for it; the run goes on without it"
+        ]
+        warnings.clear()
+        sink = TrackerSink("slow", lambda run: Hanging(), tracked, warnings.append, wait_s=0.2)
+        write_all(sink, records)
+        assert warnings == [
+            "slow records no more: not done after 0.2 s; the run goes on without it"
+        ]
+        warnings.clear()
+        never = TrackerSink(
+            "slow", lambda run: answer.wait(60), tracked, warnings.append, wait_s=0.2
+        )
+        assert never.failure == "not open after 0.2 s"
+    finally:
+        answer.set()
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_package_that_is_missing_is_named_with_its_extra(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    for module in list(sys.modules):
+        if module.startswith(f"{name}."):
+            monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError) as caught:
+        check_trackers([name])
+    assert caught.value.message.startswith(f"--track {name}: {name} is not installed; ")
+    assert f"pip install 'image-classification[{name}]'" in caught.value.message
+
+
+def test_a_folder_called_wandb_is_not_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    with pytest.raises(ConfigError, match=r"a folder called wandb is in its place.*\[wandb\]"):
+        check_trackers(["wandb"])
+
+
+def test_no_tracker_asked_for_needs_nothing(tmp_path):
+    check_trackers([])
+    opened = open_trackers([], workspace=tmp_path, parameters={}, resumed=False, warn=pytest.fail)
+    assert opened == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def fake_wandb(monkeypatch, run=None, error=None):
+    """Put a module in wandb's place; returns what ``init`` was called with."""
+    module, calls = types.ModuleType("wandb"), []
+
+    def init(**kwargs):
+        calls.append(kwargs)
+        if error is not None:
+            raise error
+        return run
+
+    module.init, module.Settings = init, dict
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return calls
+
+
+class FakeRun:
+    """The methods of wandb's run that are used."""
+
+    def __init__(self):
+        self.config, self.logged, self.exit_code = self, [], None
+
+    def update(self, values, allow_val_change):
+        self.logged.append(values)
+
+    def define_metric(self, name, step_metric):
+        pass
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self, exit_code):
+        self.exit_code = exit_code
+
+
+def test_wandb_stays_offline_and_continues_its_run(monkeypatch, tmp_path):
+    run = FakeRun()
+    calls = fake_wandb(monkeypatch, run)
+    for resumed in (False, True):
+        (sink,) = open_trackers(
+            ["wandb"], workspace=tmp_path, parameters={"a.b": 1}, resumed=resumed, warn=pytest.fail
+        )
+        write_all(sink, [Record("step", 3, 0, {"loss": 1.0})])
+    first, second = calls
+    assert first["mode"] == "offline"
+    assert first["id"] == second["id"]
+    assert (first["project"], first["name"]) == ("image-classification", tmp_path.name)
+    assert run.logged == [{"step": 3, "train/loss": 1.0}] * 2
+    assert run.exit_code == 1, "no end came"
+
+
+def test_a_tracker_that_cannot_open_refuses_a_new_run_and_not_a_resumed_one(monkeypatch, tmp_path):
+    fake_wandb(monkeypatch, error=RuntimeError("server\nunreachable"))
+    options = {"workspace": tmp_path, "parameters": {}}
+    with pytest.raises(WorkspaceError) as caught:
+        open_trackers(["wandb"], resumed=False, warn=pytest.fail, **options)
+    assert caught.value.message == (
+        "--track wandb: RuntimeError: server unreachable; mend that, or leave wandb out of --track"
+    )
+    warnings = []
+    (sink,) = open_trackers(["wandb"], resumed=True, warn=warnings.append, **options)
+    write_all(sink, [END, END])
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "k"}, "online"),
+        ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "online"}, "online"),
+    ],
+)
+def test_the_network_is_used_only_by_who_logged_in(environ, mode, tmp_path):
+    assert chosen_mode({"NETRC": str(tmp_path / "none"), **environ}) == mode
+
+
+def test_a_login_is_found_in_the_netrc_file(tmp_path):
+    path = tmp_path / "netrc"
+    path.write_text("machine api.wandb.ai\n  login user\n  password k\n")
+    path.chmod(0o600)
+    environ = {"NETRC": str(path)}
+    assert chosen_mode(environ) == "online"
+    assert chosen_mode({**environ, "WANDB_BASE_URL": "https://wandb.example.org"}) == "offline"
