@@ -13,7 +13,8 @@ import sys
 from image_classification.config.resolve import resolve
 from image_classification.core.types import WorldInfo
 from image_classification.devices.accelerator import get_accelerator
-from image_classification.distributed.world import detect_world, process_group
+from image_classification.distributed.launcher_env import detect_world
+from image_classification.distributed.world import process_group
 from image_classification.engine.build import Run, build_parts, open_split
 from image_classification.engine.evaluate import evaluate
 

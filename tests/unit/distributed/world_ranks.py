@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from image_classification.distributed.host_collectives import gather_text
+from image_classification.distributed.launcher_env import detect_world
 from image_classification.distributed.world import (
     agree_max,
     all_reduce_sum,
     barrier,
     broadcast_module_state,
     control_group,
-    detect_world,
     process_group,
 )
 
