@@ -1,7 +1,4 @@
-"""Files that are either wholly there or not there at all.
-
-Files of a run's folder: grown by whole lines, or written at once or not at all.
-"""
+"""Write files whole or not at all, append whole lines, and explain what the system refused."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from image_classification.core.errors import WorkspaceError
 
@@ -24,18 +22,18 @@ _REMEDIES = {
 
 
 @contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError into a WorkspaceError that names the path and the remedy."""
+def explained(path: Path, action: str = "write") -> Iterator[None]:
+    """Turn an OSError into a WorkspaceError ``cannot ACTION PATH: REASON: REMEDY``."""
     try:
         yield
     except OSError as error:
         reason = f"{error.strerror or error}: give another --workspace"
         remedy = _REMEDIES.get(error.errno or 0, reason)
-        raise WorkspaceError(f"cannot {doing} {path}: {remedy}") from error
+        raise WorkspaceError(f"cannot {action} {path}: {remedy}") from error
 
 
 def sync_folder(path: Path) -> None:
-    """Make a rename in ``path`` durable."""
+    """Wait until renames in the folder ``path`` are on the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -43,27 +41,40 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write ``data`` and wait until it is on the disk. Raises OSError."""
-    with open(path, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+@contextmanager
+def synced_file(path: Path) -> Iterator[BinaryIO]:
+    """Open ``path`` for writing and wait at the end until it is on the disk. Raises OSError."""
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` atomically: readers see the old or the new content.
+@contextmanager
+def replacement_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that replaces ``path`` atomically when the block ends without an error.
 
-    Raises OSError; the old content is then still in place.
+    Readers see the old or the new content. Raises OSError; the old content is then still there.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write_synced(beside, data)
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
+        with synced_file(temporary) as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by ``content`` (text as UTF-8); see `replacement_file`.
+
+    Raises:
+        WorkspaceError: it cannot be written.
+    """
+    with explained(path), replacement_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def sha256_of(path: Path) -> str:
@@ -75,45 +86,32 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def unwritable(path: Path, error: OSError) -> WorkspaceError:
-    """Word the error for a file that cannot be written."""
-    return WorkspaceError(
-        f"cannot write {path}: {error.strerror or error}; free space or choose another --workspace"
-    )
-
-
 class LineFile:
     """A text file that grows by whole lines, each written at once; raises WorkspaceError."""
 
     def __init__(self, path: Path, *, append: bool) -> None:
         self._path = path
-        try:
+        with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if append:
-                _drop_torn_line(path)
-            # Unbuffered: after a full disk nothing is left over to be written at a bad moment.
+                _drop_incomplete_line(path)
+            # Unbuffered: after a full disk no rest is left to be written at a later moment.
             self._file = path.open("ab" if append else "wb", buffering=0)
-        except OSError as error:
-            raise unwritable(path, error) from error
 
     def write(self, line: str) -> None:
         """Append ``line`` and its line end."""
         rest = (line + "\n").encode()
-        try:
+        with explained(self._path):
             while rest:
                 rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            raise unwritable(self._path, error) from error
 
     def close(self) -> None:
         """Close the file; may be called twice."""
-        try:
+        with explained(self._path):
             self._file.close()
-        except OSError as error:
-            raise unwritable(self._path, error) from error
 
 
-def _drop_torn_line(path: Path) -> None:
+def _drop_incomplete_line(path: Path) -> None:
     """Cut off a last line without its line end, which a killed process may leave."""
     if not path.exists():
         return
@@ -121,21 +119,3 @@ def _drop_torn_line(path: Path) -> None:
         content = file.read()
         if not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
-
-
-def write_atomically(path: Path, content: str) -> None:
-    """Write beside ``path`` and rename, so that a reader never sees half a file.
-
-    Raises:
-        WorkspaceError: it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise unwritable(path, error) from error

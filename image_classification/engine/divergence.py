@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classification.core.errors import DivergedError, WorkspaceError
-from image_classification.core.files import explained, replace_file
+from image_classification.core.files import write_atomically
 from image_classification.data.order import TrainPlan
 from image_classification.distributed.host_collectives import gather_text
 from image_classification.engine.build import Run
@@ -100,8 +100,7 @@ def _write(run: Run, content: dict[str, Any]) -> str:
     """Write the file; return what the error says of it."""
     path: Path = run.workspace / FILE
     try:
-        with explained(path, "write"):
-            replace_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except WorkspaceError as error:
         # The divergence is the news; that it could not be written down comes second.
         return f"; {error.message}"

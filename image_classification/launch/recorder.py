@@ -26,7 +26,7 @@ from image_classification.core.errors import (
     DivergedError,
     UserError,
 )
-from image_classification.core.files import explained, replace_file
+from image_classification.core.files import write_atomically
 from image_classification.core.registry import Registry
 from image_classification.core.terminal import LastingStdout
 from image_classification.core.types import DevicesFound, Record, RunReport
@@ -128,8 +128,7 @@ class Session:
         except UserError:
             MultiSink(sinks).close()
             raise
-        with explained(folder / "config.yml", "write"):
-            replace_file(folder / "config.yml", to_yaml(config).encode())
+        write_atomically(folder / "config.yml", to_yaml(config))
         sinks += [
             open_console_sink(self.console, config),
             JsonlSink(folder / "metrics.jsonl", append=append),

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from image_classification.core.errors import CheckpointError, ConfigError, WorkspaceError
+from image_classification.core.files import replacement_file
 from image_classification.core.types import Decoding
 from image_classification.models import build
 from image_classification.models.spec import (
@@ -32,6 +33,18 @@ from image_classification.models.spec import (
 )
 
 FORMAT_VERSION = 1
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _NAMED_IN_A_MESSAGE = 3
 
 
@@ -96,21 +109,46 @@ def save_model(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping
     difference = _difference(_skeleton(header).state_dict(), model.state_dict())
     if difference:
         raise ValueError(f"the metadata describes another model: {difference}")
-    tensors = {key: t.detach().cpu().contiguous() for key, t in model.state_dict().items()}
-    data = to_safetensors(tensors, metadata=dict(metadata))
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tensors = model.state_dict()
     try:
-        with open(beside, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(beside, path)
+        with replacement_file(path) as file:
+            write_tensors(file, tensors, metadata)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        size_mb = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6
         raise WorkspaceError(
-            f"cannot write {path}: {error.strerror}; give a writable place with "
-            f"{len(data) / 1e6:.0f} MB free"
+            f"cannot write {path}: {error.strerror}; give a writable place with {size_mb:.0f} MB "
+            "free"
         ) from error
+
+
+def write_tensors(
+    file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write ``tensors`` (any device and layout) in safetensors' format, reproducible to the byte.
+
+    The library writes the metadata in an order that differs from call to call; here it is sorted.
+    As in the library, wider dtypes come first, so that every tensor is aligned.
+
+    Raises:
+        KeyError: a dtype the format does not have. OSError: the file cannot be written.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "data_offsets": [start, end],
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+        }
+    encoded = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(struct.pack("<Q", len(encoded)) + encoded)
+    for name in names:
+        row_major = tensors[name].detach().cpu().contiguous()
+        file.write(row_major.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_header(path: str | os.PathLike[str]) -> ModelHeader:

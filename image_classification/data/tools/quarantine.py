@@ -7,11 +7,11 @@ the index of the split gives them, each with why.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from image_classification.core.errors import DataError
+from image_classification.core.files import replacement_file
 
 QUARANTINE_FILE = "quarantine.json"
 
@@ -49,17 +49,9 @@ def save(path: Path, images: Mapping[str, str]) -> None:
         DataError: it cannot be written there.
     """
     content = {"format": _FORMAT, "images": dict(sorted(images.items()))}
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            with open(scratch, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        with replacement_file(path) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         raise DataError(
             f"cannot write the quarantine list to {path}: {error.strerror}: name a file that can "

@@ -26,16 +26,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from image_classification.core.errors import CheckpointError
 from image_classification.core.files import (
     explained,
-    replace_file,
     sha256_of,
     sync_folder,
-    write_synced,
+    synced_file,
+    write_atomically,
 )
+from image_classification.models.weights import write_tensors
 
 FORMAT = 1
 MODEL, STATE, META, MANIFEST = (
@@ -72,14 +73,6 @@ class Saved:
 
     path: Path
     step: int
-
-
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # safetensors stores row-major tensors only, and refuses shared storage.
-    return {
-        k: v.detach().cpu().contiguous(memory_format=torch.contiguous_format)
-        for k, v in tensors.items()
-    }
 
 
 def save(folder: Path, step: int, snapshot: Snapshot, prefix: str = "step") -> Saved:
@@ -155,30 +148,22 @@ def sweep(folder: Path) -> None:
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:
-    try:
-        header = {"format": "pt", **snapshot.model_header}
-        save_file(_plain(snapshot.model), folder / MODEL, metadata=header)
-        save_file(_plain(snapshot.state), folder / STATE)
-    except SafetensorError as error:
-        # The library wraps what the operating system said; give the caller the errno back.
-        found = re.search(r"os error (\d+)", str(error))
-        if found:
-            code = int(found[1])
-            raise OSError(code, os.strerror(code)) from error
-        raise
-    for name in (MODEL, STATE):
-        fd = os.open(folder / name, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    write_synced(folder / META, _json(snapshot.meta))
+    with synced_file(folder / MODEL) as file:
+        write_tensors(file, snapshot.model, {"format": "pt", **snapshot.model_header})
+    with synced_file(folder / STATE) as file:
+        write_tensors(file, snapshot.state)
+    _write_json(folder / META, snapshot.meta)
     files = {
         name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
         for name in (MODEL, STATE, META)
     }
-    write_synced(folder / MANIFEST, _json({"format": FORMAT, "files": files}))
+    _write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
     sync_folder(folder)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with synced_file(path) as file:
+        file.write(_json(value))
 
 
 def _json(value: Any) -> bytes:
@@ -333,8 +318,7 @@ def _step_of(path: Path) -> int:
 def note_best(folder: Path, saved: Saved, top1: float) -> None:
     """Write ``best.json``. Raises WorkspaceError."""
     content = {"checkpoint": saved.path.name, "step": saved.step, "top1": top1}
-    with explained(folder / "best.json", "write"):
-        replace_file(folder / "best.json", _json(content))
+    write_atomically(folder / "best.json", _json(content))
 
 
 def best_step(folder: Path) -> int | None:

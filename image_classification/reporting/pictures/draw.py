@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from image_classification.core.files import unwritable
+from image_classification.core.files import explained
 from image_classification.core.types import RunReport
 from image_classification.reporting.pictures.costs import accuracy_cost
 from image_classification.reporting.pictures.curves import (
@@ -81,14 +81,12 @@ def draw(runs: Sequence[RunData], folder: Path, formats: Sequence[str] = FORMATS
             continue
         contents = paint(planned, formats)
         drawn.append(Drawn(planned, contents.get("svg", b"").decode("utf-8")))
-        try:
+        with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for kind, content in contents.items():
                 path = folder / f"{planned.name}.{kind}"
                 path.write_bytes(content)
                 files.append(path)
-        except OSError as error:
-            raise unwritable(folder, error) from error
     return Gallery(tuple(drawn), tuple(left_out), tuple(files))
 
 

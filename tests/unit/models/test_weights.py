@@ -1,5 +1,8 @@
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -264,3 +267,39 @@ def test_weights_are_never_narrowed(tmp_path: Path) -> None:
     save_file(models.build("resnet18", 7).double().state_dict(), path)
     with pytest.raises(CheckpointError, match="of another type"):
         load_weights(models.build("resnet18", 7), path)
+
+
+WRITE = """\
+import sys, torch
+from image_classification.models.weights import write_tensors
+tensors = {
+    "b.weight": torch.arange(24.0).reshape(2, 3, 2, 2).to(memory_format=torch.channels_last),
+    "a.half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "a.count": torch.tensor(7),
+    "empty": torch.zeros(0, 3),
+    "flags": torch.tensor([True, False]),
+}
+write_tensors(sys.stdout.buffer, tensors, {k: k for k in sorted(set("qwertyuiop"), key=hash)})
+"""
+
+
+def test_equal_tensors_are_written_as_equal_bytes(tmp_path: Path) -> None:
+    written = [
+        subprocess.run(
+            [sys.executable, "-c", WRITE],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert written[0] == written[1]
+    path = tmp_path / "tensors.safetensors"
+    path.write_bytes(written[0])
+    found = load_file(path)
+    assert torch.equal(found["b.weight"], torch.arange(24.0).reshape(2, 3, 2, 2))
+    assert torch.equal(found["a.half"], torch.tensor([1.5, -2.0], dtype=torch.bfloat16))
+    assert found["a.count"] == 7 and found["empty"].shape == (0, 3)
+    assert found["flags"].tolist() == [True, False]
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {key: key for key in "qwertyuiop"}

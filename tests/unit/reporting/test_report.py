@@ -157,7 +157,7 @@ def test_a_failed_write_keeps_the_old_report(tmp_path, make_config, dgx1, result
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(WorkspaceError, match="No space left on device; free space"):
+    with pytest.raises(WorkspaceError, match="no space left: free some"):
         write_report(report, tmp_path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]

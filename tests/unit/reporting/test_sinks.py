@@ -107,14 +107,14 @@ def test_errors_name_the_file_and_the_remedy(tmp_path):
         read_metrics(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(WorkspaceError, match=r"cannot write .*choose another --workspace"):
+    with pytest.raises(WorkspaceError, match=r"cannot write .*give another --workspace"):
         JsonlSink(path)
 
 
 def test_a_full_disk_is_one_clear_line(records):
     # This device accepts the open and refuses every write.
     sink = JsonlSink(Path("/dev/full"))
-    with pytest.raises(WorkspaceError, match=r"cannot write /dev/full: No space left") as caught:
+    with pytest.raises(WorkspaceError, match=r"cannot write /dev/full: no space left") as caught:
         sink.write(records[0])
     assert "\n" not in caught.value.message
     sink.close()

@@ -116,14 +116,14 @@ def test_one_snapshot_is_alive_at_a_time(small_config, open_run, monkeypatch, fa
     monkeypatch.setattr(saving.Capture, "on_host", kept)
     if failing:
         breaking = iter([False, True, True, True])
-        replace = checkpoint.write_synced
+        write_json = checkpoint._write_json
 
-        def sometimes(path, data):
+        def sometimes(path, value):
             if path.name == checkpoint.META and next(breaking):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            replace(path, data)
+            write_json(path, value)
 
-        monkeypatch.setattr(checkpoint, "write_synced", sometimes)
+        monkeypatch.setattr(checkpoint, "_write_json", sometimes)
     config = small_config(**NO_VALIDATION, run__save_every="1 steps", schedule__epochs=1)
     run = open_run(config, max_steps=3, on_save_error="warn")
     gc.disable()

@@ -118,7 +118,7 @@ def test_a_failed_write_leaves_the_earlier_ones_and_no_half_one(tmp_path, monkey
     def full(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "write_synced", full)
+    monkeypatch.setattr(checkpoint, "_write_json", full)
     with pytest.raises(WorkspaceError, match="no space left"):
         checkpoint.save(tmp_path, 2, snapshot(2.0))
     assert [p.name for p in tmp_path.iterdir()] == ["step-0000000001"]

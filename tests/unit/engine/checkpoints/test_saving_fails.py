@@ -172,16 +172,16 @@ class Broken:
 
     def __init__(self, monkeypatch, code, saves):
         self.code, self.saves, self.tried = code, saves, 0
-        self._write = checkpoint.write_synced
-        monkeypatch.setattr(checkpoint, "write_synced", self)
+        self._write = checkpoint._write_json
+        monkeypatch.setattr(checkpoint, "_write_json", self)
 
-    def __call__(self, path, data):
+    def __call__(self, path, value):
         if path.name == checkpoint.META:
             self.tried += 1
             if self.tried in self.saves:
-                path.write_bytes(data[: len(data) // 2])
+                path.write_text("{")
                 raise OSError(self.code, os.strerror(self.code))
-        self._write(path, data)
+        self._write(path, value)
 
 
 @pytest.mark.faults(

@@ -63,7 +63,7 @@ def test_neither_report_nor_records_is_one_clear_line(tmp_path):
 def test_an_unwritable_folder_is_one_clear_line(trained):
     run = trained()
     (run / "plots").write_text("in the way")
-    with pytest.raises(WorkspaceError, match=r"cannot write .*plots.*choose another --workspace"):
+    with pytest.raises(WorkspaceError, match=r"cannot write .*plots.*give another --workspace"):
         draw_run(run, read_report(run / "report.json"))
 
 
