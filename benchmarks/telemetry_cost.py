@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Processor time that sampling takes from a run, as a share of one core.
+"""Processor time of the telemetry thread, as a share of one core.
 
-With 1, 8 and 16 GPUs the driver is made up: pynvml and all of this package's work are real, the
-driver's own time is not in it. On a CPU, /proc is this machine's.
+With 1, 8 and 16 GPUs the NVML library is a fake: pynvml and this package are real, the time of
+the driver itself is not included. On a CPU, /proc is that of this machine.
 """
 
 from __future__ import annotations
@@ -14,24 +14,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, ROOT, write_record
+from record import RESULTS, write_record
 
-sys.path.insert(0, str(ROOT / "tests" / "unit" / "hardware"))
-
-from fake_driver import FakeDevice, FakeDriver, loaded
-
-from image_classification.telemetry.rank_location import Place, own_place
+from image_classification.telemetry.rank_location import RankLocation, own_location
 from image_classification.telemetry.sampler import Sampler, open_sensors
-from image_classification.telemetry.windows import WorkLog
+from image_classification.telemetry.training_windows import TrainingWindows
+from tests.support.nvml import FakeDevice, FakeDriver, loaded
 
 SECONDS = 15.0
 STEPS = 20_000
 
 
-def cost(kind: str, places: list[Place]) -> dict[str, float]:
-    """Let the thread sample as it does in a run; return what it took."""
-    work = WorkLog()
-    sampler = Sampler(open_sensors(kind, places), work)
+def cost(kind: str, locations: list[RankLocation]) -> dict[str, float]:
+    """Sample as in a run; return the cost."""
+    work = TrainingWindows()
+    sampler = Sampler(open_sensors(kind, locations), work)
     begun_s = time.perf_counter()
     sampler.start()
     work.begin(measured=True)
@@ -48,12 +45,14 @@ def cost(kind: str, places: list[Place]) -> dict[str, float]:
 
 
 def with_gpus(count: int) -> dict[str, float]:
-    """Return the cost for ``count`` GPUs that are made up."""
+    """Return the cost for ``count`` fake GPUs."""
     ids = [f"00000000-0000-0000-0000-{number:012}" for number in range(count)]
     devices = [FakeDevice(uuid=f"GPU-{uuid}", bus_id="") for uuid in ids]
-    places = [Place("node", 1, (0,), "GPU", (f"MIG-{uuid}", f"GPU-{uuid}")) for uuid in ids]
+    locations = [
+        RankLocation("node", 1, (0,), "GPU", (f"MIG-{uuid}", f"GPU-{uuid}")) for uuid in ids
+    ]
     with loaded(FakeDriver(*devices)):
-        return cost("cuda", places)
+        return cost("cuda", locations)
 
 
 def with_processes(count: int) -> dict[str, float]:
@@ -65,15 +64,15 @@ def with_processes(count: int) -> dict[str, float]:
         for _ in range(count)
     ]
     try:
-        return cost("cpu", [own_place(torch.device("cpu"), "CPU")])
+        return cost("cpu", [own_location(torch.device("cpu"), "CPU")])
     finally:
         for child in children:
             child.communicate(b"\n")
 
 
 def step_us() -> float:
-    """Return microseconds of the training loop's own part of it, a step."""
-    work = WorkLog()
+    """Return the training loop's own cost per step, in microseconds."""
+    work = TrainingWindows()
     work.begin(measured=True)
     begun_s = time.perf_counter()
     for _ in range(STEPS):
@@ -95,8 +94,8 @@ def main() -> None:
         "sampling": found,
     }
     for name, each in found.items():
-        print(f"{name}: {each['cpu_ms_per_sample']} ms a sample, {each['percent_of_a_core']} %")
-    print(f"work log: {figures['work_log_us_per_step']} us a step")
+        print(f"{name}: {each['cpu_ms_per_sample']} ms per sample, {each['percent_of_a_core']} %")
+    print(f"work log: {figures['work_log_us_per_step']} us per step")
     print(write_record("telemetry_cost", figures, ["torch", "nvidia-ml-py"], arguments.out))
 
 

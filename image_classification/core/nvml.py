@@ -1,4 +1,4 @@
-"""NVIDIA's management library, where there is one."""
+"""Access to NVIDIA's management library (NVML), if it is installed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ from contextlib import contextmanager
 from types import ModuleType
 
 
+def open_nvml() -> tuple[ModuleType | None, Exception | None]:
+    """Return ``pynvml``, initialized, and None; or None and why it is unavailable.
+
+    The error is an ImportError or an ``NVMLError``. The caller must call ``nvmlShutdown``.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return None, ImportError("the package nvidia-ml-py is not installed")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return None, error
+    return pynvml, None
+
+
 @contextmanager
 def nvml() -> Iterator[ModuleType | None]:
-    """Yield ``pynvml``, initialised; None where the package or the driver's library is absent."""
+    """Yield ``pynvml``, initialized; None without the package or the driver's library."""
     lib, _ = open_nvml()
     try:
         yield lib
@@ -18,23 +34,7 @@ def nvml() -> Iterator[ModuleType | None]:
             lib.nvmlShutdown()
 
 
-def open_nvml() -> tuple[ModuleType | None, str]:
-    """Return ``pynvml``, initialised, and ``""``; or None and why there is none.
-
-    Who gets the library calls its ``nvmlShutdown``.
-    """
-    try:
-        import pynvml
-    except ImportError:
-        return None, "the package nvidia-ml-py is not installed"
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return None, f"NVML: {error}"
-    return pynvml, ""
-
-
 def driver_version() -> str | None:
-    """Return the NVIDIA driver's version, None without a driver."""
+    """Return the NVIDIA driver's version; None without a driver."""
     with nvml() as lib:
         return None if lib is None else str(lib.nvmlSystemGetDriverVersion())

@@ -36,7 +36,7 @@ from image_classification.optim.ema import Ema
 from image_classification.optim.losses import Mixer, build_loss
 from image_classification.optim.optimizers import param_groups
 from image_classification.optim.schedules import Schedule
-from image_classification.telemetry.windows import WorkLog
+from image_classification.telemetry.training_windows import TrainingWindows
 
 _HOOKS = {
     "fp16": default_hooks.fp16_compress_hook,
@@ -142,7 +142,7 @@ class Run:
     schedule: Schedule | None = None
     progress: Progress = field(default_factory=Progress)
     counted_from: int | None = None
-    work: WorkLog = field(default_factory=WorkLog)
+    work: TrainingWindows = field(default_factory=TrainingWindows)
 
     @property
     def checkpoints(self) -> Path:

@@ -10,7 +10,7 @@ from image_classification.core.types import Record
 from image_classification.distributed.host_collectives import gather_text
 from image_classification.distributed.lost_ranks import lost_peer
 from image_classification.engine.build import Run
-from image_classification.telemetry.rank_location import Place, own_place
+from image_classification.telemetry.rank_location import RankLocation, own_location
 from image_classification.telemetry.sampler import Sampler, open_sensors
 
 _WINDOWS = {
@@ -30,14 +30,14 @@ class RunTelemetry:
         """Agree with all ranks who is where, and begin to sample."""
         names = run.accelerator.found().names
         name = names[run.world.local_rank % len(names)] if names else run.accelerator.kind
-        texts = gather_text(own_place(run.device, name).to_text())
-        places = [Place.from_text(text) for text in texts]
-        own = places[run.world.rank]
+        texts = gather_text(own_location(run.device, name).to_text())
+        locations = [RankLocation.from_text(text) for text in texts]
+        own = locations[run.world.rank]
         self._run = run
-        self._nodes = list(dict.fromkeys(place.node for place in places))
+        self._nodes = list(dict.fromkeys(location.node for location in locations))
         self._sampler: Sampler | None = None
         self._warned = False
-        neighbours = [place for place in places if place.node == own.node]
+        neighbours = [location for location in locations if location.node == own.node]
         if neighbours[0] == own:
             self._sampler = Sampler(open_sensors(run.accelerator.kind, neighbours), run.work)
             self._sampler.start()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from image_classification.telemetry.windows import WorkLog
+from image_classification.telemetry.training_windows import TrainingWindows
 
 
 class Clock(Protocol):
@@ -55,7 +55,7 @@ class TrainMeter:
 
     clock: Clock
     warmup_steps: int
-    work: WorkLog = field(default_factory=WorkLog)
+    work: TrainingWindows = field(default_factory=TrainingWindows)
     measured: Window = field(default_factory=Window)
     epoch: Window = field(default_factory=Window)
     step_time_s: list[float] = field(default_factory=list)

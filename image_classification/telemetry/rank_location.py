@@ -1,4 +1,4 @@
-"""Where each rank of a run is: machine, process, cores and device, as text other ranks can read."""
+"""Where each rank of a run is: node, process, CPUs and device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch
 
 
 @dataclass(frozen=True)
-class Place:
-    """One rank's place. device ids in the order they are tried; empty for a CPU, or unknown.
+class RankLocation:
+    """Location of one rank, as ranks exchange it.
 
-    node: equal for ranks that see one another's processes. uuids: NVML's writing (``GPU-…``,
-    ``MIG-…``). bus_id: ``00000000:3B:00.0``.
+    node: equal for ranks that see each other's processes. uuids: as NVML writes them (``GPU-…``,
+    ``MIG-…``), in the order they are tried; empty on a CPU, or if unknown. bus_id: PCI bus id such
+    as ``00000000:3B:00.0``.
     """
 
     node: str
@@ -28,34 +29,35 @@ class Place:
     bus_id: str = ""
 
     def to_text(self) -> str:
-        """Write the place as JSON."""
+        """Return the location as JSON."""
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_text(text: str) -> Place:
-        """Read what `to_text` wrote."""
+    def from_text(text: str) -> RankLocation:
+        """Parse the output of `to_text`."""
         values = json.loads(text)
-        return Place(**{**values, "cpus": tuple(values["cpus"]), "uuids": tuple(values["uuids"])})
+        values |= {key: tuple(values[key]) for key in ("cpus", "uuids")}
+        return RankLocation(**values)
 
 
-def own_place(device: torch.device, name: str) -> Place:
-    """Return this process's place; name: its device's."""
-    node, pid, cpus = _node(), os.getpid(), _cpus()
+def own_location(device: torch.device, name: str) -> RankLocation:
+    """Return this process's location. name: the device's name."""
+    node, pid, cpus = _node(), os.getpid(), tuple(sorted(os.sched_getaffinity(0)))
     if device.type != "cuda":
-        return Place(node, pid, cpus, name)
+        return RankLocation(node, pid, cpus, name)
     properties: Any = torch.cuda.get_device_properties(device)
     try:
         uuids, bus_id = cuda_ids(properties, os.environ)
-    except AttributeError:  # a vendor's own build of torch
+    except AttributeError:  # other vendors' builds of torch
         uuids, bus_id = (), ""
-    return Place(node, pid, cpus, str(properties.name), uuids, bus_id)
+    return RankLocation(node, pid, cpus, str(properties.name), uuids, bus_id)
 
 
 def cuda_ids(properties: Any, environ: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """Return UUIDs and bus id of a CUDA device; never its index, which the environment renumbers.
+    """Return UUIDs and PCI bus id of a CUDA device. Its index depends on the environment.
 
-    properties: of `torch.cuda.get_device_properties`. A slice of a GPU (MIG) comes first: a
-    process can use no more than one, and torch may know it by its GPU's id.
+    properties: from `torch.cuda.get_device_properties`. The UUID of a MIG slice comes first: a
+    process can use only one, and torch may report the id of the whole GPU.
     """
     uuid = str(properties.uuid)
     first = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
@@ -68,15 +70,9 @@ def cuda_ids(properties: Any, environ: Mapping[str, str]) -> tuple[tuple[str, ..
 
 
 def _node() -> str:
-    # Containers on one machine have process numbers of their own.
+    # Containers on one machine number their processes separately.
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         namespace = ""
     return f"{socket.gethostname()} {namespace}"
-
-
-def _cpus() -> tuple[int, ...]:
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))

@@ -1,4 +1,4 @@
-"""The thread that samples a node's devices about once a second, and what it found."""
+"""The thread that samples a node's devices about once per second."""
 
 from __future__ import annotations
 
@@ -7,243 +7,208 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from image_classification.core.registry import Registry
-from image_classification.telemetry.rank_location import Place
+from image_classification.telemetry.device_stats import Accumulator, DeviceStats
+from image_classification.telemetry.rank_location import RankLocation
 from image_classification.telemetry.sensors import (
-    LostError,
-    MissedError,
-    NoSensor,
+    DeviceLostError,
+    MissingSensor,
+    ReadingFailedError,
     Sensor,
 )
-from image_classification.telemetry.windows import DeviceTally, Stretch, WorkLog, WorkTotals
+from image_classification.telemetry.training_windows import TrainingWindows, WindowTotals
 
-Opener = Callable[[Sequence[Place]], Sequence[Sensor]]
-
-SENSORS: Registry[Opener] = Registry("kind of sensor")
+SENSORS: Registry[Callable[[Sequence[RankLocation]], Sequence[Sensor]]] = Registry("kind of sensor")
 SENSORS.add("cuda", "image_classification.telemetry.nvml:open_sensors")
 SENSORS.add("cpu", "image_classification.telemetry.cpu:open_sensors")
 
 PERIOD_S = 1.0
-# Of one core's time. A sample that costs more comes less often.
-_COST_SHARE = 0.004
-_SHORTEST_S = 0.1
-# Records cover a hundredth of the time so far: a long run has some thousands of them.
+# Share of one core's time. Samples that cost more are taken less often.
+_MAX_COST_SHARE = 0.004
+_MIN_PERIOD_S = 0.1
+# A record spans a hundredth of the time so far, so a long run writes some thousands of them.
 _RECORD_SHARE = 0.01
-_LONGEST_RECORD_S = 60.0
-# Only rank 0 takes them; the other nodes' are not asked for.
-_RECORDS_KEPT = 10_000
-_MISSES_IN_A_ROW = 10
-_ENDING_S = 5.0
+_MAX_SPAN_S = 60.0
+# Only rank 0 takes the records; on the other nodes they would accumulate.
+_MAX_RECORDS = 10_000
+_MAX_MISSES_IN_A_ROW = 10
+_JOIN_TIMEOUT_S = 5.0
 
 
-def open_sensors(kind: str, places: Sequence[Place]) -> Sequence[Sensor]:
-    """Return the sensors of one node. kind: ``cuda``, ``cpu`` …; places: of its ranks."""
+def open_sensors(kind: str, locations: Sequence[RankLocation]) -> Sequence[Sensor]:
+    """Return the sensors of one node. kind: of device (``cuda``, ``cpu``). locations: its ranks."""
     if kind not in SENSORS:
         why = f"no sensors for {kind} devices in this release"
-        return [NoSensor(place.device_name, why) for place in places]
+        return [MissingSensor(location.device_name, why) for location in locations]
     try:
-        return SENSORS.get(kind)(places)
+        return SENSORS.get(kind)(locations)
     except Exception as error:
-        # As in `Sampler._read`: what cannot be measured is no reason not to train.
+        # As in `Sampler._read`: a measurement that fails must not stop training.
         why = f"{type(error).__name__}: {error}"
-        return [NoSensor(place.device_name, why, expected=True) for place in places]
-
-
-@dataclass
-class _Span:
-    """Of one record: sums since the last. Seconds each sum is over are beside it."""
-
-    begun_s: float
-    totals: WorkTotals
-    time_s: float = 0.0
-    energy_j: float | None = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-    memory_bytes: int | None = None
-    temperature_c: float | None = None
-
-    def add(self, stretches: Sequence[Stretch | None], time_s: float) -> None:
-        self.time_s += time_s
-        for s in stretches:
-            if s is None or s.power_w is None:
-                self.energy_j = None
-            elif self.energy_j is not None:
-                self.energy_j += s.power_w * time_s
-        for s in stretches:
-            if s is None:
-                continue
-            for name in ("utilization", "clock_mhz"):
-                value = vars(s.reading)[name]
-                if value is not None:
-                    self.sums[name] = self.sums.get(name, 0.0) + value * time_s
-                    self.counts[name] = self.counts.get(name, 0.0) + time_s
-            if s.reading.memory_bytes is not None:
-                self.memory_bytes = max(s.reading.memory_bytes, self.memory_bytes or 0)
-            if s.reading.temperature_c is not None:
-                self.temperature_c = max(s.reading.temperature_c, self.temperature_c or 0.0)
-
-    def values(self, totals: WorkTotals, unix_time_s: float) -> dict[str, Any]:
-        power_w = None if self.energy_j is None else self.energy_j / self.time_s
-        steps_s = totals.steps_s - self.totals.steps_s
-        means = {
-            name: self.sums[name] / self.counts[name] if self.counts.get(name) else None
-            for name in ("utilization", "clock_mhz")
-        }
-        return {
-            "unix_time_s": round(unix_time_s, 3),
-            "span_s": self.time_s,
-            "power_w": power_w,
-            "utilization": means["utilization"],
-            "memory_bytes": self.memory_bytes,
-            "temperature_c": self.temperature_c,
-            "clock_mhz": means["clock_mhz"],
-            "images_per_s": (totals.images - self.totals.images) / steps_s if steps_s > 0 else None,
-        }
+        return [MissingSensor(location.device_name, why, expected=True) for location in locations]
 
 
 class Sampler:
-    """Samples in a thread of its own from `start` to `stop`; never raises into the run.
+    """Samples in its own thread from `start` to `stop`; never raises an exception into the run.
 
-    A device that does not answer is left out from then on, with the reason in its figures. cost_s:
-    processor time of ``samples`` samples.
+    A device that stops responding is no longer read; its figures say why. cost_s: processor time
+    of ``samples`` samples.
     """
 
     def __init__(
-        self, sensors: Sequence[Sensor], work: WorkLog, period_s: float = PERIOD_S
+        self, sensors: Sequence[Sensor], windows: TrainingWindows, period_s: float = PERIOD_S
     ) -> None:
-        self._tallies = [DeviceTally(sensor) for sensor in sensors]
-        self._misses = [0] * len(sensors)
-        self._work = work
-        self._period_s = period_s
-        self._stopping = threading.Event()
-        self._records: deque[dict[str, Any]] = deque(maxlen=_RECORDS_KEPT)
-        self._thread: threading.Thread | None = None
-        self._span: _Span | None = None
-        self._begun_s = time.perf_counter()
-        self._last_s = self._begun_s
-        self._recent_costs_s: deque[float] = deque(maxlen=5)
         self.cost_s = 0.0
         self.samples = 0
+        self._devices = [DeviceStats(sensor) for sensor in sensors]
+        self._windows = windows
+        self._period_s = period_s
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._recent_costs_s: deque[float] = deque(maxlen=5)
+        self._records: deque[dict[str, Any]] = deque(maxlen=_MAX_RECORDS)
+        self._begun_s = self._last_s = self._span_begun_s = time.perf_counter()
+        self._span_totals = WindowTotals()
 
     def start(self) -> None:
-        """Take the first sample here, so that nothing is missed, and the others in the thread."""
+        """Take the first sample before the run goes on, and start the thread."""
         self.sample()
-        # A daemon: a driver that hangs must not keep a finished run alive.
+        # A daemon, so that a driver that hangs does not keep a finished run alive.
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Take the last sample and end the thread; may be called twice."""
-        self._work.end()
+        """Take the last sample and end the thread. May be called twice."""
+        self._windows.end()
         self._stopping.set()
-        self._work.changed.set()
+        self._windows.changed.set()
         if self._thread is None:
             return
-        self._thread.join(_ENDING_S)
+        self._thread.join(_JOIN_TIMEOUT_S)
         if self._thread.is_alive():
-            for tally in self._tallies:
-                tally.lost = tally.lost or f"no answer within {_ENDING_S:g} s"
+            for device in self._devices:
+                device.lost = device.lost or f"no answer within {_JOIN_TIMEOUT_S:g} s"
         self._thread = None
 
     def take_records(self) -> list[dict[str, Any]]:
-        """Return the values of the ``telemetry`` records that are new since the last call."""
+        """Return the values of the ``telemetry`` records since the last call."""
         taken = []
         while self._records:
             taken.append(self._records.popleft())
         return taken
 
     def trouble(self) -> str | None:
-        """Return in one line which devices should be readable and are not; None for none."""
-        found: dict[str, int] = {}
-        for tally in self._tallies:
-            sensor = tally.sensor
-            why = tally.lost or ("" if sensor.source else next(iter(sensor.missing.values()), ""))
+        """Return one line on the devices that should be readable but are not; None if all are."""
+        counts: dict[str, int] = {}
+        for device in self._devices:
+            sensor = device.sensor
+            why = device.lost or ("" if sensor.source else next(iter(sensor.missing.values()), ""))
             if sensor.expected and why:
-                found[why] = found.get(why, 0) + 1
-        if not found:
+                counts[why] = counts.get(why, 0) + 1
+        if not counts:
             return None
-        reasons = ", ".join(f"{why} ({n} of {len(self._tallies)})" for why, n in found.items())
-        return f"power and utilisation are not measured to the end: {reasons}"
+        reasons = ", ".join(f"{why} ({n} of {len(self._devices)})" for why, n in counts.items())
+        return f"power and utilization are not measured to the end: {reasons}"
 
     def figures(self) -> dict[str, Any]:
-        """Return devices, images and whether they are of the measured window; after `stop`."""
-        totals = self._work.totals()
+        """Return the devices' figures, the images of their window, and its name; after `stop`."""
+        totals = self._windows.totals()
         measured = totals.measured_s > 0
         return {
-            "devices": [tally.figures(totals) for tally in self._tallies],
+            "devices": [device.figures(totals) for device in self._devices],
             "images": totals.measured_images if measured else totals.images,
             "window": "measured" if measured else "training" if totals.training_s > 0 else None,
         }
 
     def _run(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            # Signals are the main thread's, which may be asleep in a call they should interrupt.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        # Signals must reach the main thread, which may be blocked in a call that they interrupt.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._stopping.is_set():
             cost_s = median(self._recent_costs_s) if self._recent_costs_s else 0.0
-            shortest_s = max(_SHORTEST_S, cost_s / _COST_SHARE)
-            self._stopping.wait(max(0.0, self._last_s + shortest_s - time.perf_counter()))
-            due_s = self._last_s + max(self._period_s, shortest_s)
-            # Where work begins or ends, a sample tells the two sides apart.
-            self._work.changed.wait(max(0.0, due_s - time.perf_counter()))
-            self._work.changed.clear()
+            min_period_s = max(_MIN_PERIOD_S, cost_s / _MAX_COST_SHARE)
+            self._stopping.wait(max(0.0, self._last_s + min_period_s - time.perf_counter()))
+            due_s = self._last_s + max(self._period_s, min_period_s)
+            # Where a window begins or ends, an extra sample separates the two sides.
+            self._windows.changed.wait(max(0.0, due_s - time.perf_counter()))
+            self._windows.changed.clear()
             if not self._stopping.is_set():
                 self.sample()
         self.sample()
-        for tally in self._tallies:
-            tally.sensor.close()
+        for device in self._devices:
+            device.sensor.close()
 
     def sample(self) -> None:
-        """Read every device once (the thread's work, and the benchmark's)."""
+        """Read every device once. Called by the thread, and by benchmarks."""
         begun_s = time.thread_time()
         before_s, self._last_s = self._last_s, time.perf_counter()
-        stretches = [self._read(number) for number in range(len(self._tallies))]
-        self._add(stretches, self._last_s - before_s)
+        is_first = self.samples == 0
+        for device in self._devices:
+            if device.lost is None:
+                self._read(device, 0.0 if is_first else self._last_s - before_s)
+        self._close_span(is_first)
         cost_s = time.thread_time() - begun_s
-        if self.samples > 0:  # the first pays for what is loaded on first use
+        if not is_first:  # the first includes what is loaded on first use
             self._recent_costs_s.append(cost_s)
         self.cost_s += cost_s
         self.samples += 1
 
-    def _read(self, number: int) -> Stretch | None:
-        tally = self._tallies[number]
-        if tally.lost is not None:
-            return None
+    def _read(self, device: DeviceStats, span_s: float) -> None:
         try:
-            now_s, totals = time.perf_counter(), self._work.totals()
-            stretch = tally.take(now_s, totals, tally.sensor.read())
-        except MissedError as error:
-            self._misses[number] += 1
-            if self._misses[number] >= _MISSES_IN_A_ROW:
-                tally.lost = str(error)
-            return None
-        except LostError as error:
-            tally.lost = str(error)
-            return None
+            now_s, totals = time.perf_counter(), self._windows.totals()
+            device.add(now_s, totals, device.sensor.read(), span_s)
+            device.misses_in_a_row = 0
+        except ReadingFailedError as error:
+            device.misses_in_a_row += 1
+            if device.misses_in_a_row >= _MAX_MISSES_IN_A_ROW:
+                device.lost = str(error)
+        except DeviceLostError as error:
+            device.lost = str(error)
         except Exception as error:
-            # A sensor with a bug, or a driver with one, is no reason to end a run of days.
-            tally.lost = f"{type(error).__name__}: {error}"
-            return None
-        self._misses[number] = 0
-        return stretch
+            # A bug in a sensor or a driver must not end a run of several days.
+            device.lost = f"{type(error).__name__}: {error}"
 
-    def _add(self, stretches: Sequence[Stretch | None], time_s: float) -> None:
-        totals, now_s = self._work.totals(), self._last_s
-        if self._span is None:
-            self._span = _Span(now_s, totals)
-            return
-        self._span.add(stretches, time_s)
-        age_s = now_s - self._span.begun_s
+    def _close_span(self, is_first: bool) -> None:
+        """Append a record if the span is long enough, and begin the next one."""
+        totals, now_s = self._windows.totals(), self._last_s
+        span_s = now_s - self._span_begun_s
         share_s = _RECORD_SHARE * (now_s - self._begun_s)
-        wanted_s = min(max(self._period_s, share_s), _LONGEST_RECORD_S)
-        stepped = totals.steps_s > self._span.totals.steps_s
-        # Slow steps: a record waits for the end of one, so that its rate is of whole steps.
-        complete = stepped or self._work.is_idle or age_s >= _LONGEST_RECORD_S
-        if (age_s >= 0.9 * wanted_s and complete) or self._stopping.is_set():
-            if self._span.time_s > 0:
-                self._records.append(self._span.values(totals, time.time()))
-            self._span = _Span(now_s, totals)
+        wanted_s = min(max(self._period_s, share_s), _MAX_SPAN_S)
+        has_step = totals.steps_s > self._span_totals.steps_s
+        # If steps are slow, a record waits for the end of one: its rate is that of whole steps.
+        is_complete = has_step or self._windows.is_idle or span_s >= _MAX_SPAN_S
+        is_due = (span_s >= 0.9 * wanted_s and is_complete) or self._stopping.is_set()
+        if not is_first and not is_due:
+            return
+        if not is_first:
+            self._records.append(self._record(totals, span_s))
+        self._span_begun_s, self._span_totals = now_s, totals
+        for device in self._devices:
+            device.span = Accumulator()
+
+    def _record(self, totals: WindowTotals, span_s: float) -> dict[str, Any]:
+        spans = [device.span for device in self._devices]
+
+        def mean(name: str) -> float | None:
+            known_s = sum(span.known_s[name] for span in spans)
+            return sum(span.sums[name] for span in spans) / known_s if known_s > 0 else None
+
+        def highest(name: str) -> Any:
+            return max((s.maxima[name] for s in spans if name in s.maxima), default=None)
+
+        steps_s = totals.steps_s - self._span_totals.steps_s
+        images = totals.images - self._span_totals.images
+        # Unless every sample of every device has its power, the sum would be too low.
+        has_power = all(span.known_s["power_w"] >= 0.999 * span_s for span in spans)
+        return {
+            "unix_time_s": round(time.time(), 3),
+            "span_s": span_s,
+            "power_w": sum(s.sums["power_w"] for s in spans) / span_s if has_power else None,
+            "utilization": mean("utilization"),
+            "memory_bytes": highest("memory_bytes"),
+            "temperature_c": highest("temperature_c"),
+            "clock_mhz": mean("clock_mhz"),
+            "images_per_s": images / steps_s if steps_s > 0 else None,
+        }

@@ -1,4 +1,4 @@
-"""What a sensor is: one device's power, memory, utilisation … at one moment."""
+"""The sensor protocol: reads power, memory, utilization and more of one device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Protocol
 class Reading:
     """One sample of one device; None: not measured.
 
-    energy_j: a counter that only grows, from any start. utilization: a fraction of 1 since the
-    last reading or over the driver's own period. throttle_reasons: names, empty for none.
+    energy_j: a counter that only grows, from an arbitrary start. utilization: a fraction of 1,
+    since the last reading or over the driver's own period. throttle_reasons: names, may be empty.
     """
 
     power_w: float | None = None
@@ -26,20 +26,20 @@ class Reading:
 FIELDS = tuple(field.name for field in fields(Reading))
 
 
-class MissedError(Exception):
-    """One reading failed; the next may not."""
+class ReadingFailedError(Exception):
+    """One reading failed; the next may succeed."""
 
 
-class LostError(Exception):
-    """The device or its driver is gone: it is not asked again."""
+class DeviceLostError(Exception):
+    """The device or its driver stopped responding for good."""
 
 
 class Sensor(Protocol):
     """Reads one device.
 
-    name: the device's. source: what the readings are from. missing: field of `Reading` -> why it
-    is not measured; may grow with a reading. expected: whether a device that cannot be read is
-    worth a warning.
+    name: of the device. source: where the readings come from. missing: field of `Reading` -> why it
+    is not measured; may grow with each reading. expected: whether to warn if the device cannot be
+    read.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Sensor(Protocol):
         """Return the device's present state.
 
         Raises:
-            MissedError: not this time. LostError: never again.
+            ReadingFailedError: this reading failed. DeviceLostError: all later ones would, too.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Release the driver."""
         ...
 
 
-class NoSensor:
-    """A device that nothing here can read, and why."""
+class MissingSensor:
+    """A device that cannot be read. why: the reason, for every field."""
 
     def __init__(self, name: str, why: str, expected: bool = False) -> None:
         self.name = name
@@ -74,4 +74,4 @@ class NoSensor:
         return Reading()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""

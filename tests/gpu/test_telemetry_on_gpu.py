@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from image_classification.devices.cuda import CudaAccelerator
-from image_classification.telemetry.rank_location import own_place
+from image_classification.telemetry.rank_location import own_location
 from image_classification.telemetry.sampler import Sampler, open_sensors
-from image_classification.telemetry.windows import WorkLog
+from image_classification.telemetry.training_windows import TrainingWindows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,8 +19,8 @@ pytestmark = [
 def test_a_busy_gpu_uses_power_and_the_sampling_hardly_any_time() -> None:
     device = CudaAccelerator().device(0)
     name = torch.cuda.get_device_name(device)
-    work = WorkLog()
-    sampler = Sampler(open_sensors("cuda", [own_place(device, name)]), work)
+    work = TrainingWindows()
+    sampler = Sampler(open_sensors("cuda", [own_location(device, name)]), work)
     matrix = torch.randn(4096, 4096, device=device)
     sampler.start()
     begun_s = time.perf_counter()

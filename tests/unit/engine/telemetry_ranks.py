@@ -1,4 +1,4 @@
-"""Run by test_telemetry.py, once a rank: samples and reports over a process group."""
+"""Started once per rank by test_run_telemetry.py: sample and report over a process group."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from image_classification.devices.cpu import CpuAccelerator
 from image_classification.distributed.world import process_group
 from image_classification.engine.build import Run
 from image_classification.engine.run_telemetry import RunTelemetry
-from image_classification.telemetry import rank_location as places
+from image_classification.telemetry import rank_location
 
 rank, nodes, port = (int(text) for text in sys.argv[1:])
 if nodes == 2:
-    places._node = lambda: f"node {rank}"
+    rank_location._node = lambda: f"node {rank}"
 
 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
 world = WorldInfo(rank, rank if nodes == 1 else 0, 2, 2 // nodes, nodes)

@@ -1,37 +1,35 @@
-"""NVML's answers and failures, through the real ``pynvml`` over a library that is made up."""
+"""NVML's values and errors, through the real ``pynvml`` over a fake C library."""
 
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 
 import pynvml
 import pytest
 
 from image_classification.telemetry.nvml import THROTTLE_REASONS, open_sensors
-from image_classification.telemetry.rank_location import Place, cuda_ids
+from image_classification.telemetry.rank_location import RankLocation
 from image_classification.telemetry.sampler import Sampler
 from image_classification.telemetry.sensors import (
     FIELDS,
-    LostError,
-    MissedError,
+    DeviceLostError,
     Reading,
+    ReadingFailedError,
 )
-from image_classification.telemetry.windows import WorkLog
-from tests.support.fake_driver import FakeDevice, FakeDriver, loaded
+from image_classification.telemetry.training_windows import TrainingWindows
+from tests.support.nvml import FakeDevice, FakeDriver, loaded
 
 ONE = "00000000-0000-0000-0000-000000000001"
 TWO = "00000000-0000-0000-0000-000000000002"
 
 
-def place(uuid: str = ONE, bus_id: str = "00000000:3B:00.0", **values) -> Place:
-    uuids = (f"MIG-{uuid}", f"GPU-{uuid}")
-    return Place("node", 100, (0, 1), "Tesla V100", uuids, bus_id, **values)
+def location(uuid: str = ONE, bus_id: str = "00000000:3B:00.0") -> RankLocation:
+    return RankLocation("node", 100, (0, 1), "Tesla V100", (f"MIG-{uuid}", f"GPU-{uuid}"), bus_id)
 
 
 @pytest.fixture
 def driver():
-    """Load a driver with the devices given; every user of the library must have left at the end."""
+    """Load a driver with the given devices; at the end, check that every user has shut it down."""
     stack = []
 
     def load(*devices, **options):
@@ -53,9 +51,9 @@ def read_once(sensor) -> Reading:
         sensor.close()
 
 
-def test_every_field_in_the_report_s_units(driver):
+def test_every_field_is_in_the_units_of_the_report(driver):
     driver(FakeDevice(throttle=0x4 | 0x20 | 0x1))
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     assert read_once(sensor) == Reading(
         power_w=250.0,
         energy_j=7000.0,
@@ -68,7 +66,7 @@ def test_every_field_in_the_report_s_units(driver):
     assert sensor.missing == {} and sensor.source == "NVML"
 
 
-def test_the_throttle_reasons_are_nvml_s():
+def test_throttle_reasons_match_nvml():
     names = {
         "SwPowerCap": "sw_power_cap",
         "HwSlowdown": "hw_slowdown",
@@ -81,49 +79,41 @@ def test_the_throttle_reasons_are_nvml_s():
     assert expected == THROTTLE_REASONS
 
 
-def test_gpus_are_found_by_uuid_whatever_their_order(driver):
+def test_gpus_are_found_by_uuid_in_any_order(driver):
     driver(
         FakeDevice(uuid=f"GPU-{TWO}", bus_id="00000000:5E:00.0", power_mw=200_000),
         FakeDevice(uuid=f"GPU-{ONE}", power_mw=100_000),
     )
-    sensors = open_sensors([place(ONE), place(TWO, "00000000:5E:00.0")])
+    sensors = open_sensors([location(ONE), location(TWO, "00000000:5E:00.0")])
     assert [read_once(sensor).power_w for sensor in sensors] == [100.0, 200.0]
 
 
-def test_a_gpu_with_an_unknown_uuid_is_found_by_its_bus(driver):
+def test_a_gpu_with_an_unknown_uuid_is_found_by_its_bus_id(driver):
     driver(FakeDevice(uuid=f"GPU-{TWO}", bus_id="00000000:5E:00.0"), FakeDevice(power_mw=100_000))
-    (sensor,) = open_sensors([place("ffffffff-0000-0000-0000-000000000000")])
+    (sensor,) = open_sensors([location("ffffffff-0000-0000-0000-000000000000")])
     assert read_once(sensor).power_w == 100.0
 
 
-def test_a_gpu_nvml_does_not_know_is_said_so(driver):
+def test_a_gpu_unknown_to_nvml_is_reported(driver):
     driver(FakeDevice(uuid=f"GPU-{TWO}", bus_id="00000000:5E:00.0"))
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     assert read_once(sensor) == Reading()
     assert "does not know GPU-" in sensor.missing["power_w"] and sensor.expected
 
 
 def test_two_ranks_on_one_gpu_are_one_device(driver):
     driver(FakeDevice())
-    sensors = open_sensors([place(), place()])
+    sensors = open_sensors([location(), location()])
     assert len(sensors) == 1
     sensors[0].close()
 
 
-def test_gpus_without_an_id_are_not_confused_with_one_another(driver):
+def test_gpus_without_an_id_are_separate_devices(driver):
     driver(FakeDevice())
-    sensors = open_sensors([Place("n", pid, (0,), "BI-V100") for pid in (7, 8)])
+    sensors = open_sensors([RankLocation("n", pid, (0,), "BI-V100") for pid in (7, 8)])
     assert [sensor.missing["power_w"] for sensor in sensors] == [
         "NVML does not know a GPU without an id: Not Found"
     ] * 2
-
-
-def test_ids_come_from_torch_and_a_slice_from_the_environment():
-    properties = SimpleNamespace(uuid=ONE, pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
-    uuids, bus_id = cuda_ids(properties, {"CUDA_VISIBLE_DEVICES": "3,1"})
-    assert uuids == (f"MIG-{ONE}", f"GPU-{ONE}") and bus_id == "00000000:3B:00.0"
-    uuids, _ = cuda_ids(properties, {"CUDA_VISIBLE_DEVICES": f"MIG-{TWO}"})
-    assert uuids == (f"MIG-{TWO}", f"MIG-{ONE}", f"GPU-{ONE}")
 
 
 @pytest.mark.parametrize(
@@ -132,19 +122,19 @@ def test_ids_come_from_torch_and_a_slice_from_the_environment():
         FakeDevice(uuid=f"MIG-{ONE}"),
         FakeDevice(uuid=f"GPU-{ONE}", mig_mode=pynvml.NVML_DEVICE_MIG_ENABLE),
     ],
-    ids=["the slice", "its GPU"],
+    ids=["slice", "GPU"],
 )
-def test_of_a_mig_slice_the_whole_gpu_s_figures_are_not_taken(driver, device):
+def test_figures_of_the_whole_gpu_are_not_read_for_a_mig_slice(driver, device):
     driver(device)
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     reading = read_once(sensor)
     assert reading == Reading(memory_bytes=9 * 2**30, temperature_c=61)
     assert "MIG" in sensor.missing["power_w"] and "MIG" in sensor.missing["energy_j"]
 
 
-def test_a_gpu_with_mig_switched_off_is_read_whole(driver):
+def test_a_gpu_with_mig_disabled_is_read_completely(driver):
     driver(FakeDevice(mig_mode=pynvml.NVML_DEVICE_MIG_DISABLE))
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     assert read_once(sensor).power_w == 250.0
 
 
@@ -156,9 +146,9 @@ def test_a_gpu_with_mig_switched_off_is_read_whole(driver):
         pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
     ],
 )
-def test_a_refused_field_is_asked_for_once(driver, code):
+def test_a_refused_field_is_queried_once(driver, code):
     fake = driver(FakeDevice(errors={"nvmlDeviceGetTotalEnergyConsumption": code}))
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     assert sensor.read().energy_j is None
     assert sensor.read().power_w == 250.0
     assert fake.calls.count("nvmlDeviceGetTotalEnergyConsumption") == 1
@@ -166,16 +156,16 @@ def test_a_refused_field_is_asked_for_once(driver, code):
     sensor.close()
 
 
-def test_a_function_an_old_driver_lacks(driver):
+def test_a_function_missing_in_an_old_driver(driver):
     driver(FakeDevice(), absent=("nvmlDeviceGetTotalEnergyConsumption",))
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     assert read_once(sensor).energy_j is None
     assert "Function Not Found" in sensor.missing["energy_j"]
 
 
-def test_no_permission_at_all_leaves_every_field_with_its_reason(driver):
+def test_without_any_permission_every_field_has_its_reason(driver):
     driver(FakeDevice(errors={"*": pynvml.NVML_ERROR_NO_PERMISSION}))
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     assert read_once(sensor) == Reading()
     assert set(sensor.missing) == set(FIELDS)
 
@@ -183,16 +173,16 @@ def test_no_permission_at_all_leaves_every_field_with_its_reason(driver):
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (pynvml.NVML_ERROR_GPU_IS_LOST, LostError),
-        (pynvml.NVML_ERROR_RESET_REQUIRED, LostError),
-        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, LostError),
-        (pynvml.NVML_ERROR_TIMEOUT, MissedError),
-        (pynvml.NVML_ERROR_UNKNOWN, MissedError),
+        (pynvml.NVML_ERROR_GPU_IS_LOST, DeviceLostError),
+        (pynvml.NVML_ERROR_RESET_REQUIRED, DeviceLostError),
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, DeviceLostError),
+        (pynvml.NVML_ERROR_TIMEOUT, ReadingFailedError),
+        (pynvml.NVML_ERROR_UNKNOWN, ReadingFailedError),
     ],
 )
-def test_errors_that_pass_and_errors_that_stay(driver, code, error):
+def test_transient_and_permanent_errors(driver, code, error):
     driver(FakeDevice(errors={"nvmlDeviceGetPowerUsage": code}))
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     with pytest.raises(error, match="NVML"):
         read_once(sensor)
 
@@ -205,9 +195,9 @@ def test_errors_that_pass_and_errors_that_stay(driver, code, error):
         pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
     ],
 )
-def test_a_driver_that_does_not_start(driver, code):
+def test_a_driver_that_fails_to_initialize(driver, code):
     driver(init_error=code)
-    sampler = Sampler(open_sensors([place()]), WorkLog())
+    sampler = Sampler(open_sensors([location()]), TrainingWindows())
     sampler.start()
     sampler.stop()
     (device,) = sampler.figures()["devices"]
@@ -217,26 +207,26 @@ def test_a_driver_that_does_not_start(driver, code):
     assert trouble is not None and "not measured" in trouble
 
 
-def test_no_driver_on_this_machine(monkeypatch):
+def test_no_driver(monkeypatch):
     def load():
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "_LoadNvmlLibrary", load)
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     assert "NVML Shared Library Not Found" in sensor.missing["power_w"]
 
 
 def test_no_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    (sensor,) = open_sensors([place()])
+    (sensor,) = open_sensors([location()])
     assert "nvidia-ml-py" in sensor.missing["power_w"]
 
 
-def test_a_gpu_lost_on_the_way_keeps_its_maxima_and_stops_no_other(driver):
+def test_a_lost_gpu_keeps_its_maxima_and_the_others_are_still_read(driver):
     lost = FakeDevice(power_mw=300_000)
     driver(lost, FakeDevice(uuid=f"GPU-{TWO}", bus_id="00000000:5E:00.0"))
-    work = WorkLog()
-    sampler = Sampler(open_sensors([place(ONE), place(TWO, "00000000:5E:00.0")]), work)
+    work = TrainingWindows()
+    sampler = Sampler(open_sensors([location(ONE), location(TWO, "00000000:5E:00.0")]), work)
     work.begin(measured=True)
     sampler.start()
     sampler.sample()
@@ -245,7 +235,7 @@ def test_a_gpu_lost_on_the_way_keeps_its_maxima_and_stops_no_other(driver):
     trouble = sampler.trouble()
     assert trouble is not None and "GPU is lost (1 of 2)" in trouble
     sampler.stop()
-    gone, healthy = sampler.figures()["devices"]
-    assert gone["power_w_max"] == 300.0 and gone["temperature_c_max"] == 61
-    assert "GPU is lost" in gone["source"]
-    assert healthy["energy_j"] is not None and healthy["samples"] > gone["samples"]
+    lost_device, healthy = sampler.figures()["devices"]
+    assert lost_device["power_w_max"] == 300.0 and lost_device["temperature_c_max"] == 61
+    assert "GPU is lost" in lost_device["source"]
+    assert healthy["energy_j"] is not None and healthy["samples"] > lost_device["samples"]

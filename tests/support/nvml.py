@@ -1,4 +1,4 @@
-"""NVIDIA's C library made up: ``pynvml`` itself stays real, with its types and exceptions."""
+"""A fake NVML C library under the real ``pynvml``, with its types and exceptions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ import pynvml
 
 @dataclass
 class FakeDevice:
-    """One GPU, or a MIG slice (uuid ``MIG-…``). errors: C function -> the code it returns."""
+    """One GPU, or a MIG slice (uuid ``MIG-…``).
 
+    errors: C function, or ``*`` for all -> the error code it returns.
+    """
+
+    name: str = "Tesla V100-SXM2-16GB"
     uuid: str = "GPU-00000000-0000-0000-0000-000000000001"
     bus_id: str = "00000000:3B:00.0"
+    capability: tuple[int, int] = (7, 0)
+    memory_total_bytes: int = 16 * 2**30
     power_mw: int = 250_000
     energy_mj: int = 7_000_000
     memory_used_bytes: int = 9 * 2**30
@@ -31,19 +37,31 @@ class FakeDevice:
 class FakeDriver:
     """The library's functions over ``devices``; ``users`` counts init minus shutdown.
 
-    absent: functions this driver is too old to have. init_error: the code `nvmlInit` gives.
+    absent: functions that this driver is too old to have. init_error: the code that ``nvmlInit``
+    returns. system_error: the code that questions about the driver itself return.
     """
 
     def __init__(
-        self, *devices: FakeDevice, init_error: int = 0, absent: tuple[str, ...] = ()
+        self,
+        *devices: FakeDevice,
+        init_error: int = 0,
+        system_error: int = 0,
+        absent: tuple[str, ...] = (),
     ) -> None:
         self.devices = devices
         self.users = 0
         self.calls: list[str] = []
         self._init_error = init_error
+        self._system_error = system_error
         self._functions: dict[str, Callable[..., int]] = {
             "nvmlInitWithFlags": self._init,
             "nvmlShutdown": self._shutdown,
+            "nvmlSystemGetDriverVersion": self._driver_version,
+            "nvmlSystemGetCudaDriverVersion": lambda out: _set(out, 12080),
+            "nvmlDeviceGetCount_v2": lambda out: _set(out, len(self.devices)),
+            "nvmlDeviceGetHandleByIndex_v2": lambda index, out: _set_handle(out, index.value + 1),
+            "nvmlDeviceGetName": self._name,
+            "nvmlDeviceGetCudaComputeCapability": self._capability,
             "nvmlDeviceGetHandleByUUID": lambda uuid, out: self._find("uuid", uuid, out),
             "nvmlDeviceGetHandleByPciBusId_v2": lambda bus, out: self._find("bus_id", bus, out),
             "nvmlDeviceGetPowerUsage": self._number("power_mw"),
@@ -93,19 +111,27 @@ class FakeDriver:
     def _find(self, key: str, value: Any, out: Any) -> int:
         for number, device in enumerate(self.devices, start=1):
             if vars(device)[key] == value.value.decode():
-                ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p)).contents.value = number
-                return 0
+                return _set_handle(out, number)
         return int(pynvml.NVML_ERROR_NOT_FOUND)
 
     def _number(self, key: str) -> Callable[..., int]:
-        def answer(device: FakeDevice, out: Any) -> int:
-            out._obj.value = vars(device)[key]
-            return 0
+        return lambda device, out: _set(out, vars(device)[key])
 
-        return answer
+    def _driver_version(self, out: Any, length: Any) -> int:
+        out.value = b"570.124.06"
+        return self._system_error
+
+    def _name(self, device: FakeDevice, out: Any, length: Any) -> int:
+        out.value = device.name.encode()
+        return 0
+
+    def _capability(self, device: FakeDevice, major: Any, minor: Any) -> int:
+        return _set(major, device.capability[0]) or _set(minor, device.capability[1])
 
     def _memory(self, device: FakeDevice, out: Any) -> int:
+        out._obj.total = device.memory_total_bytes
         out._obj.used = device.memory_used_bytes
+        out._obj.free = device.memory_total_bytes - device.memory_used_bytes
         return 0
 
     def _utilization(self, device: FakeDevice, out: Any) -> int:
@@ -115,13 +141,22 @@ class FakeDriver:
     def _mig_mode(self, device: FakeDevice, current: Any, pending: Any) -> int:
         if device.mig_mode is None:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        current._obj.value = pending._obj.value = device.mig_mode
-        return 0
+        return _set(current, device.mig_mode) or _set(pending, device.mig_mode)
+
+
+def _set(out: Any, value: int) -> int:
+    out._obj.value = value
+    return 0
+
+
+def _set_handle(out: Any, number: int) -> int:
+    ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p)).contents.value = number
+    return 0
 
 
 @contextmanager
 def loaded(driver: FakeDriver) -> Any:
-    """Let ``pynvml`` find ``driver`` where it would load the real library."""
+    """Make ``pynvml`` load ``driver`` instead of the real library."""
 
     def load() -> None:
         pynvml.nvmlLib = driver
