@@ -1,9 +1,4 @@
-"""Which file system a path lies on, from Linux's mount table.
-
-Which container this process is in, and which image that was made from.
-
-What the control groups of Linux allow this process: memory, processors, processes.
-"""
+"""The Linux host of this process: file systems, container and image, control group limits."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ OVERLAY = ("overlay", "aufs")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of ``/proc/self/mountinfo``. source_root: what of the file system is mounted."""
+    """One line of ``/proc/self/mountinfo``. source_root: the mounted folder of the file system."""
 
     point: str
     kind: str
@@ -28,7 +23,7 @@ class Mount:
 
 
 def read_mounts(root: Path = Path("/")) -> list[Mount]:
-    """Return the mounts this process sees; none where the system does not tell."""
+    """Return the mounts that this process sees; none if the system has no mount table."""
     file = root / "proc/self/mountinfo"
     if not file.is_file():
         return []
@@ -38,20 +33,20 @@ def read_mounts(root: Path = Path("/")) -> list[Mount]:
         fields = left.split()
         options = fields[5].split(",")
         mounts.append(
-            Mount(_plain(fields[4]), right.split()[0], _plain(fields[3]), "ro" in options)
+            Mount(_unescape(fields[4]), right.split()[0], _unescape(fields[3]), "ro" in options)
         )
     return mounts
 
 
-def _plain(text: str) -> str:
-    """Undo the table's octal escapes of space, tab, newline and backslash."""
+def _unescape(text: str) -> str:
+    """Replace the mount table's octal escapes of space, tab, newline and backslash."""
     for code in ("040", "011", "012", "134"):
         text = text.replace(f"\\{code}", chr(int(code, 8)))
     return text
 
 
 def mount_of(path: Path, mounts: list[Mount]) -> Mount | None:
-    """Return the mount that ``path`` lies on: the longest, of equals the last."""
+    """Return the mount of ``path``: the one with the longest path, the last of equal ones."""
     real = os.path.realpath(path)
     found = None
     for mount in mounts:
@@ -64,17 +59,17 @@ def mount_of(path: Path, mounts: list[Mount]) -> Mount | None:
 IMAGE_VARIABLE = "IMAGE_CLASSIFICATION_IMAGE"
 """Name and version of the image, such as ``image-classification 0.1.0``."""
 BASE_VARIABLE = "IMAGE_CLASSIFICATION_BASE"
-"""Name of the image it was built from, such as ``python:3.11-slim-bookworm``."""
+"""Name of its base image, such as ``python:3.11-slim-bookworm``."""
 REVISION_VARIABLE = "IMAGE_CLASSIFICATION_REVISION"
-"""Commit whose files are in the image; "" where unknown."""
+"""Commit that the image was built from; "" if unknown."""
 
 
 def container_kind(environ: Mapping[str, str], mounts: list[Mount], root: Path = Path("/")) -> str:
     """Return ``kubernetes``, ``docker``, ``podman``, ``apptainer``, ``enroot``, or "" for none.
 
-    Another name that the container itself gives (systemd's ``container`` variable) is returned.
+    Other containers are named by systemd's ``container`` variable, if it is set.
     """
-    # Apptainer in a pod, or on a machine that is itself a container, is what the run is in.
+    # Apptainer may run in a pod or in another container, and is then the innermost.
     if "APPTAINER_CONTAINER" in environ or "SINGULARITY_CONTAINER" in environ:
         return "apptainer"
     if "KUBERNETES_SERVICE_HOST" in environ:
@@ -85,7 +80,7 @@ def container_kind(environ: Mapping[str, str], mounts: list[Mount], root: Path =
         return "podman"
     if (root / ".singularity.d").is_dir():
         return "apptainer"
-    # Enroot leaves no mark but the source of what it mounts over the root and /etc.
+    # Enroot is recognizable only by the source of its mounts on / and in /etc.
     etc = [m for m in mounts if m.point == "/" or m.point.startswith("/etc/")]
     if any("enroot" in m.source_root.split("/") for m in etc):
         return "enroot"
@@ -93,9 +88,9 @@ def container_kind(environ: Mapping[str, str], mounts: list[Mount], root: Path =
 
 
 def image_text(environ: Mapping[str, str]) -> str:
-    """Return the image in words, ``image-classification 0.1.0 on python:3.11-slim``.
+    """Return image and base as text, ``image-classification 0.1.0 on python:3.11-slim``.
 
-    "" where this is no image of the project.
+    "" outside images of this project.
     """
     image, base = environ.get(IMAGE_VARIABLE, ""), environ.get(BASE_VARIABLE, "")
     return f"{image} on {base}" if image and base else image
@@ -104,23 +99,32 @@ def image_text(environ: Mapping[str, str]) -> str:
 def container_text(kind: str, environ: Mapping[str, str]) -> str:
     """Return kind and image, ``docker, image-classification 0.1.0 on python:3.11-slim``.
 
-    The kind alone outside the project's images; "" outside containers.
+    Only the kind outside images of this project; "" outside containers.
     """
     image = image_text(environ)
-    # An engine that leaves no mark still passes on the image's environment.
+    # If the engine is not recognized, the image's environment variables are still set.
     return f"{kind or 'container'}, {image}" if image else kind
 
 
-# Version 1 writes the largest multiple of a page where there is no limit.
+def parse_cpu_list(text: str) -> set[int]:
+    """Parse Linux's CPU list format: ``0-3,8`` is {0, 1, 2, 3, 8}."""
+    cpus: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        low, _, high = part.partition("-")
+        cpus.update(range(int(low), int(high or low) + 1))
+    return cpus
+
+
+# Without a limit, version 1 has the largest multiple of the page size.
 _NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True)
 class CgroupLimits:
-    """The tightest limits over this group and those above it; None where there is none.
+    """The tightest limits of this control group and its parents; None if there is no limit.
 
-    memory_headroom_bytes: what may still be taken; file cache that can be dropped counts as free.
-    cpus: processors' worth of time. version: 1, 2, or None where there are no control groups.
+    memory_headroom_bytes: what may still be allocated; reclaimable file cache counts as free. cpus:
+    quota of processor time. version: 1, 2, or None without control groups.
     """
 
     version: int | None = None
@@ -131,18 +135,48 @@ class CgroupLimits:
 
 
 def read_cgroup(root: Path = Path("/")) -> CgroupLimits:
-    """Read the limits of this process; root: where ``proc`` and ``sys`` lie."""
+    """Return the limits of this process. root: the folder of ``proc`` and ``sys``."""
     mount = root / "sys/fs/cgroup"
     groups = _own_groups(root / "proc/self/cgroup")
+    controllers = ("memory", "cpu", "pids")
     if (mount / "cgroup.controllers").exists():
-        return _read_v2(list(_upwards(mount, groups.get("", "/"))))
-    if not any((mount / name).is_dir() for name in ("memory", "cpu", "pids")):
+        version = 2
+        folders = {c: list(_upwards(mount, groups.get("", "/"))) for c in controllers}
+        limit_name, used_name, cache_key = "memory.max", "memory.current", "inactive_file"
+    elif any((mount / name).is_dir() for name in controllers):
+        version = 1
+        folders = {c: list(_upwards(mount / c, groups.get(c, "/"))) for c in controllers}
+        limit_name, used_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        cache_key = "total_inactive_file"
+    else:
         return CgroupLimits()
-    return _read_v1(mount, groups)
+    memory, headroom = [], []
+    for folder in folders["memory"]:
+        limit = _number(folder / limit_name)
+        if limit is not None and limit < _NO_LIMIT:
+            used = _number(folder / used_name) or 0
+            memory.append(limit)
+            headroom.append(limit - used + _table_value(folder / "memory.stat", cache_key))
+    cpus = (_cpu_quota(folder) for folder in folders["cpu"])
+    processes = (_number(folder / "pids.max") for folder in folders["pids"])
+    return CgroupLimits(
+        version,
+        min(memory, default=None),
+        max(0, min(headroom)) if headroom else None,
+        min((count for count in cpus if count is not None), default=None),
+        min((count for count in processes if count is not None), default=None),
+    )
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    quota, _, period = _text(folder / "cpu.max").partition(" ")
+    if not quota:  # version 1
+        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
 
 
 def _own_groups(file: Path) -> dict[str, str]:
-    """Return controller -> this process's group; version 2's is under the empty name."""
+    """Return controller -> group of this process; version 2 has one, named ""."""
     groups: dict[str, str] = {}
     if not file.is_file():
         return groups
@@ -153,63 +187,13 @@ def _own_groups(file: Path) -> dict[str, str]:
 
 
 def _upwards(mount: Path, group: str) -> Iterator[Path]:
-    """Yield the group's folder and those above it, as far as this container can see them."""
+    """Yield the folders of the group and its parents that this container can see."""
     folder = mount / group.lstrip("/")
     while folder != mount:
         if folder.is_dir():
             yield folder
         folder = folder.parent
     yield mount
-
-
-def _read_v2(folders: list[Path]) -> CgroupLimits:
-    memory, headroom, cpus, processes = [], [], [], []
-    for folder in folders:
-        limit = _number(folder / "memory.max")
-        if limit is not None:
-            memory.append(limit)
-            used = _number(folder / "memory.current") or 0
-            headroom.append(limit - used + _of_table(folder / "memory.stat", "inactive_file"))
-        quota, _, period = _text(folder / "cpu.max").partition(" ")
-        if quota.isdecimal() and period.isdecimal():
-            cpus.append(int(quota) / int(period))
-        count = _number(folder / "pids.max")
-        if count is not None:
-            processes.append(count)
-    return _tightest(2, memory, headroom, cpus, processes)
-
-
-def _read_v1(mount: Path, groups: dict[str, str]) -> CgroupLimits:
-    memory, headroom, cpus, processes = [], [], [], []
-    for folder in _upwards(mount / "memory", groups.get("memory", "/")):
-        limit = _number(folder / "memory.limit_in_bytes")
-        if limit is not None and limit < _NO_LIMIT:
-            memory.append(limit)
-            used = _number(folder / "memory.usage_in_bytes") or 0
-            cache = _of_table(folder / "memory.stat", "total_inactive_file")
-            headroom.append(limit - used + cache)
-    for folder in _upwards(mount / "cpu", groups.get("cpu", "/")):
-        quota = _number(folder / "cpu.cfs_quota_us")
-        period = _number(folder / "cpu.cfs_period_us")
-        if quota and period:
-            cpus.append(quota / period)
-    for folder in _upwards(mount / "pids", groups.get("pids", "/")):
-        count = _number(folder / "pids.max")
-        if count is not None:
-            processes.append(count)
-    return _tightest(1, memory, headroom, cpus, processes)
-
-
-def _tightest(
-    version: int, memory: list[int], headroom: list[int], cpus: list[float], processes: list[int]
-) -> CgroupLimits:
-    return CgroupLimits(
-        version,
-        min(memory, default=None),
-        max(0, min(headroom)) if headroom else None,
-        min(cpus, default=None),
-        min(processes, default=None),
-    )
 
 
 def _text(file: Path) -> str:
@@ -222,6 +206,6 @@ def _number(file: Path) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _of_table(file: Path, key: str) -> int:
+def _table_value(file: Path, key: str) -> int:
     rows = (line.split() for line in _text(file).splitlines())
     return next((int(row[1]) for row in rows if row[0] == key), 0)

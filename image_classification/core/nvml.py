@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 
 def open_nvml() -> tuple[ModuleType | None, Exception | None]:
@@ -38,3 +39,9 @@ def driver_version() -> str | None:
     """Return the NVIDIA driver's version; None without a driver."""
     with nvml() as lib:
         return None if lib is None else str(lib.nvmlSystemGetDriverVersion())
+
+
+def pci_bus_id(properties: Any) -> str:
+    """Return NVML's PCI bus id from ``torch.cuda.get_device_properties``: ``00000000:3B:00.0``."""
+    p = properties
+    return f"{p.pci_domain_id:08X}:{p.pci_bus_id:02X}:{p.pci_device_id:02X}.0"

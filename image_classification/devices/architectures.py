@@ -1,4 +1,4 @@
-"""Which GPUs a build of torch has kernels for: pure decisions that need no torch."""
+"""Which GPUs a build of torch has kernels for. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _ARCH = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 
 
 def arch_covers(capability: Capability, arch_list: Iterable[str]) -> bool:
-    """True when a build with ``torch.cuda.get_arch_list()``'s entries runs on ``capability``.
+    """Return whether a build with ``torch.cuda.get_arch_list()`` runs on ``capability``.
 
-    ``sm_XY`` is machine code for devices of major X and a minor of Y or above; ``compute_XY`` is
-    PTX, compiled by the driver for any later device. With suffix ``a`` either is for that device
-    alone; with ``f`` for its family, the later minors of the same major (CUDA Programming Guide,
-    "Compute capabilities").
+    ``sm_XY`` is machine code for devices of major X and minor Y or higher. ``compute_XY`` is PTX,
+    which the driver compiles for any later device. With suffix ``a``, either is for that device
+    only; with ``f``, for later minors of the same major (CUDA Programming Guide, "Compute
+    capabilities").
     """
     for entry in arch_list:
         match = _ARCH.fullmatch(entry)
@@ -38,9 +38,9 @@ def arch_covers(capability: Capability, arch_list: Iterable[str]) -> bool:
 def build_lacks(
     capability: Capability, arch_list: Iterable[str], device_name: str, torch_version: str
 ) -> str | None:
-    """Say that this torch has no kernels for the device; None when it has.
+    """Return why this torch has no kernels for the device, and the remedy; None if it has.
 
-    Without this check such a run dies at its first kernel with "no kernel image".
+    Without this check, such a run fails at its first kernel with "no kernel image".
     """
     archs = list(arch_list)
     if arch_covers(capability, archs):

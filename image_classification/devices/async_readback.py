@@ -1,7 +1,4 @@
-"""Copies of device tensors that travel to the host beside the device's other work.
-
-Small device values on their way to the host, without making the step wait for them.
-"""
+"""Asynchronous copies of device tensors to the host."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ import torch
 
 
 class HostCopy:
-    """Tensors as they are at one point of the device's work, on their way to the host.
+    """A snapshot of tensors that is copied to the host while the device continues.
 
-    Making one queues a copy on the tensors' own device, so what follows may change the originals
-    at once. `take` brings the copy to the host and may be called from another thread, once.
-    In between, the device holds a second copy of the tensors.
+    Construction queues a copy on the tensors' device, so the originals may change afterwards.
+    `take` copies it to the host; it may be called once, from any thread. In between, the device
+    holds both copies.
 
-    staged: False where the device had no memory for that copy. The tensors were then brought to
-    the host at once, and the device's other work waited for it.
+    staged: False if the device had no memory for the copy. The tensors were then copied to the
+    host at once, and the device's other work waited for it.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -28,7 +25,7 @@ class HostCopy:
         self._ready: Any = None
         self.staged = True
         try:
-            self._tensors = {name: _clone(t) for name, t in tensors.items()}
+            self._tensors = {name: t.detach().clone() for name, t in tensors.items()}
         except torch.OutOfMemoryError:
             self._tensors = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
             self.staged = False
@@ -43,21 +40,17 @@ class HostCopy:
         tensors, self._tensors = self._tensors, {}
         if self._ready is None:
             return tensors
-        # A stream of its own: the copy to the host then runs beside the training's kernels. Only
-        # from pinned memory does it; torch keeps and reuses what was pinned.
+        # A separate stream and pinned memory, so that the copy overlaps the training's kernels.
+        # Torch caches pinned memory.
         device_module = torch.get_device_module(self._device)
         with device_module.device(self._device):
             stream = device_module.Stream()
             stream.wait_event(self._ready)
             with device_module.stream(stream):
                 on_host = {name: _to_pinned(t) for name, t in tensors.items()}
-            # The device's copies may be freed only after this.
+            # The device's copies must not be freed earlier.
             stream.synchronize()
         return on_host
-
-
-def _clone(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone()
 
 
 def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
@@ -68,16 +61,16 @@ def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Readback:
-    """A copy of ``tensor`` on the host, under way from now on.
+    """A copy of one small tensor to the host, started at construction.
 
-    tensor: any shape and dtype; it may be changed afterwards in the same stream. On a GPU the copy
-    is queued behind the work already there; elsewhere it is made at once.
+    tensor: any shape and dtype; may be changed afterwards in the same stream. On a GPU, the copy is
+    queued behind the work already there; elsewhere it is made at once.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._ready: torch.cuda.Event | None = None
         if tensor.device.type == "cuda":
-            # Only a copy into pinned memory leaves the host free; torch caches such blocks.
+            # Only a copy into pinned memory does not block the host.
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
             self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -86,7 +79,7 @@ class Readback:
             self._host = tensor.detach().to("cpu", copy=True)
 
     def wait(self) -> torch.Tensor:
-        """Return the copy once it is there."""
+        """Return the copy when it is complete."""
         if self._ready is not None:
             self._ready.synchronize()
             self._ready = None

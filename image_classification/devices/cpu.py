@@ -6,20 +6,19 @@ import platform
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.amp.grad_scaler import GradScaler
 
 from image_classification.core.errors import DeviceError
 from image_classification.core.types import DevicesFound
-from image_classification.devices.precision import make_grad_scaler, torch_dtype
+from image_classification.devices.accelerator import Accelerator
+from image_classification.devices.precision import torch_dtype
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's marketing name, or the architecture where the system hides it."""
+    """Return the processor's model name, or its architecture if the system does not give one."""
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -28,22 +27,22 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-class CpuAccelerator:
-    """Runs anywhere; bfloat16 is exact to its definition everywhere, fast with AVX512-bf16 or AMX.
+class CpuAccelerator(Accelerator):
+    """Runs on every CPU; bfloat16 is fast only with AVX512-BF16 or AMX.
 
-    A "device" is a process here, so any number of them may run on one machine: `found` answers
-    with one name and its count is no limit.
+    A "device" is a process, so any number of them may share a machine: the count of `found` is not
+    a limit.
     """
 
     kind = "cpu"
     process_group_backend = "gloo"
 
     def found(self) -> DevicesFound:
-        """Return the one processor model; how many processes share it is the caller's choice."""
+        """Return the processor model as one device."""
         return DevicesFound("cpu", (cpu_model(),), ("",))
 
     def device(self, local_rank: int) -> torch.device:
-        """Return the CPU, whatever the rank."""
+        """Return the CPU, for every rank."""
         return torch.device("cpu")
 
     def check_precision(self, name: str, dtype: str) -> None:
@@ -61,39 +60,29 @@ class CpuAccelerator:
             )
 
     def set_matmul_precision(self, name: str) -> None:
-        """Keep oneDNN's float32 in IEEE arithmetic, never rounded to bfloat16 or TF32 inside."""
+        """Set IEEE float32 arithmetic in oneDNN, without rounding to bfloat16 or TF32."""
         torch.set_float32_matmul_precision("highest")
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]
         torch.backends.mkldnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
-    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
-        """Autocast to ``dtype``; a null context for float32."""
-        if dtype == "float32":
-            return nullcontext()
-        return torch.autocast("cpu", dtype=torch_dtype(dtype))
-
-    def grad_scaler(self, loss_scale: float | str | None) -> GradScaler:
-        """Static or dynamic loss scaling; disabled for None."""
-        return make_grad_scaler("cpu", loss_scale)
-
     def synchronize(self) -> None:
-        """Nothing is queued on a CPU."""
+        """Do nothing: a CPU has no queue."""
 
     def mark(self) -> float:
-        """Return the monotonic clock: on a CPU nothing is queued."""
+        """Return the monotonic clock in seconds."""
         return time.perf_counter()
 
     def elapsed_s(self, start: float, end: float) -> float:
-        """Return seconds between two marks."""
+        """Return the seconds between two marks."""
         return end - start
 
     def peak_memory_bytes(self) -> int | None:
-        """Peak resident set of this process, loaders' processes apart."""
+        """Return the peak resident set of this process, without loader processes."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # getrusage(2): kibibytes on Linux, bytes on macOS.
         return peak if sys.platform == "darwin" else peak * 1024
 
     def environment(self) -> dict[str, Any]:
-        """Return cuda, cudnn and driver as None, devices and cpu as the processor's name."""
+        """Return devices and cpu as the processor's name; the CUDA versions are None."""
         model = cpu_model()
         return {"cuda": None, "cudnn": None, "driver": None, "devices": [model], "cpu": model}

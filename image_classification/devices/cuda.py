@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.amp.grad_scaler import GradScaler
 
 from image_classification.core.errors import DeviceError
 from image_classification.core.nvml import driver_version
 from image_classification.core.types import DevicesFound
+from image_classification.devices.accelerator import Accelerator
 from image_classification.devices.architectures import build_lacks
 from image_classification.devices.cpu import cpu_model
-from image_classification.devices.precision import (
-    cuda_lacks,
-    make_grad_scaler,
-    tf32_conflict,
-    torch_dtype,
-)
+from image_classification.devices.precision import cuda_lacks, tf32_conflict, torch_dtype
 
 
 def cudnn_name(version: int | None) -> str | None:
-    """Write cuDNN's version number out: 91002 is 9.10.2, 8902 is 8.9.2; None stays None."""
+    """Format cuDNN's version number: 91002 is 9.10.2, 8902 is 8.9.2; None stays None."""
     if version is None:
         return None
     base = 10_000 if version >= 90_000 else 1_000
     return f"{version // base}.{version % base // 100}.{version % 100}"
 
 
-class CudaAccelerator:
-    """One process a GPU; ``cuda:N`` counts the visible devices (``CUDA_VISIBLE_DEVICES``)."""
+class CudaAccelerator(Accelerator):
+    """One process per GPU; ``cuda:N`` counts the visible devices (``CUDA_VISIBLE_DEVICES``)."""
 
     kind = "cuda"
     process_group_backend = "nccl"
 
     def found(self) -> DevicesFound:
-        """Return the visible GPUs; none where there is no GPU, driver or CUDA build."""
+        """Return the visible GPUs; none without a GPU, a driver or a CUDA build of torch."""
         indices = range(torch.cuda.device_count())
         return DevicesFound(
             "cuda",
@@ -46,10 +40,10 @@ class CudaAccelerator:
         )
 
     def device(self, local_rank: int) -> torch.device:
-        """Make GPU ``local_rank`` current, let cuDNN time its algorithms, and return the device.
+        """Make GPU ``local_rank`` current, enable cuDNN's benchmark mode, and return the device.
 
         Raises:
-            DeviceError: no such GPU, or this torch has no kernels for it.
+            DeviceError: there is no such GPU, or this torch has no kernels for it.
         """
         count = torch.cuda.device_count()
         if count == 0:
@@ -61,7 +55,7 @@ class CudaAccelerator:
         if local_rank >= count:
             raise DeviceError(
                 f"process {local_rank} of this node has no GPU: {count} visible; start {count} "
-                "processes a node, or let each process see all GPUs (Slurm: --gpu-bind=none)"
+                "processes per node, or let each process see all GPUs (Slurm: --gpu-bind=none)"
             )
         message = build_lacks(
             torch.cuda.get_device_capability(local_rank),
@@ -76,10 +70,9 @@ class CudaAccelerator:
         return torch.device("cuda", local_rank)
 
     def check_precision(self, name: str, dtype: str) -> None:
-        """Raise DeviceError when the current device lacks ``dtype`` (or TF32) in hardware.
+        """Raise DeviceError if the current device lacks ``dtype`` (or TF32) in hardware.
 
-        float16 counts from compute capability 7.0 on, bfloat16 and TF32 from 8.0 on; emulation
-        is never accepted. An environment that overrules TF32 is refused as well.
+        Emulation does not count. An environment variable that overrides TF32 is refused as well.
         """
         torch_dtype(dtype)
         message = cuda_lacks(
@@ -91,9 +84,9 @@ class CudaAccelerator:
     def set_matmul_precision(self, name: str) -> None:
         """Set float32 matrix products and convolutions: 'tf32' for TF32, 'ieee' otherwise.
 
-        Explicitly both ways: cuDNN's default is TF32, and NGC images make it cuBLAS's as well.
-        ``set_float32_matmul_precision`` comes first because Inductor still reads torch's legacy
-        state and raises where only the per-backend setting was changed.
+        Both explicitly, since cuDNN's default is TF32, in NGC images that of cuBLAS as well.
+        ``set_float32_matmul_precision`` comes first: Inductor reads torch's legacy state, and
+        raises if only the per-backend setting was changed.
         """
         precision = "tf32" if name == "TF32" else "ieee"
         torch.set_float32_matmul_precision("high" if name == "TF32" else "highest")
@@ -101,16 +94,6 @@ class CudaAccelerator:
         torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
         assert torch.backends.cuda.matmul.fp32_precision == precision
         assert torch.backends.cudnn.conv.fp32_precision == precision  # type: ignore[attr-defined]
-
-    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
-        """Autocast to ``dtype``; a null context for float32."""
-        if dtype == "float32":
-            return nullcontext()
-        return torch.autocast("cuda", dtype=torch_dtype(dtype))
-
-    def grad_scaler(self, loss_scale: float | str | None) -> GradScaler:
-        """Static or dynamic loss scaling; disabled for None."""
-        return make_grad_scaler("cuda", loss_scale)
 
     def synchronize(self) -> None:
         """Wait for all work queued on the current device."""
@@ -123,16 +106,16 @@ class CudaAccelerator:
         return event
 
     def elapsed_s(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """Return seconds between two marks on the GPU's own clock; waits for the later one."""
+        """Return the seconds between two marks, by the GPU's clock; waits for the later one."""
         end.synchronize()
         return float(start.elapsed_time(end)) / 1000.0  # type: ignore[no-untyped-call]
 
     def peak_memory_bytes(self) -> int | None:
-        """Peak memory of tensors on the current device; allocator caches and context apart."""
+        """Return the peak memory of tensors on the current device, without caches and context."""
         return torch.cuda.max_memory_allocated()
 
     def environment(self) -> dict[str, Any]:
-        """Return cuda, cudnn and driver versions, the devices' names, and the cpu's."""
+        """Return versions of CUDA, cuDNN and the driver, and the names of devices and CPU."""
         version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         return {
             "cuda": torch.version.cuda,

@@ -1,4 +1,4 @@
-"""What precisions a device has: pure decisions, testable without one, and the shared helpers."""
+"""Which precisions a device supports; dtypes and loss scaling."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DTYPES = {
 }
 
 # NVIDIA CUDA C++ Programming Guide, "Tensor Core input data types by compute capability".
-# float16 arithmetic exists below 7.0, without tensor cores: the published AMP runs are tensor-core
-# runs, and no torch wheel of 2.10 or later carries kernels for such devices.
-_LEAST_CAPABILITY: dict[str, tuple[Capability, str]] = {
+# Below 7.0, float16 runs without tensor cores; the published AMP runs use tensor cores, and torch
+# wheels from 2.10 on have no kernels for such devices.
+_MIN_CAPABILITY: dict[str, tuple[Capability, str]] = {
     "float16": ((7, 0), "Volta"),
     "bfloat16": ((8, 0), "Ampere"),
     "TF32": ((8, 0), "Ampere"),
@@ -27,10 +27,10 @@ _LEAST_CAPABILITY: dict[str, tuple[Capability, str]] = {
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
-    """Return torch's dtype called ``dtype``.
+    """Return the torch dtype named ``dtype``.
 
     Raises:
-        ValueError: not one of the configuration's dtypes.
+        ValueError: the configuration has no such dtype.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -38,27 +38,27 @@ def torch_dtype(dtype: str) -> torch.dtype:
 
 
 def cuda_lacks(name: str, dtype: str, capability: Capability, device_name: str) -> str | None:
-    """Say why a CUDA device lacks precision ``name`` run in ``dtype``; None when it has it."""
+    """Return why a CUDA device lacks precision ``name`` in ``dtype``; None if it supports it."""
     arithmetic = "TF32" if name == "TF32" else dtype
-    if arithmetic not in _LEAST_CAPABILITY:
+    if arithmetic not in _MIN_CAPABILITY:
         return None
-    least, generation = _LEAST_CAPABILITY[arithmetic]
-    if capability >= least:
+    minimum, generation = _MIN_CAPABILITY[arithmetic]
+    if capability >= minimum:
         return None
     instead = "AMP or FP32" if capability >= (7, 0) else "FP32"
     return (
         f"precision {name} needs {arithmetic} in hardware, compute capability "
-        f"{least[0]}.{least[1]} ({generation}) or newer, but {device_name} has "
+        f"{minimum[0]}.{minimum[1]} ({generation}) or newer, but {device_name} has "
         f"{capability[0]}.{capability[1]}; use --precision {instead}"
     )
 
 
 def tf32_conflict(name: str, environ: Mapping[str, str]) -> str | None:
-    """Say which environment variable would overrule the FP32 arithmetic of ``name``; else None.
+    """Return which environment variable overrides the float32 arithmetic of ``name``, or None.
 
-    ``NVIDIA_TF32_OVERRIDE`` acts inside cuBLAS and cuDNN, below anything torch sets.
-    ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`` (preset to 1 in NGC images) only changes torch's default,
-    which is always set explicitly here, so it is no conflict.
+    ``NVIDIA_TF32_OVERRIDE`` acts inside cuBLAS and cuDNN and overrides torch's settings.
+    ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`` (1 in NGC images) only changes torch's default, which is
+    always set explicitly.
     """
     override = environ.get("NVIDIA_TF32_OVERRIDE")
     if override == "0" and name == "TF32":
@@ -72,13 +72,13 @@ def tf32_conflict(name: str, environ: Mapping[str, str]) -> str | None:
 
 
 def make_grad_scaler(device_type: str, loss_scale: float | str | None) -> GradScaler:
-    """Build loss scaling for ``torch.amp``: disabled for None, ``'dynamic'``, or a fixed scale.
+    """Return loss scaling for ``torch.amp``: disabled for None, ``'dynamic'``, or a fixed scale.
 
-    A fixed scale never grows, as in the predecessor (its growth interval is out of reach); it
-    still halves when gradients overflow, and that step is skipped.
+    A fixed scale never grows, as in the predecessor, since its growth interval is never reached.
+    It still halves when gradients overflow, and that step is skipped.
 
     Raises:
-        ConfigError: any other string, or a scale that is not positive.
+        ConfigError: another string, or a scale that is not positive.
     """
     if loss_scale is None:
         return GradScaler(device_type, enabled=False)

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from image_classification.core.host import CgroupLimits, Mount, mount_of
+from image_classification.core.host import CgroupLimits, Mount, mount_of, parse_cpu_list
 from image_classification.core.units import size_text
-from image_classification.devices.affinity import parse_cpu_list
 from image_classification.doctor.check import (
     Check,
     fail,

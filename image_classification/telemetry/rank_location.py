@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from image_classification.core.nvml import pci_bus_id
+
 
 @dataclass(frozen=True)
 class RankLocation:
@@ -62,11 +64,7 @@ def cuda_ids(properties: Any, environ: Mapping[str, str]) -> tuple[tuple[str, ..
     uuid = str(properties.uuid)
     first = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     slices = (first,) if first.startswith("MIG-") else ()
-    bus_id = (
-        f"{properties.pci_domain_id:08X}:{properties.pci_bus_id:02X}"
-        f":{properties.pci_device_id:02X}.0"
-    )
-    return (*slices, f"MIG-{uuid}", f"GPU-{uuid}"), bus_id
+    return (*slices, f"MIG-{uuid}", f"GPU-{uuid}"), pci_bus_id(properties)
 
 
 def _node() -> str:

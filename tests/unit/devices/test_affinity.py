@@ -9,7 +9,6 @@ from image_classification.core.nvml import nvml
 from image_classification.devices.affinity import (
     MODES,
     cpus_of_mask,
-    parse_cpu_list,
     partition,
     physical_cores,
     read_siblings,
@@ -43,14 +42,14 @@ def test_modes_on_two_sockets(mode: str, expected: list[set[int]]) -> None:
     assert partition(mode, FOUR_GPUS, SIBLINGS) == expected
 
 
-def test_unique_shares_are_equal_when_gpus_are_not_spread_evenly() -> None:
+def test_unique_shares_are_equal_with_unevenly_distributed_gpus() -> None:
     # Three GPUs on the left share 4 cores, one on the right has 4: one core each, everywhere.
     for mode in ("socket_unique_interleaved", "socket_unique_continuous"):
         shares = partition(mode, [LEFT, LEFT, LEFT, RIGHT], SIBLINGS)
         assert shares == [{0, 8}, {1, 9}, {2, 10}, {4, 12}]
 
 
-def test_unique_modes_share_out_no_cpu_twice_on_a_dgx_sized_node() -> None:
+def test_unique_modes_assign_each_cpu_once_on_a_dgx_a100() -> None:
     # DGX A100: 8 GPUs on four of eight NUMA nodes of 16 cores, 256 CPUs.
     siblings = {cpu: (cpu % 128, cpu % 128 + 128) for cpu in range(256)}
     nodes = [{*range(16 * n, 16 * n + 16), *range(128 + 16 * n, 144 + 16 * n)} for n in range(8)]
@@ -62,8 +61,8 @@ def test_unique_modes_share_out_no_cpu_twice_on_a_dgx_sized_node() -> None:
         assert all(share <= socket for share, socket in zip(shares, near, strict=True))
 
 
-def test_cpus_taken_away_by_the_container_are_not_used() -> None:
-    allowed = {0, 1, 8, 9, 4, 5}  # the right socket's second threads are gone
+def test_cpus_outside_the_container_are_not_used() -> None:
+    allowed = {0, 1, 8, 9, 4, 5}  # without the second threads of the right socket
     near = [cpus & allowed for cpus in FOUR_GPUS]
     assert partition("socket_single_unique", near, SIBLINGS) == [{0, 8}, {1, 9}, {4}, {5}]
 
@@ -83,9 +82,7 @@ def test_too_few_cores(mode: str, near: list[set[int]], words: str) -> None:
         partition(mode, near, SIBLINGS)
 
 
-def test_reading_the_system(tmp_path: Path) -> None:
-    assert parse_cpu_list("0-3,8\n") == {0, 1, 2, 3, 8}
-    assert parse_cpu_list("\n") == set()
+def test_reading_cpus_from_the_system(tmp_path: Path) -> None:
     assert cpus_of_mask([0b1011, 1 << 63, 0]) == {0, 1, 3, 127}
     for cpu, text in ((0, "0,4"), (4, "0,4"), (1, "1")):
         topology = tmp_path / f"cpu{cpu}" / "topology"
@@ -93,16 +90,16 @@ def test_reading_the_system(tmp_path: Path) -> None:
         (topology / "thread_siblings_list").write_text(text + "\n")
     (tmp_path / "cpufreq").mkdir()
     assert read_siblings(tmp_path) == {0: (0, 4), 4: (0, 4), 1: (1,)}
-    # A CPU the system does not describe is a core of its own.
+    # A CPU that the system does not describe is a separate core.
     assert physical_cores({9, 4, 0, 1}, read_siblings(tmp_path)) == ((0, 4), (1,), (9,))
 
 
-def test_modes_are_the_schemas() -> None:
+def test_modes_match_the_schema() -> None:
     field = PlatformConfig.__dataclass_fields__["gpu_affinity"]
     assert field.metadata["choices"] == MODES
 
 
-def test_none_changes_nothing_anywhere() -> None:
+def test_mode_none_changes_nothing() -> None:
     before = os.sched_getaffinity(0)
     assert set_affinity("none", 0, 1) == before == os.sched_getaffinity(0)
 
@@ -112,7 +109,7 @@ def test_unknown_mode() -> None:
         set_affinity("socket_singel", 0, 1)
 
 
-def test_without_a_driver_only_none_works() -> None:
+def test_without_a_driver_other_modes_are_refused() -> None:
     with nvml() as lib:
         if lib is not None:
             pytest.skip("there is an NVIDIA driver here")

@@ -27,11 +27,13 @@ CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
         ((9, 0), [], False),
     ],
 )
-def test_architectures(capability: tuple[int, int], archs: list[str], covered: bool) -> None:
+def test_which_architectures_cover_a_device(
+    capability: tuple[int, int], archs: list[str], covered: bool
+) -> None:
     assert arch_covers(capability, archs) is covered
 
 
-def test_a_build_without_kernels_names_device_list_and_base() -> None:
+def test_the_message_names_device_architectures_and_remedy() -> None:
     assert build_lacks(V100, CU128, "V100", "2.10.0+cu128") is None
     message = build_lacks(V100, CU130, "Tesla V100", "2.11.0+cu130")
     assert message is not None

@@ -28,7 +28,7 @@ def test_tf32_and_float16_are_refused_with_a_remedy() -> None:
     cpu.check_precision("FP32", "float32")
 
 
-def test_float32_stays_float32() -> None:
+def test_float32_arithmetic_is_ieee() -> None:
     cpu = CpuAccelerator()
     torch.set_float32_matmul_precision("medium")  # would let oneDNN multiply in bfloat16
     try:
@@ -50,5 +50,5 @@ def test_autocast() -> None:
 
 def test_peak_memory_is_in_bytes() -> None:
     peak = CpuAccelerator().peak_memory_bytes()
-    # torch alone is past 50 MB resident; a count in KiB or pages would not be.
+    # torch alone has more than 50 MB resident; counts of KiB or pages would be lower.
     assert peak is not None and peak > 50_000_000

@@ -1,4 +1,4 @@
-"""What of the CUDA accelerator can be checked without a GPU."""
+"""The parts of the CUDA accelerator that need no GPU."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from image_classification.devices.cuda import CudaAccelerator, cudnn_name
 without_gpu = pytest.mark.skipif(torch.cuda.device_count() > 0, reason="there is a GPU here")
 
 
-def test_cudnn_version_is_written_out() -> None:
+def test_cudnn_version_is_formatted() -> None:
     assert cudnn_name(91002) == "9.10.2"
     assert cudnn_name(90100) == "9.1.0"
     assert cudnn_name(8902) == "8.9.2"
@@ -23,7 +23,7 @@ def test_cudnn_version_is_written_out() -> None:
 
 
 @without_gpu
-def test_no_gpu_is_an_answer_to_found_and_an_error_to_device() -> None:
+def test_without_a_gpu_found_is_empty_and_device_raises() -> None:
     cuda = CudaAccelerator()
     assert cuda.found().count == 0
     with pytest.raises(DeviceError, match=r"platform\.device=cpu"):
@@ -50,8 +50,8 @@ for name in ("FP32", "TF32", "AMP"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ngc_preset", ["0", "1"])
-def test_matmul_precision_is_set_whatever_the_preset(ngc_preset: str) -> None:
-    # A process of its own: torch reads the preset once, when it starts.
+def test_matmul_precision_is_set_with_any_ngc_preset(ngc_preset: str) -> None:
+    # In a new process, since torch reads the preset at its start.
     out = subprocess.run(
         [sys.executable, "-W", "error", "-c", _SET_AND_READ],
         env={

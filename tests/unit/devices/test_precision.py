@@ -25,20 +25,20 @@ V100, T4, A100, H200 = (7, 0), (7, 5), (8, 0), (9, 0)
         ("TF32", "float32", H200, True),
     ],
 )
-def test_what_a_capability_has(
+def test_precisions_of_a_capability(
     name: str, dtype: str, capability: tuple[int, int], has: bool
 ) -> None:
     assert (cuda_lacks(name, dtype, capability, "some GPU") is None) is has
 
 
-def test_the_refusal_names_device_need_and_remedy() -> None:
+def test_the_message_names_device_requirement_and_remedy() -> None:
     message = cuda_lacks("TF32", "float32", V100, "Tesla V100-SXM2-16GB")
     assert message is not None
     for part in ("TF32", "8.0", "Ampere", "Tesla V100-SXM2-16GB", "7.0", "--precision AMP"):
         assert part in message
 
 
-def test_environments_that_overrule_tf32() -> None:
+def test_environment_variables_that_override_tf32() -> None:
     assert tf32_conflict("FP32", {}) is None
     assert tf32_conflict("FP32", {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}) is None
     assert tf32_conflict("TF32", {"NVIDIA_TF32_OVERRIDE": "1"}) is None
