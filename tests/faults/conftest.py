@@ -1,8 +1,8 @@
-"""Real runs to be disturbed: started as a user starts them, watched and cleaned up after.
+"""Fixtures of the fault tests: real runs that are started, disturbed and cleaned up.
 
-``FAULTS=full`` in the environment (``make test-faults``) asks for the long form: more repetitions,
-and jobs that are a fresh ``launch.py`` each. The short form forks jobs from a process that has the
-imports behind it, and starts the ranks of a world by themselves, as Slurm does; so do most of the
+``FAULTS=full`` in the environment (``make test-faults``) selects the long form: more repetitions,
+and jobs that are a fresh ``launch.py`` each. The short form forks jobs from a process with its
+imports done, and starts the ranks of a world without a launcher, as Slurm does; so do most of the
 long form's many kills.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import Jobs, Learnt, Zygote
+from tests.support.jobs import FinalState, ForkServer, Jobs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,80 +26,77 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def full() -> bool:
-    """Whether the long form was asked for."""
+    """Whether the long form is selected."""
     return os.environ.get("FAULTS") == "full"
 
 
 @pytest.fixture
-def seen(record_property: Callable[[str, object], None], full: bool) -> Callable[[str, int], None]:
-    """Say what a fault did to the run, and how many times it was tried: a row of the table."""
+def record_outcome(
+    record_property: Callable[[str, object], None], full: bool
+) -> Callable[..., None]:
+    """Record what a fault did to the run and how often it was tried: a row of the fault table."""
 
-    def tell(what: str, times: int = 1) -> None:
-        record_property("seen", what)
+    def record(outcome: str, times: int = 1) -> None:
+        record_property("seen", outcome)
         record_property("times", times)
         record_property("form", "full" if full else "short")
 
-    return tell
+    return record
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    zygote = Zygote()
-    yield zygote
-    zygote.close()
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
 def jobs_of_session(
-    zygote: Zygote, full: bool, tmp_path_factory: pytest.TempPathFactory
+    fork_server: ForkServer, full: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Jobs]:
-    jobs = Jobs(zygote, tmp_path_factory.mktemp("jobs"), full)
+    jobs = Jobs(fork_server, tmp_path_factory.mktemp("jobs"), fresh=full)
     yield jobs
     jobs.close()
 
 
 @pytest.fixture
-def jobs(zygote: Zygote, full: bool, tmp_path: Path) -> Iterator[Jobs]:
-    place = tmp_path / "jobs"
-    place.mkdir()
-    jobs = Jobs(zygote, place, full)
+def jobs(fork_server: ForkServer, full: bool, tmp_path: Path) -> Iterator[Jobs]:
+    log_folder = tmp_path / "jobs"
+    log_folder.mkdir()
+    jobs = Jobs(fork_server, log_folder, fresh=full)
     yield jobs
     jobs.close()
 
 
 @pytest.fixture
 def arguments(small_arguments: list[str]) -> list[str]:
-    """Eight steps of real training on one rank or two, with everything random in it."""
+    """Eight steps of training on one or two ranks, with every kind of randomness in it."""
     changes = {"schedule.epochs": 2, "run.keep_checkpoints": 3}
     return [*small_arguments, "--mixup=0.2", *(f"--set={k}={v}" for k, v in changes.items())]
 
 
-@pytest.fixture
-def learnt() -> type[Learnt]:
-    return Learnt
-
-
 @pytest.fixture(scope="session")
-def _undisturbed_runs() -> dict[tuple[str, ...], Learnt]:
+def _reference_states() -> dict[tuple[str, ...], FinalState]:
     return {}
 
 
 @pytest.fixture
-def undisturbed(
+def reference_state(
     jobs_of_session: Jobs,
     tmp_path: Path,
-    _undisturbed_runs: dict[tuple[str, ...], Learnt],
-) -> Callable[..., Learnt]:
-    """What the same command line learns when nothing happens; run once a session."""
+    _reference_states: dict[tuple[str, ...], FinalState],
+) -> Callable[..., FinalState]:
+    """Return the final state of an undisturbed run of a command line; run once per session."""
 
-    def get(arguments: Sequence[str], processes: int = 1) -> Learnt:
+    def get(arguments: Sequence[str], processes: int = 1) -> FinalState:
         key = (*arguments, str(processes))
-        if key not in _undisturbed_runs:
-            folder = tmp_path / "undisturbed"
+        if key not in _reference_states:
+            folder = tmp_path / "reference"
             jobs_of_session.run(
                 arguments, folder, "--training-only", "--save-every=99 epochs", processes=processes
             )
-            _undisturbed_runs[key] = Learnt.of(folder)
-        return _undisturbed_runs[key]
+            _reference_states[key] = FinalState.read(folder)
+        return _reference_states[key]
 
     return get

@@ -1,4 +1,4 @@
-"""The clock stepped by an hour, back and forth."""
+"""Wall clock changes of an hour during a run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.jobs import FinalState
+
 HOUR_S = 3600
 SAVING = ("--save-every=2 steps",)
 
-# The wall clock of a process and its children: at every third reading it is set, an hour back, an
-# hour ahead and right again in turn. The monotonic clock is left alone, as it is by `date -s`.
+# Preloaded into a process and its children: every third reading of the wall clock moves it, in
+# turn an hour back, to the true time, and an hour ahead. Like `date -s` it leaves the monotonic
+# clock alone.
 STEPPED = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -56,10 +59,10 @@ time_t time(time_t *kept) {
 
 @pytest.fixture
 def stepped_clock(tmp_path: Path) -> dict[str, str]:
-    """Environment in which the clock is not to be relied on."""
+    """Return the environment that preloads the changing clock."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("no C compiler to build a stepping clock with")
+        pytest.skip("no C compiler (cc or gcc) to build the changing clock")
     source, library = tmp_path / "clock.c", tmp_path / "clock.so"
     source.write_text(STEPPED)
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
@@ -68,7 +71,7 @@ def stepped_clock(tmp_path: Path) -> dict[str, str]:
 
 
 def durations(content: object, path: str = "") -> dict[str, float]:
-    """Every number under a key that is a duration or a rate."""
+    """Return every number whose key names a duration or a rate."""
     found: dict[str, float] = {}
     if isinstance(content, dict):
         for key, value in content.items():
@@ -84,33 +87,33 @@ def durations(content: object, path: str = "") -> dict[str, float]:
 
 
 def test_clock_stepped_during_a_run(
-    jobs, arguments, stepped_clock, undisturbed, learnt, full, seen, tmp_path: Path
+    jobs, arguments, stepped_clock, reference_state, full, record_outcome, tmp_path: Path
 ) -> None:
-    """The wall clock is set an hour back and ahead over and over, and the run resumed."""
+    """The wall clock is set an hour back and ahead repeatedly; the run is resumed."""
     folder = tmp_path / "run"
     began = time.monotonic()
     first = jobs.start(arguments, folder, *SAVING, "--set=run.max_steps=6", environ=stepped_clock)
-    assert first.finish() == 0, first.stderr
-    # What was saved last now looks oldest.
+    assert first.wait() == 0, first.stderr
+    # The newest checkpoint gets the oldest file times.
     for age, saved in enumerate(sorted((folder / "checkpoints").glob("step-*"))):
         for path in (*saved.iterdir(), saved):
             os.utime(path, (1e9 - age * HOUR_S, 1e9 - age * HOUR_S))
-    # With an environment of its own a start takes its time.
+    # A start with an environment is a fresh process, which is slow: only in the long form.
     environ = stepped_clock if full else None
     second = jobs.start(arguments, folder, *SAVING, "--resume=auto", environ=environ)
-    assert second.finish() == 0, second.stderr
+    assert second.wait() == 0, second.stderr
     took_s = time.monotonic() - began
 
     records = second.records()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     stamps = [line["timestamp"] for line in lines]
-    assert stamps != sorted(stamps), "the clock was not stepped: this test tests nothing"
+    assert stamps != sorted(stamps), "the clock did not change: the test has no effect"
     starts = [i for i, r in enumerate(records) if r.kind == "start"]
     assert records[starts[-1]].values["start_step"] == 6
     times = [line["time_s"] for line in lines]
-    # From the start of each process; a warning may come before its first record.
-    falls = [i for i in range(1, len(times)) if times[i] < times[i - 1]]
-    assert len(falls) == 1, times
+    # time_s counts from the start of each process.
+    decreases = [i for i in range(1, len(times)) if times[i] < times[i - 1]]
+    assert len(decreases) == 1, times
     report = json.loads((folder / "report.json").read_text())
     measured = durations([{"values": r.values} for r in records]) | durations(report["results"])
     assert len(measured) > 40
@@ -119,5 +122,7 @@ def test_clock_stepped_during_a_run(
     others = ("per_s", "unix_time_s")
     in_seconds = {k: v for k, v in measured.items() if not any(other in k for other in others)}
     assert {k: v for k, v in in_seconds.items() if v > took_s} == {}
-    learnt.of(folder).assert_equal(undisturbed(arguments))
-    seen("survived: durations monotonic and non-negative, newest checkpoint by step, same weights")
+    FinalState.read(folder).assert_equal(reference_state(arguments))
+    record_outcome(
+        "survived: durations monotonic and non-negative, newest checkpoint by step, same weights"
+    )

@@ -1,4 +1,4 @@
-"""Evaluation sets that no batch and no number of ranks divides."""
+"""Exact evaluation of sets that neither the batch nor the number of ranks divides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).with_name("evaluate_ranks.py")
+SCRIPT = Path(__file__).with_name("evaluate_on_ranks.py")
 CLASSES = 10
 FULL = os.environ.get("FAULTS") == "full"
 SETS = (1, 7, 49, 999) if FULL else (1, 7, 49)
@@ -22,7 +22,7 @@ WORLDS = (1, 2, 3, 4) if FULL else (1, 2)
 
 @pytest.fixture
 def sets(tmp_path: Path) -> Path:
-    """``<n>/val-000000.tar``, a WebDataset of n images in ten classes, for each n."""
+    """Write ``<n>/val-000000.tar``, a WebDataset of n images in ten classes, for each n."""
     random = np.random.default_rng(4)
     for images in SETS:
         (tmp_path / str(images)).mkdir()
@@ -40,31 +40,31 @@ def sets(tmp_path: Path) -> Path:
 
 
 def counts(jobs, folder: Path, world_size: int) -> dict[str, list[float]]:
-    """``{"<images> <batch>": [images, top1, top5, loss]}`` as this world of processes finds it."""
+    """Evaluate on ``world_size`` ranks: ``{"<images> <batch>": [images, top1, top5, loss]}``."""
     texts = [",".join(map(str, values)) for values in (SETS, BATCHES)]
     job = jobs.start_ranks(SCRIPT, [str(folder), *texts], world_size)
-    assert job.finish(timeout_s=600) == 0, job.stderr
+    assert job.wait(timeout_s=600) == 0, job.stderr
     return json.loads(job.out.read_text())
 
 
 @pytest.mark.timeout(900)
-def test_exact_counts(jobs, sets: Path, seen) -> None:
-    """1 to 999 images evaluated on 1 to 4 ranks in batches of several sizes."""
+def test_exact_counts(jobs, sets: Path, record_outcome) -> None:
+    """1 to 999 images are evaluated on 1 to 4 ranks with several batch sizes."""
     found = {world_size: counts(jobs, sets, world_size) for world_size in WORLDS}
     for images in SETS:
-        # One reference a set: the first world's first batch size.
+        # The reference of a set: the first world size with the first batch size.
         expected = found[WORLDS[0]][f"{images} {BATCHES[0]}"]
         assert expected[0] == images
         assert 0 <= expected[1] <= expected[2] <= images
         if images >= 49:
-            assert 0 < expected[1] < expected[2] < images, "too uniform to tell anything"
+            assert 0 < expected[1] < expected[2] < images, "the counts distinguish nothing"
         for world_size in WORLDS:
             for batch in BATCHES:
                 case = found[world_size][f"{images} {batch}"]
                 assert case[:3] == expected[:3], (images, world_size, batch)
                 assert case[3] == pytest.approx(expected[3], rel=1e-6), (images, world_size, batch)
-    seen(
-        f"exact: the same images, top-1 and top-5 counts, loss to 1e-6 for {SETS} images, "
-        f"{WORLDS} ranks, batches of {BATCHES}",
+    record_outcome(
+        f"exact: equal numbers of images, top-1 and top-5 counts, loss within 1e-6, for {SETS} "
+        f"images, {WORLDS} ranks, batches of {BATCHES}",
         len(SETS) * len(WORLDS) * len(BATCHES),
     )

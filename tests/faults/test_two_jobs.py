@@ -1,4 +1,4 @@
-"""Two jobs in one workspace, and a workspace continued as something else."""
+"""Two jobs in one workspace, and a run resumed with other settings."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.jobs import FinalState
 
-def test_second_job_in_a_workspace(jobs, arguments, undisturbed, learnt, seen, tmp_path) -> None:
-    """A job is started, new and with --resume auto, in the workspace of one that runs."""
+
+def test_second_job_in_a_workspace(
+    jobs, arguments, reference_state, record_outcome, tmp_path
+) -> None:
+    """A second job is started in the workspace of a running one, new and with --resume auto."""
     folder = tmp_path / "run"
     first = jobs.start(arguments, folder, "--training-only", "--save-every=2 steps")
-    first.until_recorded("step", 2)
+    first.wait_for_record("step", 2)
     (pid,) = first.pids
-    os.kill(pid, signal.SIGSTOP)  # or it might be over before the others have started
+    os.kill(pid, signal.SIGSTOP)  # so that it does not end before the others start
     others = [jobs.start(arguments, folder), jobs.start(arguments, folder, "--resume=auto")]
     for other, why in zip(others, ("holds another run", "in use by a running job"), strict=True):
-        assert other.finish() == 2
+        assert other.wait() == 2
         (error,) = other.error_lines()
         assert str(folder) in error
         assert why in error
     os.kill(pid, signal.SIGCONT)
-    assert first.finish() == 0, first.stderr
-    learnt.of(folder).assert_equal(undisturbed(arguments))
+    assert first.wait() == 0, first.stderr
+    FinalState.read(folder).assert_equal(reference_state(arguments))
     steps = [r.step for r in first.records() if r.kind == "step"]
     assert steps == list(range(1, 9))
-    seen("second refused with one line, first unharmed: its weights bit for bit", len(others))
+    record_outcome("second refused with one line; the first's weights are bit-equal", len(others))
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,8 @@ NAMED = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_resumed_as_something_else(
-    jobs, jobs_of_session, arguments, image_folder, stopped_run, seen, tmp_path, what
+def test_resumed_with_other_settings(
+    jobs, jobs_of_session, arguments, image_folder, stopped_run, record_outcome, tmp_path, what
 ) -> None:
     """A run is resumed with another model, recipe, seed, number of classes or data set."""
     if not stopped_run.exists():
@@ -74,13 +78,13 @@ def test_resumed_as_something_else(
                 image.unlink()
         arguments = [str(smaller) if a == str(image_folder) else a for a in arguments]
     job = jobs.start(arguments, stopped_run, "--training-only", "--resume=auto")
-    assert job.finish() == 2, job.stderr
+    assert job.wait() == 2, job.stderr
     (error,) = job.error_lines()
     for part in (str(stopped_run), *NAMED[what]):
         assert part in error, error
     assert ("--allow-changes" in error) == (what not in ("model", "classes")), error
     assert _content(stopped_run) == before
-    seen("refused: one line with each difference, the run's folder untouched")
+    record_outcome("refused: one line names each difference, the run's folder is unchanged")
 
 
 def _content(folder: Path) -> dict[str, bytes]:

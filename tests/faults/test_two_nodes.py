@@ -1,6 +1,7 @@
-"""Two machines for real, as far as the network can tell: two namespaces, a cable between them.
+"""Training on two nodes: two network namespaces with a virtual Ethernet link between them.
 
-Where none can be made, and in the long form, launch.py is started twice on the loopback as well.
+Where no namespace can be made, and in the long form, launch.py is also started twice on the
+loopback interface.
 """
 
 from __future__ import annotations
@@ -13,14 +14,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import ranks
-from tests.faults.jobs import free_port
-
-pytestmark = pytest.mark.slow
+from tests.support.jobs import ROOT, Jobs, free_port, job_environ, read_losses, read_records
 
 
 def no_namespaces() -> str:
-    """Say why no network namespace can be made here; "" where one can."""
+    """Return why no network namespace can be made here; "" where one can."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         return "network namespaces need root and iproute2's ip command"
     name = f"ic-probe-{os.getpid()}"
@@ -31,49 +29,57 @@ def no_namespaces() -> str:
     return ""
 
 
-def listed() -> set[str]:
-    """The names of this machine's network namespaces."""
-    told = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
-    return {line.split()[0] for line in told.stdout.splitlines()}
+def namespaces() -> set[str]:
+    """Return the names of this machine's network namespaces."""
+    command = ["ip", "netns", "list"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {line.split()[0] for line in listing.splitlines()}
 
 
 @pytest.fixture
-def after_a_kill() -> Iterator[tuple[str, str]]:
-    """Two namespaces: one left by a killed run, and one whose run still lives."""
+def leftover_namespaces() -> Iterator[tuple[str, str]]:
+    """Make two namespaces: one of a dead process, one of a running process."""
     if why := no_namespaces():
         pytest.skip(why)
     dead = subprocess.Popen(["true"])
     dead.wait()
-    left, living = f"ic-{dead.pid}-0", f"ic-{os.getpid()}-1"
-    for name in (left, living):
+    leftover, in_use = f"ic-{dead.pid}-0", f"ic-{os.getpid()}-1"
+    for name in (leftover, in_use):
         subprocess.run(["ip", "netns", "add", name], check=True)
-    yield left, living
-    for name in {left, living} & listed():
+    yield leftover, in_use
+    for name in {leftover, in_use} & namespaces():
         subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 @pytest.fixture
-def halves(small_arguments) -> list[str]:
-    """Half the batch a device: one machine takes two micro-batches, two take one each."""
+def arguments(small_arguments: list[str]) -> list[str]:
+    """Return a run of two micro-batches per step on one node, of one on each of two nodes."""
     changed = [a.replace("batch.per_device=8", "batch.per_device=4") for a in small_arguments]
     changed = [a.replace("schedule.epochs=3", "schedule.epochs=2") for a in changed]
     return [*changed, "--no-checkpoints"]
 
 
-def assert_two_learnt_what_one_learns(halves, one, two) -> None:
-    code, err = ranks.start(halves, one).finish()
-    assert code == 0, err
-    assert ranks.losses(two) == pytest.approx(ranks.losses(one), abs=1e-4)
-    assert len(ranks.losses(two)) == 8
-    assert ranks.records(two, "start")[0].values["world_size"] == 2
+@pytest.fixture
+def jobs(tmp_path) -> Iterator[Jobs]:
+    jobs = Jobs(None, tmp_path, fresh=True)
+    yield jobs
+    jobs.close()
 
 
-def test_two_machines_learn_what_one_learns(after_a_kill, halves, tmp_path):
-    """Two machines with a cable between them learn what one learns; a killed run left its own."""
-    two = tmp_path / "two"
+def assert_equals_one_node(jobs, arguments, two_nodes) -> None:
+    one_node = two_nodes.with_name("one-node")
+    jobs.run(arguments, one_node)
+    assert read_losses(two_nodes) == pytest.approx(read_losses(one_node), abs=1e-4)
+    assert len(read_losses(two_nodes)) == 8
+    assert read_records(two_nodes, "start")[0].values["world_size"] == 2
+
+
+def test_two_nodes_in_namespaces(leftover_namespaces, jobs, arguments, tmp_path):
+    """Two nodes train like one; the script removes namespaces that a killed run left."""
+    folder = tmp_path / "two-nodes"
     demo = subprocess.Popen(
-        [str(ranks.ROOT / "scripts" / "two_nodes_demo.sh"), str(two), *halves],
-        env=ranks.environment(PYTHON=sys.executable),
+        [str(ROOT / "scripts" / "two_nodes_demo.sh"), str(folder), *arguments],
+        env=job_environ(PYTHON=sys.executable),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -81,23 +87,25 @@ def test_two_machines_learn_what_one_learns(after_a_kill, halves, tmp_path):
     try:
         _, err = demo.communicate(timeout=240)
     finally:
-        # When time is up: the script removes its namespaces only if it is asked to end.
+        # The script removes its namespaces only if it is terminated, not if it is killed.
         demo.terminate()
         demo.wait()
     assert demo.returncode == 0, err
-    assert_two_learnt_what_one_learns(halves, tmp_path / "one", two)
-    left, living = after_a_kill
-    assert left not in listed() and living in listed()
-    assert not {f"ic-{demo.pid}-0", f"ic-{demo.pid}-1"} & listed()
+    assert_equals_one_node(jobs, arguments, folder)
+    leftover, in_use = leftover_namespaces
+    assert leftover not in namespaces() and in_use in namespaces()
+    assert not {f"ic-{demo.pid}-0", f"ic-{demo.pid}-1"} & namespaces()
 
 
-def test_two_machines_that_are_one(full, halves, tmp_path):
-    """launch.py started by hand for each of two machines learns what one machine learns."""
+def test_two_nodes_on_loopback(full, jobs, arguments, tmp_path):
+    """launch.py is started by hand for each of two nodes on one machine."""
     if not (full or no_namespaces()):
-        pytest.skip("the test with namespaces stands for it; part of the long form: FAULTS=full")
-    two = tmp_path / "two"
+        pytest.skip("covered by the test with namespaces; part of the long form: FAULTS=full")
+    folder = tmp_path / "two-nodes"
     nodes = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    jobs = [ranks.start(halves, two, NODE_RANK=rank, **nodes) for rank in ("0", "1")]
-    for code, err in [job.finish() for job in jobs]:
-        assert code == 0, err
-    assert_two_learnt_what_one_learns(halves, tmp_path / "one", two)
+    started = [
+        jobs.start(arguments, folder, environ={"NODE_RANK": rank, **nodes}) for rank in ("0", "1")
+    ]
+    for job in started:
+        assert job.wait() == 0, job.stderr
+    assert_equals_one_node(jobs, arguments, folder)

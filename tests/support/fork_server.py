@@ -1,12 +1,11 @@
-"""Starts ``launch.py`` jobs without waiting for its imports each time.
+"""Forks ``launch.py`` jobs from a process that has its imports done.
 
-Reads one JSON object a line from stdin, ``{"argv", "environ", "out", "err", "script"}``, forks a
-process that runs ``launch.py ARGV`` (``SCRIPT ARGV`` where one is given) and answers ``{"pid"}``;
-when a job has ended, ``{"pid", "code"}`` (minus the signal's number where one killed it, as in
-`subprocess`). Ends with its stdin.
+Reads one JSON object per line from stdin, ``{"argv", "environ", "out", "err", "script"}``, forks a
+process that runs ``launch.py ARGV`` (or ``SCRIPT ARGV``), and answers ``{"pid"}`` on stdout. When
+the process has ended it writes ``{"pid", "code"}``; a negative code is a signal's number. Exits at
+the end of stdin.
 
-Jobs are whole but for the pictures of their report, which no fault here is about and which take as
-long as the training.
+The jobs draw no plots for their report: plots take as long as the training of a test.
 """
 
 from __future__ import annotations
@@ -22,49 +21,49 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+Main = Callable[[Sequence[str]], int]
+
 
 def main() -> None:
-    # What launch.py imports on its way; none of it starts a thread.
+    # Import what launch.py imports; none of it starts a thread.
     from image_classification.cli.launch import main as launch
-    from image_classification.launch import recorder as session
+    from image_classification.launch import recorder
 
-    session.draw_run = lambda *what: None  # type: ignore[attr-defined]
+    recorder.draw_run = lambda *arguments: None  # type: ignore[attr-defined,assignment]
 
-    awake, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
+    wakeup_read, wakeup_write = os.pipe()
+    os.set_blocking(wakeup_write, False)
+    signal.set_wakeup_fd(wakeup_write)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     _answer({"ready": True})
-    commands = b""
+    buffered = b""
     while True:
-        ready, _, _ = select.select([0, awake], [], [])
-        if awake in ready:
-            os.read(awake, 512)
+        ready, _, _ = select.select([0, wakeup_read], [], [])
+        if wakeup_read in ready:
+            os.read(wakeup_read, 512)
             _reap()
         if 0 in ready:
             received = os.read(0, 65536)
             if not received:
                 return
-            *lines, commands = (commands + received).split(b"\n")
+            *lines, buffered = (buffered + received).split(b"\n")
             for line in lines:
-                _start(json.loads(line), launch, (awake, wake))
+                _fork(json.loads(line), launch, (wakeup_read, wakeup_write))
 
 
-def _start(
-    job: dict[str, Any], launch: Callable[[Sequence[str]], int], pipe: tuple[int, int]
-) -> None:
+def _fork(job: dict[str, Any], launch: Main, inherited_fds: tuple[int, int]) -> None:
     pid = os.fork()
     if pid:
         _answer({"pid": pid})
         return
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for fd in pipe:
+    for fd in inherited_fds:
         os.close(fd)
     _run(job, launch)
 
 
-def _run(job: dict[str, Any], launch: Callable[[Sequence[str]], int]) -> NoReturn:
+def _run(job: dict[str, Any], launch: Main) -> NoReturn:
     os.setsid()
     for fd, path, flags in (
         (0, os.devnull, os.O_RDONLY),
@@ -85,8 +84,8 @@ def _run(job: dict[str, Any], launch: Callable[[Sequence[str]], int]) -> NoRetur
             code = launch(job["argv"])
     except BaseException:
         traceback.print_exc()
-    # Python's own way out, for the handlers that stop loader processes, but for taking apart every
-    # module, which copies the memory shared with the parent.
+    # Run the exit handlers, which stop loader processes, but skip the interpreter's teardown: it
+    # would copy the memory shared with the parent.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""Run by test_exact_evaluation.py, once a rank: evaluates every case and prints the counts.
+"""Evaluate every case on this rank and print the counts; run by test_exact_evaluation.py.
 
-``evaluate_ranks.py FOLDER SETS BATCHES``: the validation images are FOLDER/<n>/val, for each n of
-SETS (``1,7``), in batches of each of BATCHES a device.
+``evaluate_on_ranks.py FOLDER SETS BATCHES``: FOLDER/<n> is the data set of n images, for each n of
+SETS (``1,7``); BATCHES are the batch sizes per device.
 """
 
 from __future__ import annotations
