@@ -46,7 +46,7 @@ RUN python docker/check_requirements.py pyproject.toml \
 
 ARG IMAGE_SOURCE=
 ARG IMAGE_REVISION=
-ARG IMAGE_VERSION=0.1.0
+ARG IMAGE_VERSION=0.2.0
 ARG FROM_IMAGE_NAME=python:3.11-slim-bookworm
 ARG BASE_DIGEST=
 LABEL org.opencontainers.image.title="image-classification" \

@@ -5,7 +5,7 @@ variable "IMAGE" {
   default = "image-classification"
 }
 variable "IMAGE_VERSION" {
-  default = "0.1.0"
+  default = "0.2.0"
 }
 variable "IMAGE_REVISION" {
   default = ""

@@ -4,7 +4,7 @@
 #
 #   launch.py …            also with the options alone: IMAGE --list
 #   demo …                 ResNet-50 on the demo data set, on the CPU; options replace these
-#   doctor … dataset … report …    python -m image_classification …
+#   launch … doctor … dataset … report …    python -m image_classification …
 #   python …, torchrun …, bash …   anything else, as it is
 set -euo pipefail
 
@@ -37,7 +37,7 @@ case "$1" in
     done
     set -- python /workspace/launch.py "$@"
     ;;
-  doctor | dataset | report) set -- python -m image_classification "$@" ;;
+  launch | doctor | dataset | report) set -- python -m image_classification "$@" ;;
 esac
 
 python -m image_classification.cli.container_start "$@" >&2

@@ -1,3 +1,3 @@
 """Reproduce published ImageNet classification runs by name."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -125,9 +125,13 @@ def look(command: Sequence[str], place: Place, driver: Driver) -> list[Check]:
 
 
 def is_run(command: Sequence[str]) -> bool:
-    """Whether ``command`` trains, measures or evaluates: launch.py, and not for its texts alone."""
-    named = any(Path(word).name == "launch.py" for word in command)
-    return named and not any(word.partition("=")[0] in _PRINTS for word in command)
+    """Return whether ``command`` trains, benchmarks or evaluates, rather than print a text."""
+    programs = [Path(word).name for word in command]
+    pairs = list(itertools.pairwise(programs))
+    launches = "launch.py" in programs or any(
+        (program, "launch") in pairs for program in ("image_classification", "image-classification")
+    )
+    return launches and not any(word.partition("=")[0] in _PRINTS for word in command)
 
 
 def is_on_cpu(command: Sequence[str]) -> bool:

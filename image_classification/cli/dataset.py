@@ -13,7 +13,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from image_classification.cli.parser import CommandParser
 from image_classification.core.errors import EXIT_DONE, ConfigError, DataError
 from image_classification.core.terminal import mute_stdout, show
 from image_classification.data.tools import quarantine
@@ -108,15 +108,10 @@ _QUALITY = 90
 _MB = 1_000_000
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see {self.prog} --help")
-
-
-def build_parser() -> _Parser:
+def build_parser() -> CommandParser:
     """Return the parser of every ``dataset`` command; its errors are ConfigError."""
-    parser = _Parser(
-        prog="python -m image_classification dataset",
+    parser = CommandParser(
+        "dataset",
         description="Check, prepare, pack and make data sets.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -153,7 +148,7 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_check(commands: argparse._SubParsersAction[CommandParser]) -> None:
     check = commands.add_parser(
         "check",
         help="decode every image once and say what would break a run",
@@ -177,7 +172,7 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check.set_defaults(run=_run_check)
 
 
-def _add_prepare(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_prepare(commands: argparse._SubParsersAction[CommandParser]) -> None:
     prepare = commands.add_parser(
         "prepare",
         help="put ImageNet's official archives, or a flat val/, into class folders",
@@ -204,7 +199,7 @@ def _add_prepare(commands: argparse._SubParsersAction[_Parser]) -> None:
     prepare.set_defaults(run=_run_prepare)
 
 
-def _add_pack(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_pack(commands: argparse._SubParsersAction[CommandParser]) -> None:
     pack = commands.add_parser(
         "pack",
         help="write a data set into shards, for network storage",
@@ -234,7 +229,7 @@ def _add_pack(commands: argparse._SubParsersAction[_Parser]) -> None:
     pack.set_defaults(run=_run_pack)
 
 
-def _add_fake(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_fake(commands: argparse._SubParsersAction[CommandParser]) -> None:
     fake = commands.add_parser(
         "fake",
         help="make an ImageNet-like data set for trying things out",

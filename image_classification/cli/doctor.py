@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
+from image_classification.cli.parser import CommandParser
 from image_classification.config.catalogue import load_catalogue
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError, unknown
 from image_classification.core.terminal import mute_stdout, show
@@ -25,15 +24,10 @@ from image_classification.doctor.report import (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see {self.prog} --help")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser; its errors are ConfigError."""
-    parser = _Parser(
-        prog="python -m image_classification doctor",
+    parser = CommandParser(
+        "doctor",
         description="Look for what would break a long run on this machine: GPUs, driver, DALI, "
         "collectives, shared memory, limits, disk, data set, clock, CPUs, container. Each line is "
         "ok, warn, fail or skipped, with the remedy. Exits with 2 if any fails.",

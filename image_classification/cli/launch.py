@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from image_classification.cli.emit.render import render_emission
 from image_classification.cli.listing import render_explanation, render_listing
 from image_classification.cli.parse import parse
-from image_classification.cli.user_errors import exit_with_one_line
 from image_classification.config.catalogue import load_catalogue
+from image_classification.core.program import launch_words
 from image_classification.core.terminal import show
 
 
-def _main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
+    """Run ``launch`` with ``argv``; return the exit code. Raises UserError."""
     request = parse(argv)
     if request.list_what is not None:
         catalogue = load_catalogue(request.config_file)
@@ -25,14 +24,9 @@ def _main(argv: Sequence[str]) -> int:
         return 0
     if request.emit is not None:
         config = request.resolve()
-        show(render_emission(request.emit, config, argv, sys.argv[0], request.config_file))
+        show(render_emission(request.emit, config, argv, launch_words(), request.config_file))
         return 0
     # Imported on demand: --list, --explain and --emit answer at once, without torch.
     from image_classification.launch.run import drive
 
-    return drive(request, str(Path(sys.argv[0]).resolve()), argv)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run ``launch.py`` with ``argv``; return its exit code (see core.errors)."""
-    return exit_with_one_line(_main, argv)
+    return drive(request, launch_words(), argv)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from image_classification.cli.emit.render import KINDS
+from image_classification.cli.parser import CommandParser, completed_by
 from image_classification.config.catalogue import load_catalogue
+from image_classification.config.checks import KEYS
 from image_classification.config.options import (
     OPTIONS,
     Option,
@@ -20,20 +23,16 @@ from image_classification.config.provenance import Override
 from image_classification.config.resolve import Request
 from image_classification.config.schema import MODES
 from image_classification.core.errors import ConfigError, nearest, unknown
+from image_classification.core.program import command
 from image_classification.data.loaders.protocol import BACKENDS
 
 LISTS = ("models", "platforms", "precisions", "modes", "recipes", "runs")
 
 _USAGE = """\
-launch.py --model M --precision P --mode MODE --platform PLATFORM [--recipe R] [DATA] [options]
-       launch.py <names> --explain [--json]
-       launch.py <names> [DATA] [options] --emit slurm|kubernetes|torchrun
-       launch.py --list [models|platforms|precisions|modes|recipes|runs] [--json]"""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message.removeprefix("argument "))
+{launch} --model M --precision P --mode MODE --platform PLATFORM [--recipe R] [DATA] [options]
+       {launch} <names> --explain [--json]
+       {launch} <names> [DATA] [options] --emit slurm|kubernetes|torchrun
+       {launch} --list [models|platforms|precisions|modes|recipes|runs] [--json]"""
 
 
 class _Given(argparse.Action):
@@ -54,20 +53,28 @@ class _Given(argparse.Action):
         namespace.given.append((self._option, text))
 
 
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="launch.py",
-        usage=_USAGE,
+def build_parser() -> CommandParser:
+    """Return the parser of ``launch``."""
+    parser = CommandParser(
+        "launch",
+        usage=_USAGE.format(launch=command("launch")),
         description="Reproduce a published ImageNet classification run by its names.",
         allow_abbrev=False,
     )
     parser.set_defaults(given=[])
     names = parser.add_argument_group("names (see --list)")
-    names.add_argument("--model", "--arch", "-a", metavar="M", action="append", default=[])
-    names.add_argument("--precision", metavar="P")
-    names.add_argument("--mode", metavar="MODE", help=" ".join(MODES))
-    names.add_argument("--platform", metavar="PLATFORM")
-    names.add_argument("--recipe", metavar="R", help="default: the published configuration's own")
+    named = (
+        names.add_argument("--model", "--arch", "-a", metavar="M", action="append", default=[]),
+        names.add_argument("--precision", metavar="P"),
+        names.add_argument("--platform", metavar="PLATFORM"),
+        names.add_argument(
+            "--recipe", metavar="R", help="default: the published configuration's own"
+        ),
+    )
+    mode = names.add_argument("--mode", metavar="MODE", help=" ".join(MODES))
+    completed_by(mode, partial(_same, MODES))
+    for kind, action in zip(("model", "precision", "platform", "recipe"), named, strict=True):
+        completed_by(action, partial(_names_left, kind))
     names.add_argument(
         "data",
         nargs="?",
@@ -75,16 +82,18 @@ def _build_parser() -> _Parser:
         help="folder with train/ and val/, or demo, or synthetic; default: the platform's",
     )
     what = parser.add_argument_group("instead of running")
-    what.add_argument(
+    list_what = what.add_argument(
         "--list", dest="list_what", nargs="?", const="all", metavar="WHAT", help=" ".join(LISTS)
     )
     what.add_argument("--explain", action="store_true", help="show the resolved configuration")
     what.add_argument("--json", action="store_true", help="with --list or --explain: as JSON")
-    what.add_argument(
+    emit = what.add_argument(
         "--emit", metavar="KIND", help=f"print how to start the run there: {' '.join(KINDS)}"
     )
+    completed_by(list_what, partial(_same, LISTS))
+    completed_by(emit, partial(_same, KINDS))
     settings = parser.add_argument_group("settings")
-    settings.add_argument(
+    setting = settings.add_argument(
         "--set",
         dest="settings",
         action="append",
@@ -92,6 +101,7 @@ def _build_parser() -> _Parser:
         metavar="section.key=value",
         help="any setting --explain shows",
     )
+    completed_by(setting, partial(_same, [f"{key}=" for key in KEYS]))
     settings.add_argument(
         "--cfg_file", "--cfg-file", metavar="FILE", help="configurations; default: configs.yml"
     )
@@ -100,10 +110,31 @@ def _build_parser() -> _Parser:
     settings.add_argument("--jit", metavar="NAME", help="no; TorchScript is not supported")
     for option in OPTIONS:
         kwargs: dict[str, Any] = {"metavar": option.metavar} if option.takes_value else {"nargs": 0}
-        settings.add_argument(
+        action = settings.add_argument(
             *option.flags, action=_Given, option=option, dest="given", help=option.help, **kwargs
         )
+        choices = KEYS[option.key].choices
+        if choices is not None:
+            completed_by(action, partial(_same, choices))
     return parser
+
+
+def _same(words: Sequence[str], parsed: argparse.Namespace) -> Sequence[str]:
+    return words
+
+
+def _names_left(kind: str, parsed: argparse.Namespace) -> list[str]:
+    """Return the names of one kind that go together with the names given before."""
+    given = {
+        "model": parsed.model[-1] if parsed.model else None,
+        "platform": parsed.platform,
+        "precision": parsed.precision,
+        "recipe": parsed.recipe,
+    }
+    del given[kind]
+    runs = load_catalogue().runs()
+    fitting = (run for run in runs if all(n in (None, getattr(run, k)) for k, n in given.items()))
+    return list(dict.fromkeys(getattr(run, kind) for run in fitting))
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -114,7 +145,8 @@ def parse(argv: Sequence[str]) -> Request:
             name that is missing. SystemExit(0): after ``--help``.
     """
     _check_text(argv)
-    parser = _build_parser()
+    parser = build_parser()
+    parser.complete()
     args, extra = parser.parse_known_args(argv)
     if extra:
         raise ConfigError(_unexpected(parser, extra))
@@ -167,7 +199,7 @@ def _anything_else(args: argparse.Namespace) -> bool:
     return any(flags) or any(text is not None for text in texts)
 
 
-def _unexpected(parser: _Parser, extra: Sequence[str]) -> str:
+def _unexpected(parser: CommandParser, extra: Sequence[str]) -> str:
     first = extra[0]
     if not first.startswith("-"):
         return f"unexpected argument {first!r}; DATA is one folder, and is given already"

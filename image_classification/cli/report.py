@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from image_classification.core.errors import ConfigError, unknown
+from image_classification.core.program import command
 from image_classification.core.registry import Registry
 
 Command = Callable[[list[str]], int]
@@ -28,7 +29,7 @@ _add("plots", "pictures of one run, or of several over one another")
 def usage() -> str:
     """Return what ``report --help`` prints."""
     lines = [f"  {name:<9} {summary}" for name, summary in SUMMARIES.items()]
-    head = "usage: python -m image_classification report COMMAND …\n\n"
+    head = f"usage: {command('report COMMAND …')}\n\n"
     return head + "\n".join(lines) + "\n\nEach has its own --help.\n"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from image_classification.cli.report_parser import ReportParser, add_ignore, show_json, show_tables
+from image_classification.cli.parser import CommandParser
+from image_classification.cli.report_parser import add_ignore, show_json, show_tables
 from image_classification.core.errors import EXIT_DONE, WorkspaceError
 from image_classification.core.files import write_atomically
 from image_classification.reporting.compare.combine import group_runs
@@ -22,10 +23,10 @@ JSON_NAME = "combined.json"
 PAGE_NAME = "combined.html"
 
 
-def build_parser() -> ReportParser:
+def build_parser() -> CommandParser:
     """Return the parser."""
-    parser = ReportParser(
-        prog="python -m image_classification report combine",
+    parser = CommandParser(
+        "report combine",
         description="Mean and spread of runs of one name over their seeds, with the verdict on "
         "the mean; AMP's speed-up and weak scaling where the runs for it are given.",
     )

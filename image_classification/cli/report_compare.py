@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from image_classification.cli.parser import CommandParser
 from image_classification.cli.report_parser import (
-    ReportParser,
     add_ignore,
     add_thresholds,
     show_json,
@@ -28,10 +28,10 @@ from image_classification.reporting.compare.regression_text import (
 from image_classification.reporting.report import read_run
 
 
-def build_parser() -> ReportParser:
+def build_parser() -> CommandParser:
     """Return the parser."""
-    parser = ReportParser(
-        prog="python -m image_classification report compare",
+    parser = CommandParser(
+        "report compare",
         description="Compare a run with an earlier one of the same name, as in another container "
         "release, or every run of a folder with the one of its name in another folder. Exits "
         f"with {EXIT_REGRESSED} if a figure got worse by more than its threshold.",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from image_classification.cli.parser import CommandParser
 from image_classification.cli.report_parser import (
-    ReportParser,
     add_ignore,
     add_thresholds,
     show_json,
@@ -18,10 +18,10 @@ from image_classification.reporting.compare.history_text import history_json, pr
 from image_classification.reporting.compare.identity import check_ignored
 
 
-def build_parser() -> ReportParser:
+def build_parser() -> CommandParser:
     """Return the parser."""
-    parser = ReportParser(
-        prog="python -m image_classification report history",
+    parser = CommandParser(
+        "report history",
         description="List all runs below DIR by name and time, with what they ran on, and flag "
         "figures that are worse than before. Exits with "
         f"{EXIT_REGRESSED} if the newest run of any name is.",

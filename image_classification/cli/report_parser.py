@@ -6,24 +6,16 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
-from image_classification.core.errors import ConfigError
+from image_classification.cli.parser import CommandParser
 from image_classification.core.terminal import mute_stdout, show
 from image_classification.reporting.compare.regression import THRESHOLDS, Thresholds
 
 
-class ReportParser(argparse.ArgumentParser):
-    """An argument parser whose errors are ConfigError."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ConfigError."""
-        raise ConfigError(f"{message}: see {self.prog} --help")
-
-
-def add_ignore(parser: ReportParser) -> None:
+def add_ignore(parser: CommandParser) -> None:
     """Add ``--ignore``."""
     parser.add_argument(
         "--ignore",
@@ -34,7 +26,7 @@ def add_ignore(parser: ReportParser) -> None:
     )
 
 
-def add_thresholds(parser: ReportParser) -> None:
+def add_thresholds(parser: CommandParser) -> None:
     """Add one ``--threshold-…`` a kind of figure."""
     for name, kind in THRESHOLDS.items():
         parser.add_argument(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from image_classification.cli.report_parser import ReportParser, show_text
+from image_classification.cli.parser import CommandParser
+from image_classification.cli.report_parser import show_text
 from image_classification.core.errors import EXIT_DONE, ConfigError, unknown
 from image_classification.reporting.page.run_page import write_pictures_page
 from image_classification.reporting.pictures.draw import FORMATS, draw
 from image_classification.reporting.pictures.source import read_run
 
 
-def build_parser() -> ReportParser:
+def build_parser() -> CommandParser:
     """Return the parser; its errors are ConfigError."""
-    parser = ReportParser(
-        prog="python -m image_classification report plots",
+    parser = CommandParser(
+        "report plots",
         description="Draw the pictures of a run, or of several over one another: curves, "
         "throughput and power, step times, latency, accuracy against arithmetic, scaling. What a "
         "run has no data for is left out, with the reason.",

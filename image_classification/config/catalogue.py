@@ -18,7 +18,10 @@ from image_classification.config.schema import MODES, PRECISIONS
 from image_classification.config.yaml_file import Located, load_yaml
 from image_classification.core.errors import ConfigError, nearest, unknown
 
-DEFAULT_FILE = Path(__file__).resolve().parents[2] / "configs.yml"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED_FILE = _PACKAGE / "configs.yml"
+# In a checkout the file stands beside the package; setup.py puts it into the built package.
+DEFAULT_FILE = _INSTALLED_FILE if _INSTALLED_FILE.exists() else _PACKAGE.parent / "configs.yml"
 
 _SECTIONS = ("shared", "defaults", "precisions", "platforms", "recipes", "modes", "models")
 _ENTRY_WORDS = ("recipes", "default_recipe", "sources", "assumptions")
@@ -119,7 +122,7 @@ class Catalogue:
 
 @lru_cache(maxsize=4)
 def load_catalogue(path: Path | None = None) -> Catalogue:
-    """Read and check a configuration file; None: the ``configs.yml`` of this repository.
+    """Read and check a configuration file; None: the project's own ``configs.yml``.
 
     Raises:
         ConfigError: ``FILE:LINE: …`` for whatever is unknown, mistyped or out of range.

@@ -25,6 +25,7 @@ from image_classification.core.errors import (
     ConfigError,
     DeviceError,
 )
+from image_classification.core.program import command
 from image_classification.launch.agent import Agent, explain_end
 from image_classification.launch.outcomes import (
     OUTCOME_FOLDER,
@@ -54,15 +55,16 @@ def nodes_from_environment(platform: PlatformConfig, environ: Mapping[str, str])
         port = int(environ.get("MASTER_PORT", "29500"))
     except (KeyError, ValueError):
         raise ConfigError(
-            f"platform {platform.name} has {platform.num_nodes} machines: start launch.py on each "
-            "with NODE_RANK=0,1,… MASTER_ADDR=HOST [MASTER_PORT=29500] set, or under torchrun or "
-            "Slurm; --set platform.num_nodes=1 uses this machine alone"
+            f"platform {platform.name} has {platform.num_nodes} machines: start "
+            f"{command('launch')} on each with NODE_RANK=0,1,… MASTER_ADDR=HOST "
+            "[MASTER_PORT=29500] set, or under torchrun or Slurm; --set platform.num_nodes=1 uses "
+            "this machine alone"
         ) from None
     return rank, f"{host}:{port}"
 
 
-def launch(config: RunConfig, script: str, argv: Sequence[str]) -> int:
-    """Run ``script argv`` once a device and wait; return the exit code of the whole.
+def launch(config: RunConfig, words: Sequence[str]) -> int:
+    """Run ``python words`` once per device and wait; return the exit code of the whole.
 
     Raises:
         ConfigError: see `nodes_from_environment`. DeviceError: the other machines did not come.
@@ -82,7 +84,7 @@ def launch(config: RunConfig, script: str, argv: Sequence[str]) -> int:
         # Python's tracker of shared memory cleans up after a killed rank, and need not say so.
         quiet = [os.environ.get("PYTHONWARNINGS", ""), "ignore:resource_tracker:UserWarning"]
         os.environ["PYTHONWARNINGS"] = ",".join(w for w in quiet if w)
-        spec = _spec(config, node_rank, endpoint, (script, *argv))
+        spec = _spec(config, node_rank, endpoint, words)
         agent = Agent(
             spec,
             DefaultLogsSpecs(log_dir=None),
@@ -101,8 +103,9 @@ def launch(config: RunConfig, script: str, argv: Sequence[str]) -> int:
             reason = str(error).splitlines()[0]
             raise DeviceError(
                 f"machine {node_rank} of {platform.num_nodes} could not meet the others at "
-                f"{endpoint} within {_RENDEZVOUS_TIMEOUT_S} s ({reason}); start launch.py on every "
-                "machine, and see that MASTER_ADDR is machine 0 and MASTER_PORT free and open"
+                f"{endpoint} within {_RENDEZVOUS_TIMEOUT_S} s ({reason}); start "
+                f"{command('launch')} on every machine, and see that MASTER_ADDR is machine 0 "
+                "and MASTER_PORT free and open"
             ) from error
         spec.rdzv_handler.shutdown()
         if not result.is_failed():
@@ -110,7 +113,7 @@ def launch(config: RunConfig, script: str, argv: Sequence[str]) -> int:
         return _tell(explain_end(agent.ends, gather_outcomes(Path(folder))))
 
 
-def _spec(config: RunConfig, node_rank: int, endpoint: str, command: Sequence[str]) -> WorkerSpec:
+def _spec(config: RunConfig, node_rank: int, endpoint: str, words: Sequence[str]) -> WorkerSpec:
     platform = config.platform
     several = platform.num_nodes > 1
     # Resolving this machine's own name can hang for minutes where there is no DNS.
@@ -130,7 +133,7 @@ def _spec(config: RunConfig, node_rank: int, endpoint: str, command: Sequence[st
         role="rank",
         local_world_size=platform.num_devices,
         entrypoint=sys.executable,
-        args=("-u", *command),
+        args=("-u", *words),
         rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=config.run.max_restarts,
         monitor_interval=_MONITOR_INTERVAL_S,

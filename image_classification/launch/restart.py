@@ -43,8 +43,8 @@ def check_restarts(config: RunConfig, environ: Mapping[str, str]) -> None:
         return
     if config.run.max_restarts > 0:
         raise ConfigError(
-            "run.max_restarts is for processes launch.py starts itself, and these were started "
-            "by another launcher: give the restarts to that one (torchrun --max-restarts)"
+            "run.max_restarts is for processes that this program starts itself, and these were "
+            "started by another launcher: give the restarts to that one (torchrun --max-restarts)"
         )
     if int(environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
         return

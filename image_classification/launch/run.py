@@ -52,8 +52,10 @@ from image_classification.launch.workspace import held
 from image_classification.reporting.trackers.sink import check_trackers
 
 
-def drive(request: Request, script: str, argv: Sequence[str]) -> int:
+def drive(request: Request, words: Sequence[str], argv: Sequence[str]) -> int:
     """Run what was asked for; return the exit code.
+
+    words: what follows ``python`` to start this program again. argv: its arguments.
 
     Starts one process a device unless one is enough or torchrun, Slurm or MPI started this one.
 
@@ -80,7 +82,7 @@ def drive(request: Request, script: str, argv: Sequence[str]) -> int:
         config = request.resolve(available=available)
     if world is None and (config.world_size > 1 or config.run.max_restarts > 0):
         _check_before_launch(config, accelerator)
-        return launch(config, script, argv)
+        return launch(config, (*words, *argv))
     if world is not None:
         check_restarts(config, os.environ)
     elif config.optim.gradient_compression != "none":

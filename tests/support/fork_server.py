@@ -26,8 +26,11 @@ Main = Callable[[Sequence[str]], int]
 
 def main() -> None:
     # Import what launch.py imports; none of it starts a thread.
-    from image_classification.cli.launch import main as launch
+    from image_classification.__main__ import run
     from image_classification.launch import recorder
+
+    def launch(argv: Sequence[str]) -> int:
+        return run(["launch", *argv])
 
     recorder.draw_run = lambda *arguments: None  # type: ignore[attr-defined,assignment]
 

@@ -251,7 +251,7 @@ def strangers(value: Any, schema: Any, where: str = "") -> list[str]:
 
 def manifest(*argv: str) -> dict[str, Any]:
     request = parse(["--emit=kubernetes", *argv])
-    text = render_emission("kubernetes", request.resolve(), argv, "launch.py")
+    text = render_emission("kubernetes", request.resolve(), argv, ["launch.py"])
     found: dict[str, Any] = yaml.safe_load(text)
     return found
 

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from image_classification.cli.dataset import main as dataset_main
-from image_classification.cli.launch import main
 from image_classification.cli.user_errors import exit_with_one_line
 from image_classification.core.errors import CheckpointError
 from image_classification.data.tools.imagenet import ARCHIVES
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.checkpoints.files import Snapshot
 from image_classification.models.weights import load_model, read_header
+from tests.support.cli import launch as main
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY",

@@ -20,12 +20,17 @@ _RESTARTS = 3
 
 
 def render_emission(
-    kind: str, config: RunConfig, argv: Sequence[str], script: str, config_file: Path | None = None
+    kind: str,
+    config: RunConfig,
+    argv: Sequence[str],
+    words: Sequence[str],
+    config_file: Path | None = None,
 ) -> str:
     """Return the text of ``--emit kind``, one of `KINDS`.
 
     config: what ``argv`` resolves to, as published (no devices looked at). argv: the command
-    line, with ``--emit``. script: ``launch.py`` as it was typed. config_file: the ``--cfg_file``
+    line, with ``--emit``. words: what follows ``python`` to start this
+    program, such as ``launch.py`` as it was typed. config_file: the ``--cfg_file``
     given.
 
     Raises:
@@ -33,7 +38,7 @@ def render_emission(
     """
     plan = make_plan(config, without_emit(argv))
     if kind == "torchrun":
-        return torchrun(plan, script)
+        return torchrun(plan, words)
     check_container(plan, config, config_file)
     return slurm(plan) if kind == "slurm" else kubernetes(plan)
 
@@ -50,7 +55,7 @@ def without_emit(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def torchrun(plan: Plan, script: str) -> str:
+def torchrun(plan: Plan, program: Sequence[str]) -> str:
     """Return a command line for a shell in this folder; on several nodes, the same for each.
 
     There, the shell's MASTER_ADDR names one of the nodes and MASTER_PORT, else 29500, its port.
@@ -64,7 +69,7 @@ def torchrun(plan: Plan, script: str) -> str:
     else:
         words += ["--rdzv-backend=c10d", f"--rdzv-id={plan.name}"]
         text = f'{shlex.join(words)} --rdzv-endpoint="${{MASTER_ADDR:?}}:${{MASTER_PORT:-29500}}"'
-    return f"{text} {shlex.join([script, *plan.arguments])}"
+    return f"{text} {shlex.join([*program, *plan.arguments])}"
 
 
 def _torchrun_words() -> list[str]:

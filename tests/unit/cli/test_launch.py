@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from image_classification.cli.launch import main
 from image_classification.reporting.sinks import read_metrics
+from tests.support.cli import launch as main
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import image_classification.engine.train as engine
-from image_classification.cli.launch import main
+from image_classification.__main__ import run
 from image_classification.core.types import Batch
 from image_classification.data.loaders.decode import ImageBatches
 from image_classification.data.transforms import TrainTransform
@@ -55,4 +55,4 @@ if __name__ == "__main__":
         with_fault(kind, int(rank), int(at_step))
     if "SAMPLES" in os.environ:
         with_samples(Path(os.environ["SAMPLES"]))
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(["launch", *sys.argv[1:]]))

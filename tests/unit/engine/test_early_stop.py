@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from image_classification.cli.launch import main
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.evaluate import EvalResult
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
+from tests.support.cli import launch as main
 
 SCORES = [40.0, 60.0, 75.9, 90.0]
 

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from image_classification.cli.emit.render import KINDS, render_emission, without_emit
-from image_classification.cli.launch import main
 from image_classification.cli.parse import parse
 from image_classification.core.errors import ConfigError
 from image_classification.reporting.sinks import read_metrics
+from tests.support.cli import launch as main
 
 ROOT = Path(__file__).parents[4]
 NAMES = ["--model", "resnet50", "--precision", "AMP", "--mode", "convergence", "--platform"]
@@ -32,7 +32,7 @@ def emit(kind: str, *argv: str, script: str = "launch.py") -> str:
     request = parse([f"--emit={kind}", *argv])
     config = request.resolve()
     return render_emission(
-        kind, config, ["--emit", kind, *argv], script, config_file=request.config_file
+        kind, config, ["--emit", kind, *argv], [script], config_file=request.config_file
     )
 
 

@@ -1,0 +1,74 @@
+"""The argument parser of every verb: errors as `ConfigError`, and completion in the shell."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from image_classification.core.errors import ConfigError
+from image_classification.core.program import command
+
+_COMPLETING = "_ARGCOMPLETE"  # set by the shell: the number of the word that names the program
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser of one verb, such as ``report compare``; its errors are ConfigError.
+
+    Usage texts name the program the way the user started it.
+    """
+
+    def __init__(self, verb: str = "", **options: Any) -> None:
+        if verb:
+            options["prog"] = command(verb)
+        super().__init__(**options)
+        # How many words before the verb's own arguments the program's name is.
+        self._depth = 0 if self.prog == "launch.py" else len(verb.split())
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError."""
+        raise ConfigError(f"{message.removeprefix('argument ')}: see {self.prog} --help")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse all of ``args``; print completions and exit instead where the shell asks for them.
+
+        Raises:
+            ConfigError: the arguments do not fit. SystemExit(0): after ``--help``.
+        """
+        self.complete()
+        return super().parse_args(args, namespace)
+
+    def complete(self) -> None:
+        """Print completions and exit where the shell asks for them; else do nothing."""
+        if _COMPLETING in os.environ:
+            import argcomplete
+
+            os.environ[_COMPLETING] = str(int(os.environ[_COMPLETING]) + self._depth)
+            argcomplete.autocomplete(self, always_complete_options=False)
+
+
+def completed_by(
+    action: argparse.Action, words: Callable[[argparse.Namespace], Iterable[str]]
+) -> None:
+    """Let the shell complete ``action``'s argument with ``words`` of what is parsed so far."""
+
+    def completer(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
+        return words(parsed_args)
+
+    action.completer = completer  # type: ignore[attr-defined]
+
+
+def words_to_complete() -> list[str] | None:
+    """Return the whole words before the one the shell completes, without the program's name.
+
+    None where this is an ordinary start.
+    """
+    if _COMPLETING not in os.environ:
+        return None
+    from argcomplete.lexers import split_line
+
+    *_, words, _ = split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))
+    return [str(word) for word in words[int(os.environ[_COMPLETING]) :]]
