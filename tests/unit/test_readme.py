@@ -22,7 +22,8 @@ from image_classification.cli import (
 )
 from image_classification.cli.dataset import build_parser
 from image_classification.cli.listing import render_explanation
-from image_classification.cli.parse import build_parser, parse
+from image_classification.cli.parse import build_parser as launch_parser
+from image_classification.cli.parse import parse
 from image_classification.config.checks import KEYS
 from image_classification.core.errors import ConfigError
 from image_classification.models.weights import model_metadata, save_model
@@ -157,7 +158,7 @@ def test_files_in_backticks_exist(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_options_exist(path):
     commands = next(a for a in build_parser()._actions if isinstance(a.choices, dict)).choices
-    parsers = [build_parser(), doctor.build_parser(), *dict(commands or {}).values()]
+    parsers = [launch_parser(), doctor.build_parser(), *dict(commands or {}).values()]
     parsers += [
         module.build_parser()
         for module in (report_combine, report_compare, report_history, report_plots)
