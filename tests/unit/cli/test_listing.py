@@ -67,7 +67,7 @@ def test_text_has_a_line_a_combination_with_the_default_marked() -> None:
 def test_answering_needs_neither_torch_nor_numpy(argv: list[str]) -> None:
     code = (
         "import sys\n"
-        "from image_classification.cli.launch import main\n"
+        "from tests.support.cli import launch as main\n"
         f"code = main({argv!r})\n"
         "heavy = {'torch', 'torchvision', 'numpy', 'rich', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 10 + code)\n"
