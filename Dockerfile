@@ -1,32 +1,32 @@
-# The image in which published ImageNet runs are reproduced.
+# Image for reproducing published ImageNet classification runs.
 #
 #   docker build . -t image-classification     GPUs from V100 to B200, and CPUs
-#   scripts/docker/build.sh H100               the base that fits a platform
+#   scripts/docker/build.sh H100               on the base image for a platform
 #
 # Bases, build arguments and why: docker/README.md.
 ARG FROM_IMAGE_NAME=python:3.11-slim-bookworm
 # hadolint ignore=DL3006
 FROM ${FROM_IMAGE_NAME}
 
-# A C++ compiler is what torch.compile needs at run time; tini hands signals on and reaps.
+# torch.compile needs a C++ compiler at run time; tini forwards signals and reaps processes.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends g++ tini \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 
-# Everything on a plain base, only what is missing on a base that brings torch.
+# All packages on a plain base; only the missing ones on a base that brings torch.
 COPY docker/requirements /opt/image-classification/requirements
 COPY docker/install_requirements.py /opt/image-classification/
 RUN python /opt/image-classification/install_requirements.py
 
-# A commit of github.com/NVIDIA/apex to build, on a base that has nvcc.
+# A commit of github.com/NVIDIA/apex to build; needs a base with nvcc.
 ARG APEX_COMMIT=
 COPY docker/install_apex.sh docker/record_build.py /opt/image-classification/
 RUN if [ -n "${APEX_COMMIT}" ]; then bash /opt/image-classification/install_apex.sh "${APEX_COMMIT}"; fi \
     && python /opt/image-classification/record_build.py /opt/image-classification/build.json
 
-# enroot's hook for PyTorch looks for PYTORCH_VERSION, the container toolkit for NVIDIA_*; a base's
-# own values stay. HOME and USER serve any --user, also one without a name.
+# enroot's PyTorch hook reads PYTORCH_VERSION, NVIDIA's container toolkit NVIDIA_*; the base's values
+# are kept. HOME and USER work for any --user, also one without an entry in /etc/passwd.
 ENV PYTORCH_VERSION=${PYTORCH_VERSION:-2.10.0} \
     NVIDIA_VISIBLE_DEVICES=${NVIDIA_VISIBLE_DEVICES:-all} \
     NVIDIA_DRIVER_CAPABILITIES=${NVIDIA_DRIVER_CAPABILITIES:-compute,utility,video} \
@@ -39,7 +39,7 @@ ENV PYTORCH_VERSION=${PYTORCH_VERSION:-2.10.0} \
 
 WORKDIR /workspace
 COPY . /workspace/
-# The folder of the runs can be written by any user; everything else belongs to root.
+# Any user can write to runs/; all other files belong to root.
 RUN python docker/check_requirements.py pyproject.toml \
     && python -m compileall -q image_classification launch.py \
     && mkdir -p runs && chmod 1777 runs

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""See that every package the program needs is there, in a version it can use. Used by Dockerfile.
+"""Check that all required packages are installed in a supported version. Used by Dockerfile.
 
     python docker/check_requirements.py pyproject.toml
 
-A base image that brings its own packages may bring one too old, or lack one that is not ours to add
-(torchvision, numpy). Better told while the image is built than in the middle of a run.
+A base image may bring a package that is too old, or lack one that must come from the base
+(torchvision, numpy). This fails the build instead of a later run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 try:
     import tomllib
-except ModuleNotFoundError:  # Python 3.10, which vendors' bases may have
+except ModuleNotFoundError:  # Python 3.10, used by some vendors' bases
     from pip._vendor import tomli as tomllib
 
 
@@ -36,13 +36,13 @@ def unmet(requirements: list[str]) -> Iterator[str]:
         try:
             found = distribution(requirement.name)
         except PackageNotFoundError:
-            yield f"{requirement.name} is not there; {by} needs {requirement}"
+            yield f"{requirement.name} is not installed; {by} needs {requirement}"
             continue
         # Vendors build from a commit: 2.14.0a0+hash counts as 2.14.0.
         if not requirement.specifier.contains(found.version, prereleases=True):
             yield f"{requirement.name} is {found.version}; {by} needs {requirement}"
             continue
-        # What torch needs is the affair of who built it.
+        # The base image is responsible for the dependencies of its torch.
         if by == "this program" and requirement.name not in ("torch", "torchvision"):
             queue += [(Requirement(text), requirement.name) for text in found.requires or ()]
 

@@ -1,4 +1,4 @@
-// docker buildx bake --file docker/docker-bake.hcl [slim|ngc]: the images, one for each base.
+// docker buildx bake --file docker/docker-bake.hcl [slim|ngc]: one image per base.
 // scripts/docker/bases.sh names the same bases for engines without buildx.
 
 variable "IMAGE" {
@@ -13,11 +13,11 @@ variable "IMAGE_REVISION" {
 variable "IMAGE_SOURCE" {
   default = ""
 }
-// Of the base, as `docker buildx imagetools inspect` prints it.
+// Digest of the base image, as `docker buildx imagetools inspect` prints it.
 variable "BASE_DIGEST" {
   default = ""
 }
-// A commit of github.com/NVIDIA/apex to build, for a base with nvcc.
+// A commit of github.com/NVIDIA/apex to build; needs a base with nvcc.
 variable "APEX_COMMIT" {
   default = ""
 }
@@ -38,7 +38,7 @@ target "common" {
   }
 }
 
-// CPUs, and GPUs from V100 (DGX-1, DGX-2) to B200: torch's own wheels for CUDA 12.8.
+// CPUs, and GPUs from V100 (DGX-1, DGX-2) to B200: torch's wheels for CUDA 12.8.
 target "slim" {
   inherits = ["common"]
   args     = { FROM_IMAGE_NAME = "python:3.11-slim-bookworm" }

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Greets on stderr, refuses a run that this container cannot make (exit code 2), then becomes the
-# command, whose stdout stays its own:
+# Prints a start-up banner on stderr, refuses a run that would fail in this container (exit code 2),
+# then executes the command. Only the command writes to stdout:
 #
-#   launch.py …            also with the options alone: IMAGE --list
-#   demo …                 ResNet-50 on the demo data set, on the CPU; options replace these
+#   launch.py …                    options alone do the same: IMAGE --list
+#   demo …                         ResNet-50 on the demo data set on the CPU; options override
 #   launch … doctor … dataset … report …    python -m image_classification …
-#   python …, torchrun …, bash …   anything else, as it is
+#   python …, torchrun …, bash …   any other command is executed unchanged
 set -euo pipefail
 
-# NVIDIA's own entrypoint comes first where the base has one; it prints to stdout and then calls
-# this file again, which finds the real stdout at 3.
+# NVIDIA's entrypoint runs first where the base has one. It prints to stdout and then executes this
+# file again, which finds the original stdout as file descriptor 3.
 nvidia=/opt/nvidia/nvidia_entrypoint.sh
 if [[ -x "$nvidia" && -z "${IMAGE_CLASSIFICATION_CHAINED:-}" ]]; then
   export IMAGE_CLASSIFICATION_CHAINED=1
@@ -42,7 +42,7 @@ esac
 
 python -m image_classification.cli.container_start "$@" >&2
 
-# As process 1 a program without a handler of its own would not hear SIGTERM.
+# The kernel drops SIGTERM for process 1 unless it has a handler; tini forwards it.
 if [[ $$ == 1 ]] && command -v tini >/dev/null; then
   exec tini -- "$@"
 fi

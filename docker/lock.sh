@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Write docker/requirements/*.txt anew: every package of each kind of base, pinned, with the hashes
-# of all its files. `make lock` calls this after a change of pyproject.toml or constraints.txt.
+# Regenerate docker/requirements/*.txt: for each kind of base image every package, pinned, with the
+# hashes of all its files. Run `make lock` after a change of pyproject.toml or constraints.txt.
 #
-# Packages that a file already pins stay at their version; UPGRADE=1 takes the newest instead.
+# Pinned packages keep their version; UPGRADE=1 takes the newest instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,8 +10,8 @@ uv="${UV:-uv}"
 upgrade=()
 if [[ "${UPGRADE:-0}" == 1 ]]; then upgrade=(--upgrade); fi
 
-# lock NAME INPUT…: x86-64 Linux; Python 3.11 is that of the slim base, and every file of a
-# version is listed, so that a newer Python finds its own.
+# lock NAME INPUT…: resolve for x86-64 Linux and Python 3.11, that of the slim base. All files of a
+# version are listed, so other Python versions find theirs.
 lock() {
   local name="$1"
   shift
@@ -22,5 +22,5 @@ lock() {
 
 lock plain docker/requirements/plain.in pyproject.toml --extra dali --extra tensorboard \
   --constraint constraints.txt
-# numpy is the one its torch is built with.
+# numpy must be the one that the base's torch is built with.
 lock framework docker/requirements/framework.in --no-emit-package numpy

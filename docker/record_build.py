@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Write down what an image was built with, for its entrypoint: build.json. Used by Dockerfile.
+"""Write build.json: the versions an image was built with. Used by Dockerfile.
 
-Importing torch takes seconds, so what it says of itself is asked once, when the image is built:
-which GPUs it has kernels for, and which CUDA release it needs a driver for.
+The entrypoint reads it instead of importing torch, which takes seconds: the GPU architectures torch
+has kernels for, and its CUDA release, which determines the driver it needs.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from typing import Any
 
 
 def facts() -> dict[str, Any]:
-    """Return versions by package, and torch's CUDA release and architectures. None: not there."""
+    """Return package versions (None: not installed), torch's CUDA release and architectures."""
     import torch
 
     flags = ""
     if torch.version.cuda is not None:
-        # torch.cuda.get_arch_list() answers only where a GPU is present.
+        # torch.cuda.get_arch_list() returns nothing without a GPU.
         flags = torch._C._cuda_getArchFlags() or ""
     return {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "arch_list": flags.split(),
-        "torchvision": of_package("torchvision"),
-        "dali": of_package("nvidia-dali-cuda120") or of_package("nvidia-dali-cuda130"),
-        "apex": of_package("apex"),
+        "torchvision": installed_version("torchvision"),
+        "dali": installed_version("nvidia-dali-cuda120")
+        or installed_version("nvidia-dali-cuda130"),
+        "apex": installed_version("apex"),
     }
 
 
-def of_package(name: str) -> str | None:
-    """Return an installed package's version."""
+def installed_version(name: str) -> str | None:
+    """Return the version of a package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

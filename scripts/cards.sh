@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What scripts/{fp32,amp}_*.sh share: ResNet-50 as published on 1, 4, 8 or 16 BI-V100.
+# Called by scripts/{fp32,amp}_*.sh: ResNet-50 as published on 1, 4, 8 or 16 BI-V100.
 #
 #   scripts/cards.sh PRECISION PLATFORM --data-path DIR [any option of launch.py]
 #
-# DIR holds train/ and val/, or is demo or synthetic. The interpreter is $PYTHON, else the
-# checkout's .venv, else python3.
+# DIR holds train/ and val/, or is the word demo or synthetic. The interpreter is $PYTHON, else
+# .venv/bin/python, else python3.
 set -euo pipefail
 
 fail() {
@@ -19,7 +19,7 @@ platform="$2"
 shift 2
 
 data=""
-runs_here=true # and not somewhere else, or not at all
+runs_here=true # false for --explain and --emit, which start no run
 rest=()
 while (($#)); do
   case "$1" in
@@ -45,8 +45,8 @@ done
 
 if $runs_here && [[ "$platform" == BI-V100x16 ]]; then
   if [[ -z "${NODE_RANK:-}" || -z "${MASTER_ADDR:-}" ]]; then
-    fail "16 cards are two machines: set NODE_RANK (0 or 1) and MASTER_ADDR (the first machine) \
-on each; NNODES is 2 and MASTER_PORT 29500 unless set"
+    fail "16 cards are two machines: on each, set NODE_RANK (0 or 1) and MASTER_ADDR (the address of the \
+first machine); NNODES defaults to 2 and MASTER_PORT to 29500"
   fi
 fi
 

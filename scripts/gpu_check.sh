@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What to run once on a machine with an NVIDIA GPU, in under 9 minutes:
+# Check this release on a machine with an NVIDIA GPU, in under 9 minutes:
 #
-#   scripts/gpu_check.sh [PLATFORM]           check this checkout there (default: H200)
-#   scripts/gpu_check.sh --print [PLATFORM]   only print the commands, one a line
+#   scripts/gpu_check.sh [PLATFORM]           run the checks (default: H200)
+#   scripts/gpu_check.sh --print [PLATFORM]   only print the commands, one per line
 #
-# The GPU tests, short training benchmarks, inference latency, the demo data set to its end in AMP
-# (the CPU platform's own configuration, on the GPU), and a run that is stopped and resumed against
-# one that is not. Reports and a summary go to benchmarks/results/gpu-<UTC date>/, everything else
-# to a temporary folder that is kept when something fails. Exit 0: every check passed.
+# Runs the GPU tests, short training benchmarks, inference latency, a full training on the demo data
+# set in AMP (the CPU platform's configuration on the GPU), and a stopped and resumed run compared
+# with an uninterrupted one. Reports and a summary go to benchmarks/results/gpu-<UTC date>/,
+# everything else to a temporary folder that is kept when a check fails. Exit 0: all checks passed.
 #
 # Needs bash, coreutils and awk, and a Python with the package's dependencies: $PYTHON, else
 # .venv/bin/python, else python3. No network, no make.
@@ -22,7 +22,7 @@ if [[ "${1:-}" == --print ]]; then
   shift
 fi
 platform="${1:-H200}"
-readonly limit_s=520 # of all checks together
+readonly limit_s=520 # for all checks together
 
 if [[ -z "${PYTHON:-}" ]]; then
   PYTHON=python3
@@ -42,11 +42,11 @@ else
   work="$(mktemp -d)"
   results="benchmarks/results/gpu-$(date -u +%Y-%m-%d)"
   mkdir -p "$results"
-  rm -f "$results"/*.json # of an earlier check on the same day
+  rm -f "$results"/*.json # from an earlier check on the same day
 fi
 failures=0
 
-# check NAME COMMAND…: run it in what is left of the time; note how it ended.
+# check NAME COMMAND…: run COMMAND within the remaining time and record its exit code.
 check() {
   local name="$1"
   shift
@@ -55,31 +55,31 @@ check() {
     printf '\n'
     return 0
   fi
-  local left=$((limit_s - SECONDS)) begun=$SECONDS status=0
+  local left=$((limit_s - SECONDS)) started=$SECONDS status=0
   echo "== $name"
   if ((left < 5)); then
-    echo "not run: $limit_s s are over"
+    echo "not run: the limit of $limit_s s is reached"
     status=skipped
   else
     timeout --signal=TERM --kill-after=10 "$left" "$@" 2>&1 | tee "$work/$name.log" | tail -n 25
     status=${PIPESTATUS[0]}
   fi
   [[ "$status" == 0 ]] || failures=$((failures + 1))
-  printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - begun))" >>"$work/checks.tsv"
+  printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - started))" >>"$work/checks.tsv"
   if [[ -f "$work/$name/report.json" ]]; then
     cp "$work/$name/report.json" "$results/$name.json"
   fi
   [[ "$status" == 0 ]]
 }
 
-# run NAME ARGUMENTS…: one launch.py run with its folder.
+# run NAME ARGUMENTS…: run launch.py with the workspace $work/NAME.
 run() {
   local name="$1"
   shift
   check "$name" "$PYTHON" launch.py "$@" --workspace "$work/$name"
 }
 
-# Without a GPU the tests would be skipped, which is no pass.
+# Fail without a GPU: pytest would skip all tests and exit 0.
 check gpu-visible "$PYTHON" -c 'import torch; print(torch.cuda.get_device_name())'
 check pytest-gpu "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider tests/gpu
 
@@ -94,7 +94,7 @@ done
 run inference-AMP --model resnet50 --precision AMP --mode benchmark_inference \
   --platform "$platform" --set run.inference_iterations=50
 
-# The demo's settings are those of the platform CPU; only the device is another.
+# The demo uses the settings of the platform CPU on another device.
 on_gpu=(--platform CPU --set platform.device=cuda --set data.workers=4)
 run demo-AMP --model resnet50 --precision AMP --mode convergence "${on_gpu[@]}" demo
 check demo-AMP-accuracy "$PYTHON" -c '
@@ -103,10 +103,11 @@ top1 = json.load(open(sys.argv[1]))["results"]["validation"]["top1"]
 print(f"top-1 {top1:.2f} %, at least 96 expected")
 sys.exit(top1 < 96)' "$work/demo-AMP/report.json"
 
-# Stopped in the middle of an epoch and resumed: the same weights as never stopped?
+# A run stopped in the middle of an epoch and resumed must end with the weights of an
+# uninterrupted one.
 small=(--model resnet18 --precision AMP --mode convergence "${on_gpu[@]}" demo
   --set run.stop_epoch=2 --set run.deterministic=true)
-run resume-never-stopped "${small[@]}"
+run resume-uninterrupted "${small[@]}"
 run resume-stopped "${small[@]}" --prof 30
 check resume-continued "$PYTHON" launch.py "${small[@]}" --resume auto \
   --workspace "$work/resume-stopped"
@@ -119,12 +120,12 @@ step = max(first)
 a, b = load_file(first[step]), load_file(second[step])
 worst = max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
 print(f"{step}: largest difference of any weight {worst:g}, 0 expected")
-sys.exit(worst != 0)' "$work/resume-never-stopped" "$work/resume-stopped"
+sys.exit(worst != 0)' "$work/resume-uninterrupted" "$work/resume-stopped"
 
 if $print_only; then exit 0; fi
 
 "$PYTHON" - "$work/checks.tsv" "$results" "$platform" <<'PYTHON_CODE'
-"""Write summary.json: date, platform asked for, devices, versions, how each check ended."""
+"""Write summary.json: date, requested platform, devices, versions, exit code of each check."""
 import datetime
 import json
 import pathlib

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train on two machines that are not there: two network namespaces joined by a cable (a veth pair),
-# launch.py once in each. Needs root and iproute2; leaves nothing behind, and clears away what
-# a killed run has left.
+# Train on two simulated nodes: two network namespaces joined by a virtual Ethernet link (a veth
+# pair), with launch.py started once in each. Needs root and iproute2. Removes its namespaces at the
+# end, and those that a killed run has left.
 #
 #   scripts/two_nodes_demo.sh [WORKSPACE] [any option of launch.py …]
 set -euo pipefail
@@ -22,13 +22,13 @@ fi
 first="ic-$$-0" second="ic-$$-1"
 address=10.213.47
 cleanup() {
-  kill "${there:-}" 2>/dev/null && wait "$there" 2>/dev/null || true
+  kill "${second_pid:-}" 2>/dev/null && wait "$second_pid" 2>/dev/null || true
   ip netns delete "$first" 2>/dev/null || true
   ip netns delete "$second" 2>/dev/null || true
 }
 trap cleanup EXIT
 
-# A run that was killed could not clean up: what belongs to no living process goes now.
+# Remove the namespaces of killed runs: those whose process no longer exists.
 while read -r name _; do
   if [[ "$name" =~ ^ic-([0-9]+)-[01]$ && ! -d "/proc/${BASH_REMATCH[1]}" ]]; then
     ip netns delete "$name"
@@ -48,7 +48,7 @@ done
 launch() { # NODE OPTION…
   local node="$1"
   shift
-  # Both share this machine's cores.
+  # Both nodes share this machine's cores.
   local threads=$((($(nproc) + 1) / 2))
   exec ip netns exec "ic-$$-$node" env OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}" \
     NNODES=2 NODE_RANK="$node" \
@@ -57,7 +57,7 @@ launch() { # NODE OPTION…
 }
 
 (launch 1 "$@") &
-there=$!
+second_pid=$!
 (launch 0 "$@")
-wait "$there"
-unset there
+wait "$second_pid"
+unset second_pid

@@ -1,11 +1,11 @@
-# Which base image fits a platform; read by build.sh and run.sh. docker/docker-bake.hcl names the
-# same bases, docker/README.md says why these.
+# The base image for each platform; sourced by build.sh and run.sh. docker/docker-bake.hcl names the
+# same bases; docker/README.md gives the reasons.
 # shellcheck shell=bash
 
 readonly slim_base=python:3.11-slim-bookworm
 readonly ngc_base=nvcr.io/nvidia/pytorch:26.09-py3
 
-# target_of PLATFORM: slim or ngc; "" for a vendor whose base has no public name.
+# target_of PLATFORM: prints slim or ngc, or "" for a vendor whose base image has no public name.
 target_of() {
   case "$1" in
     CPU | DGX1V | DGX1V-16G | DGX1V-32G | DGX2V) echo slim ;;

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Build the image on the base that fits a platform, with labels that say what it is made of.
+# Build the image on the base for a platform, with labels that record its version and base.
 #
 #   scripts/docker/build.sh [PLATFORM] [option of docker build …]
 #
-# Without a platform: the base that drives GPUs from V100 to B200, and CPUs. The image gets two
-# names, image-classification:slim (or :ngc) and image-classification:latest.
-# Environment: FROM_IMAGE_NAME another base (then :custom); IMAGE another name; DOCKER another client.
+# Without a platform: the base for GPUs from V100 to B200 and for CPUs. The image is tagged
+# image-classification:slim (or :ngc) and image-classification:latest.
+# Environment: FROM_IMAGE_NAME: another base, tagged :custom. IMAGE: another name. DOCKER: another
+# client.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=scripts/docker/bases.sh
@@ -30,17 +31,17 @@ else
   base="$(base_of "$target")"
 fi
 
-# The digest names the base for good, where its tag may move. An image that was never in a registry
-# has none: its id then.
+# A tag can move to another image; the digest cannot. An image that was never in a registry has no
+# digest: use its id.
 if ! "$docker" image inspect "$base" >/dev/null 2>&1 && ! "$docker" pull "$base"; then
-  echo "error: the base image $base cannot be had; see the message above, or set FROM_IMAGE_NAME" >&2
+  echo "error: the base image $base cannot be pulled; see the message above, or set FROM_IMAGE_NAME" >&2
   exit 2
 fi
 digest="$("$docker" image inspect --format \
   '{{if .RepoDigests}}{{index .RepoDigests 0}}{{else}}{{.Id}}{{end}}' "$base")"
 
 revision="$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || true)"
-# Without a name and password that may stand in it.
+# Remove a user name and password from the URL.
 source="$(git remote get-url origin 2>/dev/null | sed -E 's#//[^/@]*@#//#' || true)"
 version="$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)"
 

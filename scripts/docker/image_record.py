@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Write down how large an image is, layer by layer. Used by test_image.sh.
+"""Write the size of an image and of its layers as JSON. Used by test_image.sh.
 
-image_record.py BUILD_S INSPECT HISTORY OUT: the first two files are what ``docker image inspect``
-and ``docker history --format '{{json .}}'`` said.
+``image_record.py BUILD_S INSPECT HISTORY OUT``: INSPECT is the output of ``docker image inspect``,
+HISTORY that of ``docker history --format '{{json .}}'``.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ SHOWN = 110
 
 
 def size_bytes(text: str) -> int:
-    """Return bytes of docker's own "8.78GB", which has three digits."""
+    """Return the bytes of a size as docker prints it, such as "8.78GB"."""
     match = re.fullmatch(r"([\d.]+)(B|kB|MB|GB)", text)
     if match is None:
-        raise ValueError(f"docker calls a layer's size {text!r}")
+        raise ValueError(f"docker printed the layer size {text!r}")
     return round(float(match[1]) * UNITS[match[2]])
 
 
 def record(
     build_s: int, inspected: dict[str, Any], history: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """Return date, base, size and layers, the lowest first; layers without files are left out.
+    """Return date, base, size and the layers that contain files, lowest first.
 
-    build_s: of the build that made it; one that found its layers made takes seconds.
+    build_s: duration of the build; seconds if all layers were cached.
     """
     labels = inspected["Config"]["Labels"] or {}
     layers = []
@@ -52,7 +52,7 @@ def record(
 
 
 def main(build_s: str, inspect_file: str, history_file: str, out: str) -> None:
-    """Write ``out`` and print it in a few lines."""
+    """Write ``out`` and print a summary."""
     (inspected,) = json.loads(Path(inspect_file).read_text(encoding="utf-8"))
     lines = Path(history_file).read_text(encoding="utf-8").splitlines()
     content = record(int(build_s), inspected, [json.loads(line) for line in lines])

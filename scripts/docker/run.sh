@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Run a command in the image, as these runs need it: all GPUs there are, shared memory, limits, this
-# user, a read-only root, the data read-only, and the folder of the runs.
+# Run a command in the image with the options that training needs: all GPUs, host shared memory,
+# ulimits, the calling user, a read-only root, the data read-only, and the folder for runs.
 #
 #   scripts/docker/run.sh [PLATFORM] COMMAND…
 #   DATA=/data/imagenet scripts/docker/run.sh DGX1V launch.py --model resnet50 --precision AMP \
 #       --mode convergence --platform DGX1V
 #
-# With a PLATFORM as the first word the image built for it is used, else image-classification:latest.
-# Environment: DATA the data set's folder, mounted on /imagenet; RUNS where runs go (./runs);
-# IMAGE another image; DOCKER another client; DOCKER_OPTIONS more options of docker run, in one string.
+# If the first argument is a PLATFORM, the image built for it is used, else
+# image-classification:latest. Environment: DATA: the data set's folder, mounted on /imagenet. RUNS:
+# the folder for runs (./runs). IMAGE: another image. DOCKER: another client. DOCKER_OPTIONS: more
+# options of docker run, in one string.
 set -euo pipefail
 # shellcheck source=scripts/docker/bases.sh
 source "$(dirname "$0")/bases.sh"
@@ -29,38 +30,38 @@ options=(--rm --ipc=host --read-only --tmpfs '/tmp:exec,mode=1777'
   --cap-drop ALL --security-opt no-new-privileges --ulimit stack=67108864)
 if [[ -t 0 && -t 1 ]]; then options+=(--interactive --tty); fi
 
-# accepts OPTION…: whether the engine makes a container with them. Some engines may not raise the
-# limit of locked memory, and only those with NVIDIA's toolkit know --gpus.
+# accepts OPTION…: whether the engine can start a container with these options. Some engines may not
+# raise the limit of locked memory, and --gpus needs NVIDIA's container toolkit.
 accepts() {
-  local made
-  made="$("$docker" create "$@" --entrypoint true "$image" 2>/dev/null)" || return 1
+  local container
+  container="$("$docker" create "$@" --entrypoint true "$image" 2>/dev/null)" || return 1
   local status=0
-  "$docker" start --attach "$made" >/dev/null 2>&1 || status=$?
-  "$docker" rm --force "$made" >/dev/null 2>&1 || true
+  "$docker" start --attach "$container" >/dev/null 2>&1 || status=$?
+  "$docker" rm --force "$container" >/dev/null 2>&1 || true
   return "$status"
 }
 if accepts --ulimit memlock=-1; then
   options+=(--ulimit memlock=-1)
 else
-  echo "note: this engine does not allow --ulimit memlock=-1; run without" >&2
+  echo "note: this engine does not allow --ulimit memlock=-1; running without it" >&2
 fi
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
   if ! accepts --gpus all; then
-    echo "error: this machine has NVIDIA GPUs, but its engine cannot give them to a container;" \
+    echo "error: this machine has NVIDIA GPUs, but the engine cannot pass them to a container;" \
       "install NVIDIA's container toolkit" >&2
     exit 2
   fi
   options+=(--gpus all)
 fi
 
-# Made here, by this user: docker would make it root's.
+# Created here: if Docker created it, it would belong to root.
 runs="${RUNS:-$PWD/runs}"
 mkdir -p "$runs"
 runs="$(cd "$runs" && pwd)"
 options+=(--user "$(id -u):$(id -g)" --volume "$runs:/workspace/runs")
 if [[ -n "${DATA:-}" ]]; then
   if [[ ! -d "$DATA" ]]; then
-    echo "error: DATA=$DATA is no folder; name the one that holds the data set" >&2
+    echo "error: DATA=$DATA is not a folder; set it to the folder of the data set" >&2
     exit 2
   fi
   options+=(--volume "$(cd "$DATA" && pwd):/imagenet:ro")

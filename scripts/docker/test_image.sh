@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Build the image and try it for real: make test-image. Needs a Docker engine, 25 GB of disk, and
-# .venv; exits with 77 and says why where no engine can be had or there is no room (REQUIRE_DOCKER=1
-# makes that a failure, INSTALL=1 may install Debian's engine and docker-compose).
+# Build the image and run its tests: make test-image. Needs a Docker engine, 25 GB of disk, and .venv.
+# Exits with 77 and the reason where there is no engine or no room (REQUIRE_DOCKER=1 makes that a
+# failure; INSTALL=1 allows installing Debian's engine and docker-compose).
 #
-# The base is FROM_IMAGE_NAME, else the one the Dockerfile names, else, where no registry is reached,
-# a stand-in made from Debian's packages. What the image is made of goes to build/image.json.
+# The base is FROM_IMAGE_NAME, else the one the Dockerfile names, else, where no registry can be
+# reached, an equivalent made from Debian's packages. Sizes and layers go to build/image.json.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -21,7 +21,7 @@ skip() {
 network="$(bash "$tools/ensure_docker.sh")" || skip "no Docker engine (see the line above)"
 if [[ "${INSTALL:-0}" == 1 ]] && ! command -v docker-compose >/dev/null &&
   ! "$docker" compose version >/dev/null 2>&1 && command -v apt-get >/dev/null; then
-  # For the test of compose.yml, which else says why it is skipped.
+  # Used by the test of compose.yml, which is skipped without it.
   DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends \
     docker-compose >/dev/null 2>&1 || true
 fi
@@ -40,19 +40,19 @@ if [[ -z "$base" ]]; then
     timeout 300 "$docker" pull --quiet "$slim_base" >/dev/null 2>&1; then
     base="$slim_base"
   else
-    echo "image tests: no registry is reached; a stand-in for $slim_base is made" >&2
+    echo "image tests: no registry can be reached; building an equivalent of $slim_base" >&2
     base="$(bash "$tools/make_local_base.sh")" || skip "no base image"
   fi
 fi
 
-begun=$SECONDS
+started=$SECONDS
 FROM_IMAGE_NAME="$base" IMAGE=image-classification-test "$tools/build.sh" \
   --network "$network" >build/image.log 2>&1 || {
   tail -n 40 build/image.log >&2
-  echo "error: the image was not built; build/image.log has all of it" >&2
+  echo "error: the image was not built; the whole log is build/image.log" >&2
   exit 1
 }
-build_s=$((SECONDS - begun))
+build_s=$((SECONDS - started))
 
 "$docker" image inspect "$image" >build/image-inspect.json
 "$docker" history --no-trunc --format '{{json .}}' "$image" >build/image-history.jsonl

@@ -38,9 +38,10 @@ def signal_to(number: int, rank: int | None = None, times: int = 1, interval_s: 
         for attempt in range(times):
             if attempt:
                 time.sleep(interval_s)
-            for pid in job.pids if rank is None else [job.rank_pid(rank)]:
-                if pid not in job.exit_codes:
-                    os.kill(pid, number)
+            if rank is None:
+                job.send_signal(number)
+            else:
+                os.kill(job.rank_pid(rank), number)
 
     return send
 

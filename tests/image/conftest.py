@@ -1,4 +1,4 @@
-"""A built image and an engine to run it with; `make test-image` sets IMAGE and runs these."""
+"""Fixtures of the image tests; `make test-image` builds the image, sets IMAGE and runs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.image.containers import Engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Time for whole trainings on a machine that has other work: against hanging, the one limit."""
+    """Set one time limit, against hanging only: long enough for training on a busy machine."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
-    """The engine, with the image under test; every container it starts is gone at the end."""
+    """The engine with the image under test; its containers are removed at the end."""
     image = os.environ.get("IMAGE")
     if not image:
         pytest.skip("no image: make test-image builds one and sets IMAGE")
@@ -32,7 +32,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A folder for /workspace/runs that the image's own user may write."""
+    """A folder for /workspace/runs that the image's user can write."""
     folder = tmp_path / "runs"
     folder.mkdir()
     folder.chmod(0o777)
@@ -41,18 +41,18 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def digits(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo data set as class folders on the host, written by the image itself: 44 steps."""
-    return written(engine, tmp_path_factory.mktemp("data"), "demo", "/data/set")
+    """The demo data set as class folders on the host, written by the image: 44 steps per epoch."""
+    return write_data_set(engine, tmp_path_factory.mktemp("data"), "demo", "/data/set")
 
 
 @pytest.fixture(scope="session")
 def photographs(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few images of ImageNet's sizes: 8 steps of 32, and 50 to validate."""
+    """Images of ImageNet's sizes: 8 steps of 32, and 50 validation images."""
     words = "fake /data/set --images 256 --val-images 50 --classes 10"
-    return written(engine, tmp_path_factory.mktemp("data"), *words.split())
+    return write_data_set(engine, tmp_path_factory.mktemp("data"), *words.split())
 
 
-def written(engine: Engine, folder: Path, *dataset: str) -> Path:
+def write_data_set(engine: Engine, folder: Path, *dataset: str) -> Path:
     folder.chmod(0o777)
     done = engine.run("dataset", *dataset, options=["--volume", f"{folder}:/data"])
     assert done.returncode == 0, done.stderr

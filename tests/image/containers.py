@@ -1,4 +1,4 @@
-"""Containers of the image under test, started as its README says: unprivileged and read-only."""
+"""Run containers of the image under test as docker/README.md says: unprivileged, read-only."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 LOCKED_DOWN = shlex.split(
     "--ipc=host --read-only --tmpfs /tmp:exec,mode=1777 --cap-drop ALL "
     "--security-opt no-new-privileges "
-    # GNU's OpenMP waits by spinning, which costs a machine that has other work more than half.
+    # GNU OpenMP's spinning more than halves the speed on a machine with other work.
     "--env OMP_WAIT_POLICY=PASSIVE"
 )
-# The digits, mounted on /imagenet: 44 steps of 32 images an epoch.
+# The demo data set, mounted on /imagenet: 44 steps of 32 images per epoch.
 SMALL_RUN = shlex.split(
     "launch.py --model resnet18 --precision FP32 --mode convergence --platform CPU /imagenet "
     "--num_classes 10 --set data.image_size=32 --set data.resize=36 --set batch.per_device=16 "
@@ -32,7 +32,7 @@ SMALL_RUN = shlex.split(
 
 @dataclass
 class Engine:
-    """A Docker client and the image. started: names of containers that may still be there."""
+    """A Docker client and the image. started: names of containers to remove at the end."""
 
     image: str
     client: str
@@ -58,13 +58,13 @@ class Engine:
         options: Sequence[str] = (),
         flags: Sequence[str] = LOCKED_DOWN,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, in a container that is then removed, also when time is up."""
+        """Run a command to its end in a container that is always removed, also on a timeout."""
         name = f"ic-test-{uuid.uuid4().hex[:12]}"
         words = ["run", "--rm", "--name", name, *flags, *options, self.image, *command]
         try:
             return self.call(*words)
         except BaseException:
-            # Ending the client leaves the container running beside the tests that follow.
+            # Killing the client would leave the container running.
             self.call("rm", "--force", "--volumes", name)
             raise
 
@@ -77,7 +77,7 @@ class Engine:
         )
         return name
 
-    def ended(self, name: str) -> int:
+    def wait(self, name: str) -> int:
         """Wait for a container; return its exit code."""
         return int(self.call("wait", name).stdout)
 
@@ -86,7 +86,7 @@ class Engine:
         return done.stdout + done.stderr
 
     def inspect(self) -> dict[str, Any]:
-        """What the engine says of the image."""
+        """Return the output of ``docker image inspect``."""
         (content,) = json.loads(self.checked("image", "inspect", self.image))
         assert isinstance(content, dict)
         return content
@@ -97,7 +97,7 @@ class Engine:
 
 
 def mounts(runs: Path, data: Path | None = None) -> list[str]:
-    """The options that mount a folder for the runs, and the data read-only."""
+    """Return the options that mount the folder for runs, and the data read-only."""
     options = ["--volume", f"{runs}:/workspace/runs"]
     return options if data is None else [*options, "--volume", f"{data}:/imagenet:ro"]
 
@@ -115,12 +115,12 @@ def wait_for_step(metrics: Path, step: int, timeout_s: float = 600) -> None:
 
 
 def losses(run: Path) -> list[float]:
-    """The training loss of each recorded step."""
+    """Return the training loss of each recorded step."""
     return [r.values["loss"] for r in read_metrics(run / "metrics.jsonl") if r.kind == "step"]
 
 
 def report(run: Path) -> dict[str, Any]:
-    """A run's report.json."""
+    """Return a run's report.json."""
     content = json.loads((run / "report.json").read_text())
     assert isinstance(content, dict)
     return content

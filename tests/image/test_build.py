@@ -1,4 +1,4 @@
-"""The same Dockerfile again: after a change of the code, and on a base that brings torch."""
+"""Build the Dockerfile again: after a code change, and on a base that brings torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import pytest
 
 from tests.image.containers import ROOT, Engine
 
-# As NVIDIA's does: says something on stdout, then becomes the command.
+# Like NVIDIA's entrypoint: prints to stdout, then executes the command.
 NVIDIA_ENTRYPOINT = """#!/bin/bash
-echo "== a framework's own banner =="
+echo "== framework banner =="
 exec "$@"
 """
 
-# NVIDIA's PyTorch images are out of reach of a test without a registry. What the build has to
-# respect of them is put over the image under test: torch and most packages there, some missing,
-# constraints for pip, a Python that is the system's, an entrypoint and variables of their own.
+# Stands for NVIDIA's PyTorch images, which need a registry: torch and most packages installed, some
+# missing, pip constraints, an externally managed Python, an entrypoint and environment variables.
 FRAMEWORK = """FROM {image}
 USER root
 WORKDIR /
@@ -40,14 +39,14 @@ ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]
 
 @pytest.fixture
 def name(engine: Engine) -> Iterator[str]:
-    """A name for an image that is gone at the end."""
+    """A name for an image that is removed at the end."""
     name = f"ic-test-{uuid.uuid4().hex[:12]}"
     yield name
     engine.call("image", "rm", "--force", name)
 
 
 def build(client: str, folder: Path, *options: str, **variables: str) -> str:
-    """Build ``folder``'s Dockerfile; return all that was said."""
+    """Build ``folder``'s Dockerfile; return the build's output."""
     network = os.environ.get("BUILD_NETWORK", "default")
     done = subprocess.run(
         [client, "build", f"--network={network}", *options, str(folder)],
@@ -56,9 +55,9 @@ def build(client: str, folder: Path, *options: str, **variables: str) -> str:
         check=False,
         env={**os.environ, **variables},
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
 
 
 def layers(engine: Engine, image: str) -> list[str]:
@@ -68,7 +67,7 @@ def layers(engine: Engine, image: str) -> list[str]:
 
 
 def context(folder: Path) -> Path:
-    """A copy of what the image is built from."""
+    """Copy the build context of the image."""
     for entry in ("image_classification", "docker", "docs", "scripts"):
         shutil.copytree(ROOT / entry, folder / entry, ignore=shutil.ignore_patterns("__pycache__"))
     for entry in ("Dockerfile", ".dockerignore", "launch.py", "configs.yml", "pyproject.toml"):
@@ -79,7 +78,7 @@ def context(folder: Path) -> Path:
 
 
 def buildkit_client() -> str | None:
-    """A client whose engine builds with BuildKit, if there is one."""
+    """Return a client that builds with BuildKit; None if there is none."""
     for client in ("docker", "/usr/bin/docker"):
         probe = subprocess.run(
             [client, "build", "--quiet", "-"],
@@ -94,23 +93,21 @@ def buildkit_client() -> str | None:
     return None
 
 
-def test_a_change_of_the_code_leaves_the_packages_alone(
-    engine: Engine, tmp_path: Path, name: str
-) -> None:
+def test_code_change_keeps_package_layers(engine: Engine, tmp_path: Path, name: str) -> None:
     folder = context(tmp_path)
     (folder / "launch.py").write_text((ROOT / "launch.py").read_text() + "\n# changed\n")
     labels = engine.inspect()["Config"]["Labels"]
     base = labels["org.opencontainers.image.base.name"]
     build(engine.client, folder, "--build-arg", f"FROM_IMAGE_NAME={base}", "--tag", name)
     before, after = layers(engine, engine.image), layers(engine, name)
-    # Only the program and what is made of it are new.
+    # Only the last two layers, which hold the program, are new.
     assert len(before) == len(after)
     assert before[:-2] == after[:-2]
     assert before[-2] != after[-2]
 
 
 @pytest.mark.parametrize("builder", ["legacy", "buildkit"])
-def test_a_base_that_brings_torch_keeps_it(
+def test_base_with_torch_keeps_its_packages(
     engine: Engine, tmp_path: Path, name: str, builder: str
 ) -> None:
     client, variables = engine.client, {"DOCKER_BUILDKIT": "0"}
@@ -118,7 +115,7 @@ def test_a_base_that_brings_torch_keeps_it(
         variables = {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}
         found = buildkit_client()
         if found is None:
-            pytest.skip("no client here builds with BuildKit")
+            pytest.skip("no client builds with BuildKit here")
         client = found
     base, folder = f"{name}-base", tmp_path / "base"
     folder.mkdir()
@@ -130,29 +127,29 @@ def test_a_base_that_brings_torch_keeps_it(
     try:
         (tmp_path / "ours").mkdir()
         ours = context(tmp_path / "ours")
-        # BuildKit keeps its cache when the image goes: a second run would install nothing.
+        # BuildKit keeps its cache when the image is removed; a cached step prints nothing.
         options = ["--no-cache", "--build-arg", f"FROM_IMAGE_NAME={base}", "--tag", name]
-        said = build(client, ours, *options, **variables)
-        assert "installing 3 packages" in said
-        there = Engine(name, engine.client)
+        output = build(client, ours, *options, **variables)
+        assert "installing 3 packages" in output
+        built = Engine(name, engine.client)
         code = "import torch, rich, safetensors, pynvml; print(torch.__version__)"
         same = engine.run("python", "-c", "import torch; print(torch.__version__)").stdout
-        done = there.run("python", "-c", code)
+        done = built.run("python", "-c", code)
         assert done.stdout == same, done.stderr
-        # NVIDIA's banner came first, and on stderr; the revision of the base's torch is its own.
+        # The framework's banner comes first, on stderr; the base's variables are kept.
         first, second, *_ = done.stderr.splitlines()
-        assert first == "== a framework's own banner ==" and second.startswith("image-class")
-        shown = there.run("bash", "-c", "echo $PYTORCH_VERSION; ls /proc/$$/fd; id -u").stdout
+        assert first == "== framework banner ==" and second.startswith("image-class")
+        shown = built.run("bash", "-c", "echo $PYTORCH_VERSION; ls /proc/$$/fd; id -u").stdout
         version, *descriptors, user = shown.split()
         assert (version, user) == ("2.10.0a0+framework", "1000")
         assert "3" not in descriptors
-        listed = there.run("--list", "models", "--json")
+        listed = built.run("--list", "models", "--json")
         assert "resnet50" in json.loads(listed.stdout)["models"]
     finally:
         engine.call("image", "rm", "--force", name, base)
 
 
-def test_apex_is_built_only_where_it_can_be(engine: Engine) -> None:
+def test_apex_needs_a_cuda_compiler(engine: Engine) -> None:
     done = engine.run("bash", "docker/install_apex.sh", "0" * 40)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(

@@ -1,4 +1,4 @@
-"""What a command meets in the container: its own stdout, exit code and signals."""
+"""Commands in the container: stdout, exit codes and signals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_help_is_the_default(engine: Engine) -> None:
     assert done.stdout == engine.run("python", "launch.py", "--help").stdout
 
 
-def test_the_banner_leaves_stdout_alone(engine: Engine) -> None:
+def test_banner_is_on_stderr(engine: Engine) -> None:
     done = engine.run("--list", "runs", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)
@@ -30,7 +30,7 @@ def test_the_banner_leaves_stdout_alone(engine: Engine) -> None:
     assert json.loads(explained.stdout)["config"]["batch"]["global"] == 2048
 
 
-def test_the_doctor_finds_the_container_fit(engine: Engine, runs: Path) -> None:
+def test_doctor_passes(engine: Engine, runs: Path) -> None:
     done = engine.run("doctor", "--platform", "CPU", "--json", options=mounts(runs))
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert done.returncode == 0, [c for c in checks.values() if c["status"] == "fail"]
@@ -49,33 +49,24 @@ def test_the_doctor_finds_the_container_fit(engine: Engine, runs: Path) -> None:
         (["no-such-command"], 127),
     ],
 )
-def test_exit_codes_are_handed_on(engine: Engine, command: list[str], code: int) -> None:
+def test_exit_code_of_the_command(engine: Engine, command: list[str], code: int) -> None:
     assert engine.run(*command).returncode == code
 
 
-def test_a_command_without_handlers_hears_docker_stop(engine: Engine) -> None:
-    # As process 1 itself it would not: the kernel drops a signal that process 1 has no handler for.
+def test_docker_stop_ends_a_command_without_signal_handlers(engine: Engine) -> None:
+    # As process 1 it would not end: the kernel drops signals that process 1 has no handler for.
     name = engine.start("python", "-c", "print('up', flush=True); import time; time.sleep(600)")
     deadline = time.monotonic() + 60
     while "up" not in engine.logs(name) and time.monotonic() < deadline:
         time.sleep(0.1)
     engine.checked("stop", "-t", "60", name)
-    assert engine.ended(name) == 128 + 15
+    assert engine.wait(name) == 128 + 15
 
 
-def test_dockers_own_shared_memory_refuses_a_run(engine: Engine) -> None:
+def test_run_is_refused_with_docker_default_shared_memory(engine: Engine) -> None:
     flags = [flag for flag in LOCKED_DOWN if flag != "--ipc=host"]
-    run = [
-        "launch.py",
-        "--model",
-        "resnet18",
-        "--precision",
-        "FP32",
-        "--mode",
-        "convergence",
-        "--platform",
-        "CPU",
-    ]
+    names = "--model resnet18 --precision FP32 --mode convergence --platform CPU"
+    run = ["launch.py", *names.split()]
     refused = engine.run(*run, flags=flags)
     assert refused.returncode == 2
     error = refused.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""scripts/container_check.sh with the real engine: runs in the image, a figure that got worse."""
+"""scripts/container_check.sh with a real engine, and the detection of a slower image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.image.containers import ROOT, Engine
 
 
-def test_a_check_and_a_slower_image_against_it(engine: Engine, tmp_path: Path) -> None:
+def test_check_and_comparison_with_a_slower_image(engine: Engine, tmp_path: Path) -> None:
     results = tmp_path / "checks" / "first"
     script = ROOT / "scripts" / "container_check.sh"
     arguments = ["--quick", "--platform", "CPU", "--results", str(results), engine.image]
@@ -26,7 +26,7 @@ def test_a_check_and_a_slower_image_against_it(engine: Engine, tmp_path: Path) -
     try:
         out, err = check.communicate()
     finally:
-        # When time is up: the script stops its container only if it is asked to end.
+        # On a timeout: the script stops its container only if it is terminated, not if killed.
         check.terminate()
         check.wait()
     assert check.returncode == 0, out + err
@@ -37,7 +37,7 @@ def test_a_check_and_a_slower_image_against_it(engine: Engine, tmp_path: Path) -
     assert summary["images"][0]["id"] == engine.inspect()["Id"]
     assert [run["exit"] for run in summary["runs"]] == [0, 0, 0]
 
-    # The same runs with a hundredth of the speed, as those of the next image.
+    # The same runs at a hundredth of the speed, as if another image had produced them.
     first = results / summary["images"][0]["folder"]
     slower = tmp_path / "slower"
     shutil.copytree(first, slower)

@@ -1,4 +1,4 @@
-"""What the image holds and who may write it."""
+"""Contents of the image and their permissions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WRITABLE = (
 )
 
 
-def test_the_user_is_not_root_and_writes_runs_and_tmp_alone(engine: Engine) -> None:
+def test_user_is_not_root_and_writes_only_runs_and_tmp(engine: Engine) -> None:
     for flags in ([], ["--user", "4321:8765"]):
         done = engine.run("bash", "-c", WRITABLE, flags=["--network", "none", *flags])
         *writable, user = done.stdout.splitlines()
@@ -22,13 +22,13 @@ def test_the_user_is_not_root_and_writes_runs_and_tmp_alone(engine: Engine) -> N
         assert inside == {"/workspace/runs"}
 
 
-def test_a_user_without_a_name_has_one_for_python(engine: Engine) -> None:
+def test_user_without_passwd_entry(engine: Engine) -> None:
     code = "import getpass, pathlib; print(getpass.getuser(), pathlib.Path.home())"
     done = engine.run("python", "-c", code, options=["--user", "4321:8765"])
     assert done.stdout.split() == ["trainer", "/tmp"]
 
 
-def test_labels_say_what_it_is_made_of(engine: Engine) -> None:
+def test_labels(engine: Engine) -> None:
     config = engine.inspect()["Config"]
     labels = {
         key.removeprefix("org.opencontainers.image."): value
@@ -42,27 +42,27 @@ def test_labels_say_what_it_is_made_of(engine: Engine) -> None:
     environment = dict(entry.split("=", 1) for entry in config["Env"])
     assert environment["IMAGE_CLASSIFICATION_REVISION"] == labels["revision"]
     assert environment["IMAGE_CLASSIFICATION_BASE"] == labels["base.name"]
-    # enroot's hook for PyTorch does nothing where this is not set.
+    # enroot's PyTorch hook needs this variable.
     assert environment["PYTORCH_VERSION"].startswith("2.")
 
 
-def test_the_program_alone_is_in_it(engine: Engine) -> None:
-    there = set(engine.run("bash", "-c", "ls -A /workspace").stdout.split())
-    assert {"launch.py", "configs.yml", "image_classification", "docker", "runs"} <= there
-    assert not there & {".git", ".venv", "tests", "benchmarks"}
+def test_no_development_files(engine: Engine) -> None:
+    found = set(engine.run("bash", "-c", "ls -A /workspace").stdout.split())
+    assert {"launch.py", "configs.yml", "image_classification", "docker", "runs"} <= found
+    assert not found & {".git", ".venv", "tests", "benchmarks"}
     folders = "ls -A /root/.cache /var/lib/apt/lists /var/cache/apt 2>/dev/null"
     caches = engine.run("bash", "-c", folders, options=["--user", "0:0"]).stdout
     assert not re.search(r"\.(deb|bin)|pip|_Packages", caches)
 
 
-def test_no_secret_is_left_in_a_layer(engine: Engine) -> None:
+def test_no_secret_in_the_layers(engine: Engine) -> None:
     history = engine.checked("history", "--no-trunc", "--format", "{{.CreatedBy}}", engine.image)
     environment = "\n".join(engine.inspect()["Config"]["Env"])
     for text in (history, environment):
         assert not re.search(r"(?i)token|password|secret|api_?key|://[^/\s]*@", text)
 
 
-def test_the_packages_are_the_pinned_ones(engine: Engine) -> None:
+def test_packages_are_the_pinned_versions(engine: Engine) -> None:
     frozen = engine.run("python", "-m", "pip", "list", "--format=freeze").stdout
     installed = {}
     for line in frozen.splitlines():
@@ -76,7 +76,7 @@ def test_the_packages_are_the_pinned_ones(engine: Engine) -> None:
     assert wrong.returncode == 0, wrong.stderr
 
 
-def test_dalis_image_primitives_are_found(engine: Engine) -> None:
+def test_npp_libraries_load(engine: Engine) -> None:
     code = "import ctypes; [ctypes.CDLL(f'libnpp{part}.so.12') for part in ('c', 'ig', 'icc')]"
     done = engine.run("python", "-c", code)
     assert done.returncode == 0, done.stderr

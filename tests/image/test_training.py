@@ -1,4 +1,4 @@
-"""Training inside: as another user on a read-only root, stopped, continued, compiled."""
+"""Training in containers: another user, a read-only root, stopping, resuming, torch.compile."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ ONE_EPOCH = ["--set", "run.stop_epoch=1"]
 
 
 def newest(run: Path) -> Path:
-    """The folder of the newest checkpoint."""
+    """Return the folder of the newest checkpoint."""
     return sorted((run / "checkpoints").glob("step-*"))[-1]
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
-    """Of the same step, to the bit. The files' headers are in no order of their own."""
+    """Assert that the newest checkpoints are of the same step with bit-equal weights."""
     assert newest(one).name == newest(other).name
     first, second = (load_file(newest(run) / "model.safetensors") for run in (one, other))
     assert set(first) == set(second)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_demo_learns_as_a_user_without_a_name(engine: Engine, runs: Path) -> None:
-    # The demo's own command, with a smaller network and half its epochs.
+def test_demo_as_a_user_without_passwd_entry(engine: Engine, runs: Path) -> None:
+    # The demo command with a smaller network and half the epochs.
     done = engine.run(
         *(["demo", "--model", "resnet18", "--epochs", "4", "--workspace", "runs/demo"]),
         options=[*mounts(runs), "--user", "4321:8765"],
@@ -46,9 +46,7 @@ def test_the_demo_learns_as_a_user_without_a_name(engine: Engine, runs: Path) ->
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "dali-cpu"])
-def test_a_data_set_that_is_mounted_read_only(
-    engine: Engine, runs: Path, digits: Path, backend: str
-) -> None:
+def test_read_only_data_set(engine: Engine, runs: Path, digits: Path, backend: str) -> None:
     before = sorted(digits.rglob("*"))
     done = engine.run(
         *SMALL_RUN,
@@ -62,43 +60,43 @@ def test_a_data_set_that_is_mounted_read_only(
     assert "/imagenet: manifest.json, train, val" in done.stderr
 
 
-def test_stopped_in_mid_epoch_and_continued_in_a_new_container(
+def test_stopped_mid_epoch_and_resumed_in_a_new_container(
     engine: Engine, runs: Path, digits: Path
 ) -> None:
     command = [*SMALL_RUN, "--set", "run.stop_epoch=1", "--set", "run.log_every_steps=1"]
     command += ["--workers", "1", "--resume", "auto"]
     options = [*mounts(runs, digits), "--env", "OMP_NUM_THREADS=1"]
-    straight = engine.run(*command, "--workspace", "runs/straight", options=options)
-    assert straight.returncode == 0, straight.stderr
+    uninterrupted = engine.run(*command, "--workspace", "runs/uninterrupted", options=options)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
 
     name = engine.start(*command, "--workspace", "runs/stopped", options=options)
     wait_for_step(runs / "stopped" / "metrics.jsonl", 10)
     engine.checked("stop", "-t", "120", name)
-    assert engine.ended(name) == 75, engine.logs(name)
+    assert engine.wait(name) == 75, engine.logs(name)
     step = int(newest(runs / "stopped").name.removeprefix("step-"))
     assert 10 <= step < 44, "stopped within the first epoch"
 
-    again = engine.run(*command, "--workspace", "runs/stopped", options=options)
-    assert again.returncode == 0, again.stderr
-    assert_same_weights(runs / "stopped", runs / "straight")
-    assert losses(runs / "stopped") == losses(runs / "straight")
-    # Nothing is left to do a third time, and it says so.
+    resumed = engine.run(*command, "--workspace", "runs/stopped", options=options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_weights(runs / "stopped", runs / "uninterrupted")
+    assert losses(runs / "stopped") == losses(runs / "uninterrupted")
+    # A third start has nothing left to do and exits with 0.
     assert engine.run(*command, "--workspace", "runs/stopped", options=options).returncode == 0
 
 
-def test_folders_of_another_user_are_told_with_the_remedy(engine: Engine, tmp_path: Path) -> None:
+def test_error_for_a_folder_of_another_user(engine: Engine, tmp_path: Path) -> None:
     if os.getuid() != 0:
-        pytest.skip("only root can make a folder that the image's user may not write")
-    theirs = tmp_path / "theirs"
-    theirs.mkdir(mode=0o755)
-    done = engine.run("demo", options=mounts(theirs))
+        pytest.skip("only root can create a folder that the image's user cannot write")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir(mode=0o755)
+    done = engine.run("demo", options=mounts(foreign))
     assert done.returncode == 2
     assert "--user $(id -u):$(id -g)" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert not list(theirs.iterdir())
+    assert not list(foreign.iterdir())
 
 
-def test_torch_compile_has_its_compiler(engine: Engine) -> None:
+def test_torch_compile(engine: Engine) -> None:
     code = (
         "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.ones(64); "
         "torch.testing.assert_close(f(x), (x.sin() + 1).sum())"

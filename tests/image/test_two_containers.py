@@ -24,13 +24,13 @@ def network(engine: Engine) -> Iterator[str]:
     name = f"ic-test-{uuid.uuid4().hex[:12]}"
     made = engine.call("network", "create", name)
     if made.returncode:
-        pytest.skip(f"this engine makes no networks: {made.stderr.strip()}")
+        pytest.skip(f"this engine cannot create networks: {made.stderr.strip()}")
     yield name
     engine.remove_all()
     engine.call("network", "rm", name)
 
 
-def test_torchrun_in_two_containers_learns_what_one_process_learns(
+def test_torchrun_in_two_containers_trains_like_one_process(
     engine: Engine, runs: Path, photographs: Path, network: str
 ) -> None:
     options = [*mounts(runs, photographs), "--env", "OMP_NUM_THREADS=1", "--network", network]
@@ -52,7 +52,7 @@ def test_torchrun_in_two_containers_learns_what_one_process_learns(
                 options=[*options, "--hostname", host, "--network-alias", host],
             )
         )
-    codes = [engine.ended(node) for node in nodes]
+    codes = [engine.wait(node) for node in nodes]
     assert codes == [0, 0], "\n".join(engine.logs(node) for node in nodes)
     found = report(runs / "two")
     assert found["config"]["batch"]["accumulation"] == 2
@@ -61,11 +61,11 @@ def test_torchrun_in_two_containers_learns_what_one_process_learns(
     assert losses(runs / "two") == pytest.approx(losses(runs / "one"), abs=1e-4)
 
 
-def test_the_compose_file(engine: Engine, runs: Path) -> None:
+def test_compose_file(engine: Engine, runs: Path) -> None:
     compose = shutil.which("docker-compose")
     plugin = engine.call("compose", "version").returncode == 0
     if not plugin and compose is None:
-        pytest.skip("no docker compose here")
+        pytest.skip("docker compose is not installed")
     command = [engine.client, "compose"] if plugin else [str(compose)]
     file = ["--file", str(ROOT / "scripts" / "docker" / "compose.yml")]
     project = ["--project-name", f"ic-test-{uuid.uuid4().hex[:12]}"]

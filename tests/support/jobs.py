@@ -170,6 +170,12 @@ class Job:
         (pid,) = ranks or self.pids
         return pid
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal to every process started directly that still runs."""
+        for pid in self.pids:
+            if pid not in self.exit_codes:
+                os.kill(pid, number)
+
     def processes(self) -> list[int]:
         """Return the pids of all running processes of the job."""
         return [

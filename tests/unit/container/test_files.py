@@ -17,7 +17,7 @@ BAKE = (ROOT / "docker" / "docker-bake.hcl").read_text()
 
 
 def bases(expression: str) -> str:
-    """Evaluate ``expression`` where scripts/docker/bases.sh was read."""
+    """Evaluate ``expression`` after sourcing scripts/docker/bases.sh."""
     done = subprocess.run(
         ["bash", "-c", f"source scripts/docker/bases.sh; {expression}"],
         cwd=ROOT,
@@ -28,18 +28,20 @@ def bases(expression: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def test_every_platform_has_a_base_or_a_vendor() -> None:
+def test_every_platform_has_a_base() -> None:
     targets = {name: bases(f"target_of {name}") for name in load_catalogue().platforms}
     assert {"slim", "ngc", ""} == set(targets.values())
     for platform in ("CPU", "DGX1V", "DGX2V"):
-        assert targets[platform] == "slim", "torch's later builds and NVIDIA's have no V100"
+        assert targets[platform] == "slim", (
+            "later torch wheels and NVIDIA's images do not support V100"
+        )
     assert {n for n, t in targets.items() if t == ""} == {
         n for n in targets if n.startswith(("BI-V100", "GAUDI"))
     }
     assert bases("target_of DGX1") == "unknown"
 
 
-def test_one_name_for_each_base() -> None:
+def test_bases_agree() -> None:
     slim, ngc = bases("base_of slim"), bases("base_of ngc")
     assert set(re.findall(r'FROM_IMAGE_NAME = "(.+?)"', BAKE)) == {slim, ngc}
     assert set(re.findall(r"ARG FROM_IMAGE_NAME=(.+)", DOCKERFILE)) == {slim}
@@ -47,23 +49,23 @@ def test_one_name_for_each_base() -> None:
     assert slim in readme and ngc in readme
 
 
-def test_one_version() -> None:
+def test_versions_agree() -> None:
     assert f"ARG IMAGE_VERSION={__version__}" in DOCKERFILE
     assert re.search(rf'"IMAGE_VERSION" {{\n  default = "{re.escape(__version__)}"', BAKE)
 
 
-def test_the_bake_file_gives_only_arguments_there_are() -> None:
+def test_bake_file_uses_declared_arguments() -> None:
     given = set(re.findall(r"^    (\w+) +=|args +=? *{ (\w+) =", BAKE, flags=re.MULTILINE))
     declared = set(re.findall(r"^ARG (\w+)", DOCKERFILE, flags=re.MULTILINE))
     assert {a or b for a, b in given} == declared
 
 
-def test_the_dockerfile_builds_without_buildkit() -> None:
+def test_dockerfile_needs_no_buildkit() -> None:
     assert "# syntax" not in DOCKERFILE
     assert not re.search(r"<<-?[\"']?\w+|--mount=|--chmod|--link", DOCKERFILE)
 
 
-def test_what_is_copied_is_not_ignored() -> None:
+def test_dockerignore_keeps_needed_files() -> None:
     """Docker reads .dockerignore as a list of patterns, the last that matches decides."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     kept = {line[1:] for line in lines if line.startswith("!")}
@@ -74,7 +76,7 @@ def test_what_is_copied_is_not_ignored() -> None:
         assert (ROOT / entry).exists(), entry
 
 
-def test_the_compose_file_starts_two_nodes_of_one_world() -> None:
+def test_compose_file() -> None:
     content = yaml.safe_load((ROOT / "scripts" / "docker" / "compose.yml").read_text())
     first, second = content["services"]["node0"], content["services"]["node1"]
     for rank, node in enumerate((first, second)):
@@ -85,7 +87,7 @@ def test_the_compose_file_starts_two_nodes_of_one_world() -> None:
     assert first["command"] == second["command"]
 
 
-def test_each_node_gets_a_gpu_of_its_own() -> None:
+def test_compose_gpu_file() -> None:
     nodes = [
         yaml.safe_load((ROOT / "scripts" / "docker" / name).read_text())["services"]
         for name in ("compose.yml", "compose.gpu.yml")
@@ -97,12 +99,12 @@ def test_each_node_gets_a_gpu_of_its_own() -> None:
     )
     assert [device["device_ids"] for device in devices] == [["0"], ["1"]]
     for node in nodes[1].values():
-        # Neither is guessed: what stands in compose.yml is the demo on a CPU.
+        # Both must be given: the default in compose.yml is the demo on a CPU.
         assert "${COMMAND:?" in node["command"]
         assert [v.startswith("${DATA:?") and v.endswith(":ro") for v in node["volumes"]] == [True]
 
 
-def test_a_pod_runs_as_the_images_user() -> None:
+def test_kubernetes_user() -> None:
     (user,) = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, flags=re.MULTILINE)
     manifest = (ROOT / "scripts" / "kubernetes" / "resnet50.yaml").read_text()
     assert f"fsGroup: {user[1]}" in manifest and "runAsNonRoot: true" in manifest

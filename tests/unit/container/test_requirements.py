@@ -81,7 +81,7 @@ def test_the_recorded_defaults_follow_the_pins() -> None:
     ("requirement", "words"),
     [
         ("pyyaml>=99", "pyyaml is .*; this program needs pyyaml>=99"),
-        ("no-such-package>=1", "no-such-package is not there"),
+        ("no-such-package>=1", "no-such-package is not installed"),
     ],
 )
 def test_what_a_base_lacks_is_said(requirement: str, words: str) -> None:

@@ -1,4 +1,4 @@
-"""entrypoint.sh, build.sh and run.sh, with stand-ins for what they call."""
+"""entrypoint.sh, build.sh and run.sh, with stubs of the programs they call."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-StandIn = Callable[..., Path]
+MakeStub = Callable[..., Path]
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path) -> StandIn:
+def make_stub(tmp_path: Path) -> MakeStub:
     """Put a shell script called ``name`` first on PATH; it appends its arguments to a file."""
     folder = tmp_path / "bin"
     folder.mkdir()
 
     def make(name: str, body: str = "") -> Path:
-        told = tmp_path / f"{name}.calls"
+        log = tmp_path / f"{name}.calls"
         script = folder / name
-        # One call a line, words parted by tabs.
-        note = f"(IFS=$'\\t'; echo \"$*\") >> '{told}'"
+        # One call per line, arguments separated by tabs.
+        note = f"(IFS=$'\\t'; echo \"$*\") >> '{log}'"
         script.write_text(f"#!/bin/bash\n{note}\n{body}\n", encoding="utf-8")
         script.chmod(0o755)
-        return told
+        return log
 
     return make
 
 
 @pytest.fixture
 def run_script(tmp_path: Path) -> Run:
-    """Run a script of the repository with the stand-ins first on PATH."""
+    """Run a script of the repository with the stubs first on PATH."""
 
     def run(
         script: str, *arguments: str, cwd: Path = ROOT, **variables: str
@@ -54,23 +54,23 @@ def run_script(tmp_path: Path) -> Run:
     return run
 
 
-def calls(told: Path) -> list[list[str]]:
-    """What a stand-in was called with."""
-    return [line.split("\t") for line in told.read_text().splitlines()] if told.exists() else []
+def calls(log: Path) -> list[list[str]]:
+    """Return the arguments of each call of a stub."""
+    return [line.split("\t") for line in log.read_text().splitlines()] if log.exists() else []
 
 
 DEMO = ["--model", "resnet50", "--precision", "AMP", "--mode", "convergence", "--platform", "CPU"]
 
-# The engine's answers: an image that is there, with a digest.
+# Answers like an engine that has the image, with a digest.
 DOCKER = """case "$*" in
   "image inspect --format"*) echo example/base@sha256:0123 ;;
 esac"""
 
 
-def entrypoint(run_script: Run, told: Path, *arguments: str) -> list[list[str]]:
+def entrypoint(run_script: Run, log: Path, *arguments: str) -> list[list[str]]:
     done = run_script("docker/entrypoint.sh", *arguments)
     assert done.returncode == 0, done.stderr
-    return calls(told)
+    return calls(log)
 
 
 @pytest.mark.parametrize(
@@ -90,39 +90,39 @@ def entrypoint(run_script: Run, told: Path, *arguments: str) -> list[list[str]]:
         ),
     ],
 )
-def test_what_the_entrypoint_becomes(
-    arguments: list[str], command: list[str], stand_in: StandIn, run_script: Run
+def test_entrypoint_command(
+    arguments: list[str], command: list[str], make_stub: MakeStub, run_script: Run
 ) -> None:
-    greeting, becomes = entrypoint(run_script, stand_in("python"), *arguments)
-    assert greeting[:2] == ["-m", "image_classification.cli.container_start"]
-    assert becomes == command
-    # It judges the very command that is then started.
-    assert greeting[2:] == ["python", *command]
+    check, command_line = entrypoint(run_script, make_stub("python"), *arguments)
+    assert check[:2] == ["-m", "image_classification.cli.container_start"]
+    assert command_line == command
+    # The check gets the command that is then executed.
+    assert check[2:] == ["python", *command]
 
 
-def test_any_other_command_is_itself(stand_in: StandIn, run_script: Run) -> None:
-    stand_in("python")
+def test_entrypoint_executes_other_commands_unchanged(make_stub: MakeStub, run_script: Run) -> None:
+    make_stub("python")
     done = run_script("docker/entrypoint.sh", "bash", "-c", "echo $0 $1; exit 9", "a b", "c")
     assert (done.returncode, done.stdout) == (9, "a b c\n")
 
 
-def test_a_refusal_starts_nothing(stand_in: StandIn, run_script: Run) -> None:
-    told = stand_in("python", "echo banner; exit 2")
+def test_entrypoint_stops_when_the_check_refuses(make_stub: MakeStub, run_script: Run) -> None:
+    log = make_stub("python", "echo banner; exit 2")
     done = run_script("docker/entrypoint.sh", "launch.py")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "banner\n")
-    assert len(calls(told)) == 1
+    assert len(calls(log)) == 1
 
 
-def test_the_build_says_what_the_image_is_made_of(stand_in: StandIn, run_script: Run) -> None:
-    told = stand_in("docker", DOCKER)
+def test_build_arguments_and_tags(make_stub: MakeStub, run_script: Run) -> None:
+    log = make_stub("docker", DOCKER)
     secret = (
         'case "$*" in remote*) echo https://me:secret@example.org/a.git ;; *) echo c0ffee; esac'
     )
-    stand_in("git", secret)
+    make_stub("git", secret)
     done = run_script("scripts/docker/build.sh", "H100", "--no-cache")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "image-classification:ngc"
-    build = calls(told)[-1]
+    build = calls(log)[-1]
     assert build[0] == "build" and build[-2:] == ["--no-cache", "."]
     given = [build[i + 1] for i, word in enumerate(build) if word == "--build-arg"]
     assert "FROM_IMAGE_NAME=nvcr.io/nvidia/pytorch:26.09-py3" in given
@@ -133,13 +133,13 @@ def test_the_build_says_what_the_image_is_made_of(stand_in: StandIn, run_script:
     assert tags == ["image-classification:ngc", "image-classification:latest"]
 
 
-def test_another_base(stand_in: StandIn, run_script: Run) -> None:
-    told = stand_in("docker", DOCKER)
+def test_build_on_another_base(make_stub: MakeStub, run_script: Run) -> None:
+    log = make_stub("docker", DOCKER)
     done = run_script(
         "scripts/docker/build.sh", "BI-V100x8", FROM_IMAGE_NAME="vendor/torch:1", IMAGE="ours"
     )
     assert done.returncode == 0, done.stderr
-    build = calls(told)[-1]
+    build = calls(log)[-1]
     assert "FROM_IMAGE_NAME=vendor/torch:1" in build and "ours:custom" in build
 
 
@@ -148,35 +148,35 @@ def test_another_base(stand_in: StandIn, run_script: Run) -> None:
     [
         (["DGX1"], DOCKER, "no platform 'DGX1'"),
         (["BI-V100x8"], DOCKER, "set FROM_IMAGE_NAME"),
-        (["CPU"], "exit 1", "python:3.11-slim-bookworm cannot be had"),
+        (["CPU"], "exit 1", "python:3.11-slim-bookworm cannot be pulled"),
     ],
 )
-def test_a_build_that_cannot_be(
-    arguments: list[str], body: str, words: str, stand_in: StandIn, run_script: Run
+def test_build_errors(
+    arguments: list[str], body: str, words: str, make_stub: MakeStub, run_script: Run
 ) -> None:
-    stand_in("docker", body)
+    make_stub("docker", body)
     done = run_script("scripts/docker/build.sh", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and words in done.stderr
 
 
-def run_options(told: Path) -> list[str]:
-    (run,) = [call for call in calls(told) if call[0] == "run"]
+def run_options(log: Path) -> list[str]:
+    (run,) = [call for call in calls(log) if call[0] == "run"]
     return run
 
 
-def test_a_run_is_unprivileged_and_has_its_folders(
-    stand_in: StandIn, run_script: Run, tmp_path: Path
+def test_run_is_unprivileged_and_mounts_folders(
+    make_stub: MakeStub, run_script: Run, tmp_path: Path
 ) -> None:
-    told = stand_in("docker")
-    stand_in("nvidia-smi", "exit 9")
+    log = make_stub("docker")
+    make_stub("nvidia-smi", "exit 9")
     data = tmp_path / "data"
     data.mkdir()
     done = run_script(
         "scripts/docker/run.sh", "CPU", "launch.py", "--x", "a b", cwd=tmp_path, DATA=str(data)
     )
     assert done.returncode == 0, done.stderr
-    options = run_options(told)
+    options = run_options(log)
     assert options[-4:] == ["image-classification:slim", "launch.py", "--x", "a b"]
     assert f"{tmp_path}/runs:/workspace/runs" in options
     assert f"{data}:/imagenet:ro" in options
@@ -187,32 +187,30 @@ def test_a_run_is_unprivileged_and_has_its_folders(
     assert (tmp_path / "runs").is_dir()
 
 
-def test_gpus_are_given_where_there_are_any(
-    stand_in: StandIn, run_script: Run, tmp_path: Path
-) -> None:
-    told = stand_in("docker", "[[ $1 != create ]] || echo probe")
-    stand_in("nvidia-smi", "echo GPU 0")
+def test_run_passes_gpus(make_stub: MakeStub, run_script: Run, tmp_path: Path) -> None:
+    log = make_stub("docker", "[[ $1 != create ]] || echo probe")
+    make_stub("nvidia-smi", "echo GPU 0")
     run_script(
         "scripts/docker/run.sh", "H100", "doctor", cwd=tmp_path, DOCKER_OPTIONS="--network host"
     )
-    options = run_options(told)
+    options = run_options(log)
     assert options[options.index("--gpus") + 1] == "all"
     assert options[options.index("--network") + 1] == "host"
     assert options[-2:] == ["image-classification:ngc", "doctor"]
-    # What was tried is gone.
-    assert ["rm", "--force", "probe"] in calls(told)
+    # The container of the probe is removed.
+    assert ["rm", "--force", "probe"] in calls(log)
 
 
-def test_an_engine_that_refuses_what_is_asked(
-    stand_in: StandIn, run_script: Run, tmp_path: Path
+def test_run_on_an_engine_without_an_option(
+    make_stub: MakeStub, run_script: Run, tmp_path: Path
 ) -> None:
-    told = stand_in("docker", 'case "$*" in create*memlock*) exit 1; esac')
-    stand_in("nvidia-smi", "exit 9")
+    log = make_stub("docker", 'case "$*" in create*memlock*) exit 1; esac')
+    make_stub("nvidia-smi", "exit 9")
     done = run_script("scripts/docker/run.sh", "doctor", cwd=tmp_path)
     assert done.stderr.startswith("note: this engine does not allow --ulimit memlock=-1")
-    assert "memlock=-1" not in run_options(told)
-    stand_in("nvidia-smi", "echo GPU 0")
-    stand_in("docker", 'case "$*" in create*gpus*) exit 1; esac')
+    assert "memlock=-1" not in run_options(log)
+    make_stub("nvidia-smi", "echo GPU 0")
+    make_stub("docker", 'case "$*" in create*gpus*) exit 1; esac')
     done = run_script("scripts/docker/run.sh", "doctor", cwd=tmp_path)
     assert done.returncode == 2 and "container toolkit" in done.stderr
 
@@ -221,19 +219,19 @@ def test_an_engine_that_refuses_what_is_asked(
     ("body", "variables", "words"),
     [
         ("exit 1", {}, "there is no image image-classification:latest"),
-        ("", {"DATA": "/no/such/folder"}, "DATA=/no/such/folder is no folder"),
+        ("", {"DATA": "/no/such/folder"}, "DATA=/no/such/folder is not a folder"),
     ],
 )
-def test_a_run_that_cannot_be(
+def test_run_errors(
     body: str,
     variables: dict[str, str],
     words: str,
-    stand_in: StandIn,
+    make_stub: MakeStub,
     run_script: Run,
     tmp_path: Path,
 ) -> None:
-    stand_in("docker", body)
-    stand_in("nvidia-smi", "exit 9")
+    make_stub("docker", body)
+    make_stub("nvidia-smi", "exit 9")
     done = run_script("scripts/docker/run.sh", "doctor", cwd=tmp_path, **variables)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ") and words in done.stderr
