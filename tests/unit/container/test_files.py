@@ -33,7 +33,7 @@ def test_every_platform_has_a_base() -> None:
     assert {"slim", "ngc", ""} == set(targets.values())
     for platform in ("CPU", "DGX1V", "DGX2V"):
         assert targets[platform] == "slim", (
-            "later torch wheels and NVIDIA's images do not support V100"
+            "later torch and NGC images do not support V100"
         )
     assert {n for n, t in targets.items() if t == ""} == {
         n for n in targets if n.startswith(("BI-V100", "GAUDI"))
