@@ -3,19 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-quick test-faults test-image lint format golden pages lock bench \
-  clean
+.PHONY: help setup demo test test-quick test-faults test-image lint format golden pages docs lock \
+  bench clean
 
 help:
-	@echo "make demo        train ResNet-50 on a small real data set on this CPU (about 4 minutes)"
+	@echo "make demo        train ResNet-50 on a small real data set on this CPU; PRECISION=FP32 is"
+	@echo "                 faster on CPUs without bfloat16 instructions"
 	@echo "make test        the whole test suite"
 	@echo "make test-quick  without the tests that take more than a few seconds"
-	@echo "make test-faults the fault tests in full (about 25 minutes), into docs/reliability.md"
-	@echo "make test-image  build the container image and try it (a Docker engine; about 10 minutes)"
-	@echo "make lint        ruff, mypy, shellcheck and hadolint"
+	@echo "make test-faults the fault tests in full (about 25 minutes); writes docs/reliability.md"
+	@echo "make test-image  build and test the container image (a Docker engine; about 10 minutes)"
+	@echo "make lint        ruff, mypy, shellcheck, hadolint, actionlint"
+	@echo "make docs        build the documentation site into site/"
 	@echo "make golden      rewrite the golden files (review the diff)"
-	@echo "make pages       rewrite the tables and commands of docs/models (review the diff)"
-	@echo "make lock        pin the image's packages anew, into docker/requirements (review the diff)"
+	@echo "make pages       rewrite the generated parts of docs/models (review the diff)"
+	@echo "make lock        pin the image's packages again, in docker/requirements (review the diff)"
 	@echo "make bench       speed measurements, into benchmarks/results/"
 	@echo "make setup       .venv with everything; the targets above call it"
 
@@ -25,16 +27,18 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	  || { echo "error: Python 3.10 or newer is needed: make PYTHON=python3.11 …" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,dali]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,dali]'
 	touch $@
 
 setup: $(VENV)/.complete
 
-demo: setup
-	$(BIN)/python launch.py --model resnet50 --precision AMP --mode convergence --platform CPU
+PRECISION ?= AMP
 
-# Two files of tests at a time: most tests wait for one process or another half of their time. In
-# their order: the fault tests, which take longest, come early.
+demo: setup
+	$(BIN)/python launch.py --model resnet50 --precision $(PRECISION) --mode convergence --platform CPU
+
+# Two test files at a time, because most tests spend half of their time waiting for processes. In
+# alphabetical order, so that the fault tests, which take longest, start early.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup
@@ -43,14 +47,14 @@ test: setup
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
-# The table is written from failures, too; they decide the exit code.
+# The table is written even if tests fail; the exit code is then 1.
 test-faults: FAULTS ?= full
 test-faults: setup
 	@mkdir -p build
 	-FAULTS=$(FAULTS) $(BIN)/python -m pytest -m faults --junitxml=build/faults.xml
 	$(BIN)/python scripts/fault_table.py build/faults.xml
 
-# Skips with a line where no engine can be had; REQUIRE_DOCKER=1 makes that an error.
+# Skipped with a line if there is no Docker engine; REQUIRE_DOCKER=1 makes that an error.
 test-image: setup
 	@PYTHON=$(BIN)/python bash scripts/docker/test_image.sh || test $$? -eq 77
 
@@ -61,6 +65,8 @@ lint: setup
 	$(BIN)/shellcheck --external-sources scripts/*.sh scripts/docker/*.sh docker/*.sh \
 	  scripts/slurm/*.sbatch .ci/run
 	$(BIN)/hadolint Dockerfile
+	@PATH="$(BIN):$$PATH"; if command -v actionlint >/dev/null; then actionlint; \
+	  else echo "actionlint is not installed; .github/workflows was not checked"; fi
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -71,6 +77,10 @@ golden: setup
 
 pages: setup
 	$(BIN)/python scripts/model_pages.py
+
+# Strict: a broken link or a page outside the navigation is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: setup
 	UV=$(BIN)/uv docker/lock.sh
@@ -84,4 +94,4 @@ bench: setup
 	$(BIN)/python benchmarks/openmp_wait.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,12 +1,13 @@
-"""Write docs/reliability.md from what the fault tests saw.
+"""Write docs/reliability.md from the results of the fault tests.
 
-``fault_table.py [RESULTS.xml…] [-o docs/reliability.md]``: RESULTS are what pytest writes with
-``--junitxml``. A test that is not among them keeps its row, with the date it was run on; one that
-exists no more loses it; one never run says so.
+``fault_table.py [RESULTS.xml…] [-o docs/reliability.md]``: RESULTS are the files of pytest's
+``--junitxml``. A test without a result keeps its row with the date of its last run, also if it
+moved to another file. The row of a removed test is dropped, and a test that was never run says
+so.
 
-A row is a test in tests/faults, or one elsewhere marked ``@pytest.mark.faults(FAULT, SEEN)``. What
-it does is its docstring's first line, else FAULT, else its name. What was seen is what it recorded
-as ``seen``, else SEEN: it passed, so that is what happened.
+Every test in tests/faults has a row, and every test elsewhere with ``@pytest.mark.faults(FAULT,
+SEEN)``. The fault is the first line of the test's docstring, else FAULT, else its name. What was
+observed is what the test recorded as ``seen``, else SEEN, which is what a passing test asserts.
 """
 
 from __future__ import annotations
@@ -27,28 +28,28 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 NOT_RUN = "not run yet"
-AS_SAID = "as said"
+AS_DESCRIBED = "as described"
 
 INTRODUCTION = """\
-# Reliability: faults tried
+# Reliability
 
-Each row is a test that does the fault to a real run and looks at what it leaves. `make test-faults`
-runs them all in full and rewrites this page; `make test` runs a short form of each. Do not edit the
-tables by hand.
+Each row is a test that causes a fault in a real run and checks the outcome. `make test-faults`
+runs them all in full and rewrites this page; `make test` runs a short form of each. Do not edit
+the tables by hand.
 
-"Bit for bit" means that every tensor of the last checkpoint (weights, batch-norm statistics,
-optimizer) equals that of a run that nothing happened to. It holds on a CPU in FP32 with the same
-number of processes. A run that is refused ends with one line that names the thing and the remedy,
-and with exit code 2 unless the row names another. "As said": what the first column says is what was
-seen. "One form": the test has no other length.
+"Bit for bit" means that every tensor of the last checkpoint (weights, batch norm statistics,
+optimizer) equals that of an undisturbed run. It holds on a CPU in FP32 with the same number of
+processes. A refused run ends with one line that names the problem and the remedy, and with exit
+code 2 unless the row says otherwise. "As described": the outcome is the one in the first column.
+"One form": the test has no shorter form.
 """
 
 
 @dataclass(frozen=True)
 class FaultTest:
-    """A test of the tree.
+    """A fault test.
 
-    path: relative to the repository. what: what it does. promise: what it asserts, by its marker.
+    path: relative to the repository. what: the fault. promise: the outcome named by its marker.
     """
 
     path: str
@@ -59,13 +60,13 @@ class FaultTest:
 
     @property
     def key(self) -> str:
-        """What stands for it in the table."""
+        """The test as named in the last column."""
         return f"{self.path}::{self.name}"
 
 
 @dataclass
 class Result:
-    """What one run of pytest says of a test, all its parameters together."""
+    """The results of one test in one run of pytest, over all its parameters."""
 
     times: int = 0
     seen: list[str] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Result:
 
 
 def fault_tests(root: Path = ROOT) -> list[FaultTest]:
-    """List every test of tests/faults and every other one marked ``faults``, by file."""
+    """Return the tests of tests/faults and those marked ``faults`` elsewhere, by file."""
     found = []
     for path in sorted((root / "tests").rglob("test_*.py")):
         text = path.read_text(encoding="utf-8")
@@ -94,7 +95,7 @@ def fault_tests(root: Path = ROOT) -> list[FaultTest]:
             marks = [d for d in node.decorator_list if "mark.faults" in ast.unparse(d)]
             if everything or marks:
                 words = node.name.removeprefix("test_").replace("_", " ").capitalize()
-                fault, promise = _words_of(marks) or (words, AS_SAID)
+                fault, promise = _words_of(marks) or (words, AS_DESCRIBED)
                 what = _first_line(node) or fault
                 relative = path.relative_to(root).as_posix()
                 found.append(FaultTest(relative, node.name, group, what, promise))
@@ -114,7 +115,7 @@ def _first_line(node: ast.Module | ast.FunctionDef) -> str:
 
 
 def read_results(paths: Sequence[Path]) -> dict[str, Result]:
-    """Return the results by test key; where several files hold a case, the last one counts."""
+    """Return the results by test key; if several files have a case, the last one counts."""
     cases = {
         (case.get("classname", ""), case.get("name", "")): case
         for path in paths
@@ -143,25 +144,25 @@ def _add(result: Result, case: ElementTree.Element) -> None:
 
 
 def outcome(result: Result, promise: str) -> str:
-    """Word what was seen."""
+    """Return the text of the column "Observed"."""
     parts = list(result.seen)
     if result.times and not parts:
         parts.append(promise)
     if result.failed:
         parts.append(f"**failed** {result.failed} time(s)")
     if result.skipped and not parts:
-        parts.append(f"not tried: {result.skipped[0].removeprefix('Skipped: ')}")
+        parts.append(f"not run: {result.skipped[0].removeprefix('Skipped: ')}")
     return "; ".join(parts).replace("|", "\\|").replace("\n", " ")
 
 
 def circumstances(result: Result, now: datetime) -> str:
-    """Date, form and versions of a run."""
+    """Return date and form of a run."""
     form = "/".join(sorted(f for f in result.forms if f)) or "one form"
     return f"{now:%Y-%m-%d}, {form}"
 
 
 def versions() -> str:
-    """What the latest run was made with."""
+    """Return versions and machine of this run."""
     names = {"torch": "torch", "torchvision": "torchvision", "DALI": "nvidia-dali-cuda120"}
     parts = [f"Python {platform.python_version()}"]
     parts += [f"{shown} {_version(package)}" for shown, package in names.items()]
@@ -177,7 +178,7 @@ def _version(package: str) -> str:
 
 
 def rows_of(page: str) -> dict[str, tuple[str, str, str]]:
-    """Return ``{test key: (times, seen, when)}`` of a page written before."""
+    """Return ``{test key: (times, observed, when)}`` of an earlier page."""
     found = {}
     for line in page.splitlines():
         cells = [c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -187,7 +188,7 @@ def rows_of(page: str) -> dict[str, tuple[str, str, str]]:
 
 
 def latest_of(page: str) -> str:
-    """Return when and with what a page written before says it was run; empty if it does not."""
+    """Return the line ``Latest run: …`` of an earlier page; empty if there is none."""
     return next((line for line in page.splitlines() if line.startswith("Latest run: ")), "")
 
 
@@ -205,25 +206,26 @@ def _rows(
     kept: dict[str, tuple[str, str, str]],
     now: datetime,
 ) -> Iterator[str]:
+    by_name = {key.partition("::")[2]: cells for key, cells in kept.items()}
     group = ""
     for test in tests:
         if test.group != group:
             group = test.group
             yield f"\n## {group.rstrip('.')}\n"
-            yield "| Fault | Times | Seen | When, form | Test |"
+            yield "| Fault | Times | Observed | Date, form | Test |"
             yield "|---|---|---|---|---|"
         if test.key in results:
             result = results[test.key]
             cells = (str(result.times), outcome(result, test.promise), circumstances(result, now))
         else:
-            cells = kept.get(test.key, ("0", NOT_RUN, "-"))
+            cells = kept.get(test.key) or by_name.get(test.name, ("0", NOT_RUN, "-"))
         what = test.what.rstrip(".").replace("|", "\\|")
         yield f"| {what} | {' | '.join(cells)} | `{test.key}` |"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page; exit code 1 where a test failed."""
-    parser = argparse.ArgumentParser(description="write docs/reliability.md from pytest's results")
+    """Write the page; return 1 if a test failed, else 0."""
+    parser = argparse.ArgumentParser(description="write docs/reliability.md from results of pytest")
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.xml")
     parser.add_argument("-o", "--out", type=Path, default=PAGE)
     options = parser.parse_args(argv)

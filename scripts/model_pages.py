@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Write the tables and command lists of ``docs/models`` anew: ``python scripts/model_pages.py``.
+"""Rewrite the tables and command lists in ``docs/models``: ``python scripts/model_pages.py``.
 
-They come from ``published.yml`` and ``configs.yml`` and stand between ``<!-- generated: NAME -->``
-and ``<!-- end: NAME -->``; everything else in a page is written by hand.
+They come from ``published.yml`` and ``configs.yml`` and replace what is between
+``<!-- generated: NAME -->`` and ``<!-- end: NAME -->``; the rest of a page is written by hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from pages import comparison, figures, settings  # noqa: E402
-from pages.markdown import Sources  # noqa: E402
+from pages.published import Sources  # noqa: E402
 
 PAGES = {
     "resnet50v1.5.md": "resnet50",
@@ -31,7 +31,7 @@ _BLOCK = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end: (?P=nam
 
 
 def model_blocks(model: str) -> dict[str, Callable[[], str]]:
-    """Return the makers of a model page's blocks; ``sources`` lists what those before it used."""
+    """Return ``{block: function that writes it}``; ``sources`` lists what earlier blocks used."""
     sources = Sources()
     makers: dict[str, Callable[[], str]] = {
         make.__name__.replace("_", "-"): partial(make, model, sources)
@@ -49,23 +49,23 @@ def model_blocks(model: str) -> dict[str, Callable[[], str]]:
 
 
 def filled(text: str, page: str) -> str:
-    """Return a page with its blocks written anew.
+    """Return the text of a page with every generated block rewritten.
 
     Raises:
-        KeyError: a block of a name there is none of.
+        KeyError: a block has an unknown name.
     """
     makers = comparison.blocks(PAGES) if page == "README.md" else model_blocks(PAGES[page])
 
     def block(found: re.Match[str]) -> str:
         name = found["name"]
-        # In the page's order, so that sources are numbered as they are first used.
+        # Blocks run in the order of the page, so sources are numbered by first use.
         return f"<!-- generated: {name} -->\n{makers[name]()}\n<!-- end: {name} -->"
 
     return _BLOCK.sub(block, text)
 
 
 def main() -> None:
-    """Write every page that is not current."""
+    """Write every page that is out of date."""
     for page in (*PAGES, "README.md"):
         path = FOLDER / page
         old = path.read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""The generated parts of the model pages; `scripts/model_pages.py` writes them."""
+"""Generated parts of the model pages, for `scripts/model_pages.py`."""

@@ -1,4 +1,4 @@
-"""The blocks of the page that compares the models."""
+"""The tables of the page that compares the models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from image_classification.models import build
 from image_classification.models.size import count_multiply_adds, count_parameters
 from image_classification.reporting.published.load import load_runs, rows_of
-from pages.markdown import plain, table
-from pages.runs import Figures, named_runs, precision_of
+from pages.published import Figures, named_runs, plain, precision_of, table
 
 
 def _newest(model: str, platform: str, precisions: Sequence[str], figure: str) -> str:
@@ -25,7 +24,7 @@ def _newest(model: str, platform: str, precisions: Sequence[str], figure: str) -
 
 
 def side_by_side(models: Sequence[tuple[str, str]]) -> str:
-    """The three models beside each other: accuracy of 250 epochs, training speed, size."""
+    """Return size, accuracy after 250 epochs and training speed of the three models."""
     rows = []
     for model, page in models:
         reduction = "fixed16" if model.startswith("se-") else "paper"
@@ -52,7 +51,7 @@ def side_by_side(models: Sequence[tuple[str, str]]) -> str:
 
 
 def latency(models: Sequence[tuple[str, str]]) -> str:
-    """Inference of the three models on one V100 and one T4 beside each other."""
+    """Return inference speed and latency of the three models on one V100 and one T4."""
     rows = []
     for model, _ in models:
         for run in named_runs(model):
@@ -70,18 +69,8 @@ def latency(models: Sequence[tuple[str, str]]) -> str:
     return table([*heads, "p95 of batch 1, ms"], rows)
 
 
-def blocks(pages: Mapping[str, str]) -> dict[str, Callable[[], str]]:
-    """Return the makers of the comparison page's blocks. pages: file name -> model."""
-    models = [(model, page) for page, model in pages.items()]
-    return {
-        "side-by-side": partial(side_by_side, models),
-        "latency": partial(latency, models),
-        "publications": publications,
-    }
-
-
 def publications() -> str:
-    """How many runs of each source are held, and how many have a name here."""
+    """Return the number of runs and figures of each source, and of runs with a name here."""
     counts: dict[str, list[int]] = {}
     for run in load_runs():
         count = counts.setdefault(run.source.name, [0, 0, 0])
@@ -91,3 +80,13 @@ def publications() -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1][0])
     rows = [[name, *(plain(number) for number in numbers)] for name, numbers in ordered]
     return table(["source", "runs", "figures", "with a name here"], rows)
+
+
+def blocks(pages: Mapping[str, str]) -> dict[str, Callable[[], str]]:
+    """Return ``{block: function that writes it}``. pages: file name -> model."""
+    models = [(model, page) for page, model in pages.items()]
+    return {
+        "side-by-side": partial(side_by_side, models),
+        "latency": partial(latency, models),
+        "publications": publications,
+    }

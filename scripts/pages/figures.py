@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from image_classification.reporting.published.load import PublishedRun, load_runs, rows_of
-from pages.markdown import Sources, plain, table
-from pages.runs import (
+from pages.published import (
     MACHINES,
     Figures,
+    Sources,
     is_full,
     machine_order,
     marked,
     named_runs,
+    plain,
     precision_of,
+    table,
     tabled,
 )
 
@@ -26,7 +28,7 @@ _LATENCIES = (("mean", "mean"), ("p50", "median"), ("p90", "p90"), ("p95", "p95"
 
 
 def accuracy(model: str, sources: Sources) -> str:
-    """Top-1 and top-5, mixed against full precision, one line a publication and length."""
+    """Return top-1 and top-5 of mixed and full precision, one row per publication and length."""
     lines: dict[tuple[object, ...], dict[bool, Figures]] = {}
     for run in tabled(model):
         figures = Figures(run)
@@ -64,18 +66,18 @@ def accuracy(model: str, sources: Sources) -> str:
 
 
 def _release(run: PublishedRun) -> tuple[str, str | None]:
-    """What pairs mixed with full precision, also where each has a document of its own."""
+    """Return the release, which pairs mixed and full precision of separate documents."""
     return run.source.name, run.source.version
 
 
 def _optimizer(run: PublishedRun) -> str:
-    """Name the optimizer of a table with several."""
+    """Return the optimizer of a run without a configuration here; others share one optimizer."""
     name = (run.recipe.optimizer or "").upper()
     return name if run.named is None else ""
 
 
 def training(model: str, sources: Sources) -> str:
-    """Training speed by machine."""
+    """Return one table of training speeds per machine."""
     parts = []
     for machine in MACHINES:
         lines = _speed_lines([r for r in tabled(model) if r.hardware.name == machine])
@@ -93,19 +95,19 @@ def training(model: str, sources: Sources) -> str:
             cells.append(" / ".join(_batch(half) for half in (mixed, full) if half))
             rows.append([*cells, sources(*(half.run.source for half in pair.values()))])
         heads = ["devices", "AMP images/s", "FP32 images/s", "speed-up", "AMP scaling"]
-        heads += ["FP32 scaling", "images a device", "source"]
+        heads += ["FP32 scaling", "images per device", "source"]
         parts.append(f"### {machine}\n\n" + table(heads, rows))
     return "\n\n".join(parts)
 
 
 def _batch(figures: Figures) -> str:
-    return plain(figures.run.recipe.per_device_batch) or "not said"
+    return plain(figures.run.recipe.per_device_batch) or "not stated"
 
 
 def _speed_lines(
     runs: Sequence[PublishedRun],
 ) -> dict[tuple[object, ...], dict[bool, Figures]]:
-    """Pair mixed with full precision. Runs of several lengths print one speed: it is taken once."""
+    """Pair mixed with full precision; a speed printed for runs of several lengths counts once."""
     lines: dict[tuple[object, ...], dict[bool, Figures]] = {}
     for run in runs:
         figures = Figures(run)
@@ -123,7 +125,7 @@ def _speed_lines(
 
 
 def criteria(model: str, sources: Sources) -> str:
-    """The one publication with power and memory."""
+    """Return the publications with power and memory."""
     rows = []
     for run in tabled(model):
         figures = Figures(run)
@@ -144,12 +146,12 @@ def criteria(model: str, sources: Sources) -> str:
                 sources(run.source),
             ]
         )
-    heads = ["machine", "precision", "images a device", "top-1, %", "images/s", "power, W"]
+    heads = ["machine", "precision", "images per device", "top-1, %", "images/s", "power, W"]
     return table([*heads, "memory, G", "scalability", "source"], rows)
 
 
 def inference(model: str, sources: Sources) -> str:
-    """Latency and speed by batch size, newest publication."""
+    """Return latency and speed by batch size from the newest publication."""
     parts = []
     for run in sorted(named_runs(model), key=machine_order):
         by_batch: dict[int, dict[str, float]] = {}
@@ -170,7 +172,7 @@ def inference(model: str, sources: Sources) -> str:
 
 
 def other_frameworks(model: str, sources: Sources) -> str:
-    """What NVIDIA published for the same model and machines with other frameworks."""
+    """Return what NVIDIA published for the same model and machines with other frameworks."""
     rows = []
     runs = [r for r in load_runs() if r.source.name in FRAMEWORKS and r.model == model]
     runs = [r for r in runs if r.hardware.name in MACHINES and r.precision is not None]

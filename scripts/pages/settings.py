@@ -1,4 +1,4 @@
-"""The configurations and command lines of a model's page."""
+"""The tables of configurations and the command lines of a model's page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from image_classification.config.catalogue import load_catalogue
 from image_classification.config.resolve import resolve
 from image_classification.config.schema import RunConfig
 from image_classification.reporting.published.load import PublishedRun
-from pages.markdown import plain, table
-from pages.runs import Figures, named_runs
+from pages.published import Figures, named_runs, plain, table
 
 
 def configurations(model: str) -> str:
-    """The settings of every configuration that a publication stands behind."""
+    """Return the main settings of every configuration with a publication."""
     platforms = list(dict.fromkeys(run.named.platform for run in named_runs(model) if run.named))
     order = list(load_catalogue().platforms)
     rows = []
@@ -24,7 +23,7 @@ def configurations(model: str) -> str:
             recipe: resolve(model, precision, "convergence", platform, recipe)
             for recipe in entry.recipes
         }
-        # A recipe with another batch (FP32, 50 epochs, DGX-1) has a line of its own.
+        # A recipe with another batch (FP32, 50 epochs, DGX-1) has its own row.
         rows += [
             (order.index(platform), _setting_cells(of[recipes[0]], recipes))
             for recipes in _alike(of)
@@ -60,12 +59,12 @@ def _setting_cells(config: RunConfig, recipes: list[str]) -> list[str]:
 
 
 def _peak_lr(config: RunConfig) -> float:
-    """Return the highest learning rate, which a list schedule may have later than at its start."""
+    """Return the maximum learning rate; a list schedule may reach it after its start."""
     return max(config.optim.lr, *config.schedule.milestone_lrs, 0.0)
 
 
 def commands(model: str) -> str:
-    """One command line for every published run with a name."""
+    """Return one command line for every published run with a name."""
     catalogue = load_catalogue()
     training_runs: dict[tuple[str, str, str], list[PublishedRun]] = {}
     timed: dict[tuple[str, str], list[PublishedRun]] = {}
@@ -94,7 +93,7 @@ def commands(model: str) -> str:
 
 
 def _comment(runs: Sequence[PublishedRun]) -> str:
-    """Name the newest publication, with its accuracy, and count the others."""
+    """Return a comment with the newest publication, its accuracy, and the number of others."""
     best = next((run for run in runs if Figures(run).row("top1")), runs[0])
     top1 = Figures(best).value("top1")
     more = f", and {len(runs) - 1} more" if len(runs) > 1 else ""
@@ -107,7 +106,7 @@ def _command(model: str, precision: str, mode: str, platform: str, rest: str) ->
 
 
 def differences(model: str) -> str:
-    """Where a named configuration has another value than a publication, and why."""
+    """Return the settings that differ between a publication and its configuration, and why."""
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in named_runs(model):
         if run.differs:

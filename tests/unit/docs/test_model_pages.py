@@ -13,7 +13,7 @@ import pytest
 from image_classification.config.catalogue import load_catalogue
 from image_classification.reporting.published.load import load_runs
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "docs" / "models"
 MODELS = {
     "resnet50v1.5.md": "resnet50",

@@ -1,4 +1,4 @@
-"""docs/reliability.md: a row for each fault test that exists, and for no other."""
+"""docs/reliability.md has one row per fault test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 RESULTS = """<testsuites><testsuite>
 <testcase classname="tests.faults.test_a" name="test_one[1]"><properties>
@@ -38,14 +38,14 @@ def table():
     del sys.modules["fault_table"]
 
 
-def test_the_rows_are_the_tests_that_exist(table) -> None:
+def test_every_fault_test_has_a_row(table) -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     existing = {test.key for test in table.fault_tests()}
     assert existing, "no fault test was found"
     assert set(table.rows_of(page)) == existing, "run `make test-faults`"
 
 
-def test_no_row_is_of_a_failed_test(table) -> None:
+def test_no_row_reports_a_failure(table) -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert [key for key, (_, seen, _) in table.rows_of(page).items() if "failed" in seen] == []
 
@@ -55,8 +55,8 @@ def test_rows_from_results(table, tmp_path: Path) -> None:
     (tmp_path / "tests" / "unit").mkdir()
     (tmp_path / "tests" / "faults" / "test_a.py").write_text(
         '"""Group A."""\n\ndef test_one():\n    """Once."""\n\ndef test_two():\n    pass\n'
-        "\ndef test_never():\n    pass\n\ndef test_earlier():\n    pass\n"
-        "\ndef helper():\n    pass\n"
+        "\ndef test_never():\n    pass\n\ndef test_new():\n    pass\n"
+        "\ndef test_earlier():\n    pass\n\ndef helper():\n    pass\n"
     )
     (tmp_path / "tests" / "unit" / "test_b.py").write_text(
         '"""Group B."""\nimport pytest\n\n@pytest.mark.faults\ndef test_marked():\n    """M."""\n'
@@ -66,6 +66,7 @@ def test_rows_from_results(table, tmp_path: Path) -> None:
     (tmp_path / "results.xml").write_text(RESULTS)
     before = (
         "| Earlier | 7 | survived | 2020-01-01, full | `tests/faults/test_a.py::test_earlier` |\n"
+        "| Moved | 9 | refused | 2020-01-01, full | `tests/faults/test_old.py::test_never` |\n"
         "| Gone | 7 | survived | 2020-01-01, full | `tests/faults/test_a.py::test_gone` |\n"
     )
     tests = table.fault_tests(tmp_path)
@@ -74,10 +75,11 @@ def test_rows_from_results(table, tmp_path: Path) -> None:
     both = r"survived a \| b; refused"
     assert table.rows_of(page) == {
         "tests/faults/test_a.py::test_one": ("100", both, "2026-01-02, full"),
-        "tests/faults/test_a.py::test_two": ("0", "not tried: no root", "2026-01-02, one form"),
-        "tests/faults/test_a.py::test_never": ("0", table.NOT_RUN, "-"),
+        "tests/faults/test_a.py::test_two": ("0", "not run: no root", "2026-01-02, one form"),
+        "tests/faults/test_a.py::test_never": ("9", "refused", "2020-01-01, full"),
+        "tests/faults/test_a.py::test_new": ("0", table.NOT_RUN, "-"),
         "tests/faults/test_a.py::test_earlier": ("7", "survived", "2020-01-01, full"),
-        "tests/unit/test_b.py::test_marked": ("1", table.AS_SAID, "2026-01-02, one form"),
+        "tests/unit/test_b.py::test_marked": ("1", table.AS_DESCRIBED, "2026-01-02, one form"),
         "tests/unit/test_b.py::test_told": ("1", "refused", "2026-01-02, one form"),
         "tests/unit/test_b.py::test_broken": ("0", "**failed** 1 time(s)", "2026-01-02, one form"),
     }
@@ -85,11 +87,11 @@ def test_rows_from_results(table, tmp_path: Path) -> None:
     assert "| Once | 100 |" in page
     assert "| A full disk | 1 | refused |" in page
     assert "\nLatest run: 2026-01-02, Python " in page
-    # Rendered again without new results nothing changes.
+    # Without new results, nothing changes.
     assert table.render(tests, {}, page, datetime.now(timezone.utc)) == page
 
 
-def test_a_case_tried_again_replaces_only_itself(table, tmp_path: Path) -> None:
+def test_a_repeated_case_replaces_only_itself(table, tmp_path: Path) -> None:
     def case(name: str, times: int, outcome: str = "") -> str:
         properties = f'<property name="times" value="{times}"/>'
         return (
