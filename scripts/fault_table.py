@@ -37,7 +37,7 @@ Each row is a test that causes a fault in a real run and checks the outcome. `ma
 runs them all in full and rewrites this page; `make test` runs a short form of each. Do not edit
 the tables by hand.
 
-"Bit for bit" means that every tensor of the last checkpoint (weights, batch norm statistics,
+"Bit-equal" means that every tensor of the last checkpoint (weights, batch norm statistics,
 optimizer) equals that of an undisturbed run. It holds on a CPU in FP32 with the same number of
 processes. A refused run ends with one line that names the problem and the remedy, and with exit
 code 2 unless the row says otherwise. "As described": the outcome is the one in the first column.
