@@ -20,8 +20,7 @@ from image_classification.core.units import (
 )
 from image_classification.reporting.console.results import result_rows
 from image_classification.reporting.figures import figure_name, figure_text
-from image_classification.reporting.pictures.draw import Gallery
-from image_classification.reporting.pictures.inline import gallery_html
+from image_classification.reporting.pictures.draw import Gallery, gallery_html
 from image_classification.reporting.published.verdict import newest
 
 PAGE_NAME = "report.html"

@@ -1,1 +1,1 @@
-"""A run's pictures, or those of several runs: what to draw, how, and where it goes."""
+"""Pictures of one run or several, as PNG and SVG files and inside pages."""

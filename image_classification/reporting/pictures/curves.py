@@ -1,137 +1,135 @@
-"""Loss, accuracy, learning rate and throughput over epochs."""
+"""Pictures from a run's records: curves over epochs, over time, and the step time histogram."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
 
 from image_classification.reporting.pictures.picture import (
-    LeftOut,
-    Panel,
-    Picture,
-    Rule,
-    Series,
-    take,
-    thinned,
-)
-from image_classification.reporting.pictures.source import RunData
-from image_classification.reporting.pictures.style import (
     AVERAGED,
     INK,
     RAW,
     RESUMED,
-    RUNS,
     TRAINING,
+    Bars,
+    LeftOut,
     Look,
+    Panel,
+    Picture,
+    Points,
+    Series,
+    VerticalLine,
+    run_looks,
+    thinned,
+    thinning_note,
 )
-from image_classification.reporting.published.verdict import Band
+from image_classification.reporting.pictures.source import RunData, real
 
-EPOCHS = "epochs done"
-_CLOSE_POINTS = 0.5
+_CLOSE_UP_MARGIN = 0.5
 
-# A quantity: kind and key of its records, its name, its look in a picture of one run. Among
-# several runs the colour and the marker are the run's and the line alone tells the quantity.
-_Quantity = tuple[str, str, str, Look]
 
-_LOSS: tuple[_Quantity, ...] = (
-    ("step", "loss", "training", TRAINING),
-    ("validation", "loss", "validation", RAW),
-    ("validation_ema", "loss", "validation, EMA", AVERAGED),
+@dataclass(frozen=True)
+class _Quantity:
+    """A value of the records of one kind, with its label and its look in a picture of one run.
+
+    With several runs, color and marker stand for the run and only the line for the quantity.
+    """
+
+    kind: str
+    key: str
+    label: str
+    look: Look
+
+
+_LOSS = (
+    _Quantity("step", "loss", "training", TRAINING),
+    _Quantity("validation", "loss", "validation", RAW),
+    _Quantity("validation_ema", "loss", "validation, EMA", AVERAGED),
 )
-_RATE: tuple[_Quantity, ...] = (("step", "lr", "learning rate", TRAINING),)
-_THROUGHPUT: tuple[_Quantity, ...] = (
-    ("epoch", "images_per_s", "data wait included", TRAINING.lined("-")),
-    ("epoch", "compute_images_per_s", "data wait left out", RAW),
+_LEARNING_RATE = (_Quantity("step", "lr", "learning rate", TRAINING),)
+_THROUGHPUT = (
+    _Quantity("epoch", "images_per_s", "data wait included", TRAINING),
+    _Quantity("epoch", "compute_images_per_s", "data wait excluded", RAW),
 )
 
 
 def _accuracy(key: str) -> tuple[_Quantity, ...]:
     return (
-        ("validation", key, "weights as trained", RAW.lined("-")),
-        ("validation_ema", key, "EMA of the weights", AVERAGED),
+        _Quantity("validation", key, "weights as trained", RAW.with_line("-")),
+        _Quantity("validation_ema", key, "EMA of the weights", AVERAGED),
     )
 
 
 def loss(runs: Sequence[RunData]) -> Picture | LeftOut:
-    """Draw training and validation loss, of the weights and of their moving average."""
+    """Plot training and validation loss, of the weights and of their moving average."""
     panel = _panel(runs, "cross-entropy", _LOSS)
-    return _picture(runs, "loss", "Loss", (panel,), _LOSS, "no loss was recorded")
+    return _over_epochs(runs, "loss", "Loss", (panel,), _LOSS, "no loss was recorded")
 
 
 def accuracy(runs: Sequence[RunData]) -> Picture | LeftOut:
-    """Draw top-1 and top-5 with the published values of comparable runs as bands."""
-    panels = tuple(
-        replace(
-            _panel(runs, f"{name}, percent", _accuracy(key)),
-            bands=_bands(runs, key),
-        )
+    """Plot top-1 and top-5 with the published values of comparable runs as bands."""
+    top1, top5 = (
+        _panel(runs, f"{name}, percent", _accuracy(key), band=key)
         for key, name in (("top1", "top-1"), ("top5", "top-5"))
     )
-    panels = (*panels[:1], *_close_up(panels[0]), *panels[1:])
+    panels = (top1, *_close_up(top1), top5)
     drawn = tuple(panel for panel in panels if panel.series)
-    title, why = "Validation accuracy", "nothing was validated"
-    return _picture(runs, "accuracy", title, drawn, _accuracy("top1"), why)
+    title, why = "Validation accuracy", "no validation was recorded"
+    return _over_epochs(runs, "accuracy", title, drawn, _accuracy("top1"), why)
 
 
 def learning_rate(runs: Sequence[RunData]) -> Picture | LeftOut:
-    """Draw the schedule as it went."""
-    panel = replace(_panel(runs, "learning rate", _RATE), y_from_zero=True)
+    """Plot the recorded learning rate."""
+    panel = replace(_panel(runs, "learning rate", _LEARNING_RATE), y_from_zero=True)
     why = "no learning rate was recorded"
-    return _picture(runs, "learning_rate", "Learning rate", (panel,), _RATE, why)
+    return _over_epochs(runs, "learning_rate", "Learning rate", (panel,), _LEARNING_RATE, why)
 
 
 def throughput(runs: Sequence[RunData]) -> Picture | LeftOut:
-    """Draw images/s, each a mean over a whole epoch, with the published one as a band."""
-    panel = replace(
-        _panel(runs, "images/s", _THROUGHPUT),
-        bands=_bands(runs, "train_images_per_s"),
-        y_from_zero=True,
-    )
+    """Plot the mean images/s of each epoch, with the published value as a band."""
+    panel = _panel(runs, "images/s", _THROUGHPUT, band="train_images_per_s")
+    panel = replace(panel, y_from_zero=True)
     title, why = "Training throughput of each epoch", "no epoch was finished"
-    return _picture(runs, "throughput", title, (panel,), _THROUGHPUT, why)
+    return _over_epochs(runs, "throughput", title, (panel,), _THROUGHPUT, why)
 
 
-def _panel(runs: Sequence[RunData], y_label: str, quantities: Sequence[_Quantity]) -> Panel:
+def _panel(
+    runs: Sequence[RunData], y_label: str, quantities: Sequence[_Quantity], band: str = ""
+) -> Panel:
     series = []
-    for run, look in zip(runs, take(RUNS, len(runs)), strict=True):
-        for kind, key, name, own in quantities:
-            points, _ = thinned(run.over_epochs(kind, key))
+    for run, run_look in zip(runs, run_looks(len(runs)), strict=True):
+        for quantity in quantities:
+            points, _ = thinned(run.over_epochs(quantity.kind, quantity.key))
             if not points:
                 continue
-            x, y = zip(*points, strict=True)
-            if len(runs) == 1:
-                series.append(Series(name, x, y, own))
-            else:
-                shown = look.lined(own.line, filled=own.line == "-")
-                series.append(Series(f"{run.label}, {name}", x, y, shown))
-    return Panel(y_label, tuple(series), rules=_resumptions(runs), x_from_zero=True)
+            label, look = quantity.label, quantity.look
+            if len(runs) > 1:
+                label = f"{run.label}, {label}"
+                look = run_look.with_line(look.line, filled=look.line == "-")
+            series.append(Series(label, *zip(*points, strict=True), look))
+    bands = tuple(dict.fromkeys(each for run in runs for each in run.bands(band)))
+    lines: tuple[VerticalLine, ...] = ()
+    # The lines of several runs would be indistinguishable.
+    if len(runs) == 1 and (steps := runs[0].steps_per_epoch):
+        lines = tuple(VerticalLine("resumed", at / steps, RESUMED) for at in runs[0].resumed_at)
+    return Panel(y_label, tuple(series), bands, lines=lines, x_from_zero=True)
 
 
 def _close_up(panel: Panel) -> tuple[Panel, ...]:
-    """The same around the published values, which are too narrow to see in a whole curve."""
+    """Return the panel zoomed in on its bands, which are too narrow to see beside whole curves."""
     if not panel.bands or not panel.series:
         return ()
-    seen = [each.y[-1] for each in panel.series]
-    low = min([*seen, *(band.low for band in panel.bands)])
-    high = max([*seen, *(band.high for band in panel.bands)])
-    room = max(high - low, 2 * _CLOSE_POINTS) / 2
-    return (replace(panel, y_label="top-1, close up", y_limits=(low - room, high + room)),)
+    last = [each.y[-1] for each in panel.series]
+    low = min([*last, *(band.low for band in panel.bands)])
+    high = max([*last, *(band.high for band in panel.bands)])
+    room = max(high - low, 2 * _CLOSE_UP_MARGIN) / 2
+    return (replace(panel, y_label="top-1, close-up", y_limits=(low - room, high + room)),)
 
 
-def _resumptions(runs: Sequence[RunData]) -> tuple[Rule, ...]:
-    if len(runs) > 1:
-        # Lines of several runs could not be told apart.
-        return ()
-    steps = runs[0].steps_per_epoch
-    return tuple(Rule("resumed", at / steps, RESUMED) for at in runs[0].resumed_at if steps)
-
-
-def _bands(runs: Sequence[RunData], figure: str) -> tuple[Band, ...]:
-    found = {band: None for run in runs for band in run.bands(figure)}
-    return tuple(found)
-
-
-def _picture(
+def _over_epochs(
     runs: Sequence[RunData],
     name: str,
     title: str,
@@ -139,23 +137,187 @@ def _picture(
     quantities: Sequence[_Quantity],
     why: str,
 ) -> Picture | LeftOut:
-    if not any(panel.series for panel in panels):
+    labels = {series.label for panel in panels for series in panel.series}
+    if not labels:
         return LeftOut(name, title, why)
-    groups = [thinned(run.over_epochs(q[0], q[1]))[1] for run in runs for q in quantities]
-    notes = []
-    if max(groups) > 1:
-        notes.append(f"Long curves are drawn as means of up to {max(groups)} records.")
+    notes = thinning_note(
+        [thinned(run.over_epochs(q.kind, q.key))[1] for run in runs for q in quantities]
+    )
     legend = None
     if len(runs) > 1:
-        labels = [series.label for panel in panels for series in panel.series]
-        legend = tuple(
-            (run.label, look.lined("-"))
-            for run, look in zip(runs, take(RUNS, len(runs)), strict=True)
-            if any(label.startswith(f"{run.label}, ") for label in labels)
-        )
-        used = [q for q in quantities if any(label.endswith(f", {q[2]}") for label in labels)]
-        if len(used) > 1:
-            legend += tuple((q[2], Look(INK, q[3].line, width=1.2)) for q in used)
-        missing = [run.label for run in runs if all(run.label != shown for shown, _ in legend)]
-        notes += [f"{label}: {why}." for label in missing]
-    return Picture(name, title, EPOCHS, panels, tuple(notes), legend)
+        looks: dict[str, Look] = {}
+        used: dict[str, Look] = {}
+        for run, look in zip(runs, run_looks(len(runs)), strict=True):
+            drawn = [q for q in quantities if f"{run.label}, {q.label}" in labels]
+            if drawn:
+                looks[run.label] = look
+            else:
+                notes.append(f"{run.label}: {why}.")
+            used |= {q.label: Look(INK, q.look.line, width=1.2) for q in drawn}
+        legend = (*looks.items(), *(used.items() if len(used) > 1 else ()))
+    return Picture(name, title, "epochs done", panels, tuple(notes), legend)
+
+
+_TIME_UNITS = ((600.0, 1.0, "s"), (3.0 * 3600, 60.0, "min"), (math.inf, 3600.0, "h"))
+
+
+def over_time(runs: Sequence[RunData]) -> Picture | LeftOut:
+    """Plot images/s, and power where it was measured, over the time since the run began."""
+    name, title = "over_time", "Throughput over time"
+    speeds = [_speed(run) for run in runs]
+    powers = [_telemetry(run, "power_w") for run in runs]
+    times_s = [x for points in (*speeds, *powers) for x, y in points if math.isfinite(y)]
+    if not times_s:
+        why = "no record of throughput or power has a time"
+        return LeftOut(name, "Throughput and power over time", why)
+    _, unit_s, unit = next(entry for entry in _TIME_UNITS if max(times_s) < entry[0])
+    starts = _restarts_s(runs[0]) if len(runs) == 1 else []
+    lines = tuple(VerticalLine("restarted", at / unit_s, RESUMED) for at in starts)
+    notes, panels, sizes = [], [], [1]
+    for y_label, all_points, missing in (
+        ("images/s", speeds, "images/s over time: not measured."),
+        ("power, W", powers, "power: not measured."),
+    ):
+        series = []
+        looks = run_looks(len(runs)) if len(runs) > 1 else [TRAINING]
+        for run, points, look in zip(runs, all_points, looks, strict=True):
+            if any(math.isfinite(y) for _, y in points):
+                kept, size = thinned(points)
+                sizes.append(size)
+                x, y = tuple(x / unit_s for x, _ in kept), tuple(y for _, y in kept)
+                series.append(Series(run.label if len(runs) > 1 else "measured", x, y, look))
+        if series:
+            panels.append(
+                Panel(y_label, tuple(series), lines=lines, x_from_zero=True, y_from_zero=True)
+            )
+        else:
+            notes.append(missing)
+    notes += thinning_note(sizes)
+    if panels[-1].y_label.startswith("power"):
+        title = "Throughput and power over time"
+        notes.append("Power is the sum over the devices of rank 0's node.")
+    return Picture(name, title, f"time since the start, {unit}", tuple(panels), tuple(notes))
+
+
+def _speed(run: RunData) -> Points:
+    points = _telemetry(run, "images_per_s")
+    if any(math.isfinite(y) for _, y in points):
+        return points
+    values = ((t.unix_time_s, real(t.record.values.get("images_per_s"))) for t in run.of("step"))
+    return _with_gaps(
+        run, [(at - run.begin_s, y) for at, y in values if at is not None and y is not None]
+    )
+
+
+def _telemetry(run: RunData, key: str) -> Points:
+    points = []
+    for timed in run.of("telemetry"):
+        values = timed.record.values
+        end_s, value = real(values.get("unix_time_s")), real(values.get(key))
+        if end_s is not None:
+            middle_s = end_s - (real(values.get("span_s")) or 0.0) / 2 - run.begin_s
+            points.append((max(0.0, middle_s), math.nan if value is None else value))
+    return _with_gaps(run, points)
+
+
+def _with_gaps(run: RunData, points: Points) -> Points:
+    """Insert a gap at each restart, before which the run was stopped."""
+    return sorted([*points, *((at, math.nan) for at in _restarts_s(run))] if points else points)
+
+
+def _restarts_s(run: RunData) -> list[float]:
+    times = [t.unix_time_s for t in run.of("start") if t.unix_time_s is not None]
+    return [at - run.begin_s for at in times[1:]]
+
+
+_MIN_STEP_TIMES = 3
+_MIN_BINS, _MAX_BINS = 5, 40
+_CUTOFF_MEDIANS = 3.0
+"""Longer times are counted in the last bar; on the axis, they would squeeze all others into one."""
+
+
+def step_time(runs: Sequence[RunData]) -> Picture | LeftOut:
+    """Plot the distribution of the recorded step times of every run, in ms."""
+    name, title = "step_time", "Step time"
+    too_few = f"fewer than {_MIN_STEP_TIMES} step times were recorded"
+    times_ms = [(run, _step_times_ms(run)) for run in runs]
+    shown = [(run, ms) for run, ms in times_ms if len(ms) >= _MIN_STEP_TIMES]
+    if not shown:
+        return LeftOut(name, title, too_few)
+    all_ms = [value for _, ms in shown for value in ms]
+    highest = max(all_ms)
+    p99_s = shown[0][0].number("results", "train", "step_time_s", "p99")
+    end = max(highest, 1000 * p99_s) if p99_s is not None and len(shown) == 1 else highest
+    end = min(end, _CUTOFF_MEDIANS * max(median(ms) for _, ms in shown))
+    edges = _edges(min(all_ms), end, len(all_ms))
+    bars = []
+    lines: tuple[VerticalLine, ...] = ()
+    notes = []
+    if beyond := sum(value > edges[-1] for value in all_ms):
+        notes.append(f"The last bar includes longer times: {beyond}, up to {highest:,.1f} ms.")
+    for i, ((run, ms), look) in enumerate(zip(shown, run_looks(len(shown)), strict=True)):
+        if len(shown) == 1:
+            look, label = Look(look.color, width=0.8, hatch=look.hatch), "recorded step times"
+            lines = _percentiles(run, edges[-1], notes)
+        else:
+            look, label = Look(look.color, ("-", "--", ":", "-.")[i % 4]), run.label
+        bars.append(Bars(label, edges, _shares(ms, edges), look, outline=len(shown) > 1))
+    if len(runs) > 1:
+        notes += [f"{run.label}: {too_few}." for run, ms in times_ms if len(ms) < _MIN_STEP_TIMES]
+    panel = Panel("records, percent", bars=tuple(bars), lines=lines, y_from_zero=True)
+    x_label = f"step time, ms ({_record_span([run for run, _ in shown])})"
+    return Picture(name, title, x_label, (panel,), tuple(notes))
+
+
+def _step_times_ms(run: RunData) -> list[float]:
+    values = (real(timed.record.values.get("step_time_s")) for timed in run.of("step"))
+    return [1000 * value for value in values if value is not None and value > 0]
+
+
+def _record_span(runs: Sequence[RunData]) -> str:
+    """Describe over how many steps a record's step time is averaged."""
+    steps = [
+        after.record.step - before.record.step
+        for run in runs
+        for before, after in pairwise(run.of("step"))
+        if after.record.step > before.record.step
+    ]
+    typical = round(median(steps)) if steps else 1
+    if typical == 1:
+        return "single steps"
+    # The last record of an epoch covers the remaining steps.
+    about = "" if len(set(steps)) == 1 else "about "
+    return f"means of {about}{typical} steps"
+
+
+def _edges(low: float, high: float, count: int) -> tuple[float, ...]:
+    if high <= low:
+        low, high = 0.95 * low, 1.05 * low
+    bins = max(_MIN_BINS, min(_MAX_BINS, round(2 * count**0.5)))
+    return tuple(low + (high - low) / bins * i for i in range(bins + 1))
+
+
+def _shares(ms: Sequence[float], edges: Sequence[float]) -> tuple[float, ...]:
+    """Return the percentage of ``ms`` in each bin; the last one includes longer times."""
+    bins = len(edges) - 1
+    counts = [0] * bins
+    width = (edges[-1] - edges[0]) / bins
+    for value in ms:
+        counts[min(bins - 1, int((value - edges[0]) / width))] += 1
+    return tuple(100 * count / len(ms) for count in counts)
+
+
+def _percentiles(run: RunData, end_ms: float, notes: list[str]) -> tuple[VerticalLine, ...]:
+    lines = []
+    for name, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
+        value_s = run.number("results", "train", "step_time_s", name)
+        if value_s is None:
+            continue
+        label = f"{name} of single steps, {1000 * value_s:,.1f} ms"
+        if 1000 * value_s > end_ms:
+            notes.append(f"{label}: outside the picture.")
+        else:
+            lines.append(VerticalLine(label, 1000 * value_s, Look(INK, style, width=1.3)))
+    if lines and run.resumed_at:
+        notes.append("The percentiles cover the steps since the run was last resumed.")
+    return tuple(lines)

@@ -1,46 +1,38 @@
-"""All pictures of one run or several: chosen, drawn and written."""
+"""Draw all pictures of one run or several, as files and as figures of an HTML page."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from image_classification.core.files import explained
 from image_classification.core.types import RunReport
-from image_classification.reporting.pictures.costs import accuracy_cost
-from image_classification.reporting.pictures.curves import (
-    accuracy,
-    learning_rate,
-    loss,
-    throughput,
-)
-from image_classification.reporting.pictures.inference import latency
-from image_classification.reporting.pictures.over_time import over_time
+from image_classification.reporting.pictures import benchmarks, curves
 from image_classification.reporting.pictures.paint import paint
-from image_classification.reporting.pictures.picture import LeftOut, Picture
-from image_classification.reporting.pictures.scaling import scaling
+from image_classification.reporting.pictures.picture import COLORS, LeftOut, Picture
 from image_classification.reporting.pictures.source import RunData, with_labels, with_records
-from image_classification.reporting.pictures.steps import step_time
 
 FORMATS = ("png", "svg")
 
 _KINDS: tuple[Callable[[Sequence[RunData]], Picture | LeftOut], ...] = (
-    loss,
-    accuracy,
-    learning_rate,
-    throughput,
-    over_time,
-    step_time,
-    latency,
-    accuracy_cost,
-    scaling,
+    curves.loss,
+    curves.accuracy,
+    curves.learning_rate,
+    curves.throughput,
+    curves.over_time,
+    curves.step_time,
+    benchmarks.latency,
+    benchmarks.accuracy_cost,
+    benchmarks.scaling,
 )
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture with its SVG document, empty where none was asked for."""
+    """A picture and its SVG document, which is empty if only PNG was asked for."""
 
     picture: Picture
     svg: str
@@ -48,7 +40,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What was drawn, what was not and why, in the order they are shown."""
+    """The drawn pictures, those left out, and the files written."""
 
     drawn: tuple[Drawn, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
@@ -56,18 +48,15 @@ class Gallery:
 
 
 def plan(runs: Sequence[RunData]) -> list[Picture | LeftOut]:
-    """Choose the pictures that ``runs`` have data for, in the order they are shown.
-
-    runs: at least one; several are overlaid, told apart by their labels.
-    """
-    labelled = with_labels(runs) if len(runs) > 1 else list(runs)
-    return [kind(labelled) for kind in _KINDS]
+    """Return the pictures of ``runs``, in the order they are shown; several runs are overlaid."""
+    labeled = with_labels(runs) if len(runs) > 1 else list(runs)
+    return [kind(labeled) for kind in _KINDS]
 
 
 def draw(runs: Sequence[RunData], folder: Path, formats: Sequence[str] = FORMATS) -> Gallery:
-    """Write ``NAME.png`` and ``NAME.svg`` for every picture there is something to draw for.
+    """Write ``NAME.png`` and ``NAME.svg`` of every picture that ``runs`` have data for.
 
-    folder: made when missing. formats: of `FORMATS`.
+    folder: created if missing. formats: any of `FORMATS`.
 
     Raises:
         WorkspaceError: the folder cannot be written.
@@ -75,16 +64,16 @@ def draw(runs: Sequence[RunData], folder: Path, formats: Sequence[str] = FORMATS
     drawn: list[Drawn] = []
     left_out: list[LeftOut] = []
     files: list[Path] = []
-    for planned in plan(runs):
-        if isinstance(planned, LeftOut):
-            left_out.append(planned)
+    for picture in plan(runs):
+        if isinstance(picture, LeftOut):
+            left_out.append(picture)
             continue
-        contents = paint(planned, formats)
-        drawn.append(Drawn(planned, contents.get("svg", b"").decode("utf-8")))
+        contents = paint(picture, formats)
+        drawn.append(Drawn(picture, contents.get("svg", b"").decode("utf-8")))
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for kind, content in contents.items():
-                path = folder / f"{planned.name}.{kind}"
+                path = folder / f"{picture.name}.{kind}"
                 path.write_bytes(content)
                 files.append(path)
     return Gallery(tuple(drawn), tuple(left_out), tuple(files))
@@ -94,6 +83,46 @@ def draw_run(folder: Path, report: RunReport) -> Gallery:
     """Draw the pictures of the run in ``folder`` into its ``plots/``.
 
     Raises:
-        WorkspaceError: its records cannot be read, or the pictures not written.
+        WorkspaceError: its records cannot be read, or the pictures cannot be written.
     """
     return draw([with_records(folder, report)], folder / "plots")
+
+
+def gallery_html(gallery: Gallery) -> str:
+    """Return the pictures as ``<figure>`` elements, and a list of those left out."""
+    parts = []
+    if gallery.drawn:
+        figures = "\n".join(_figure(drawn) for drawn in gallery.drawn)
+        parts.append(f'<div class="pictures">{figures}</div>')
+    if gallery.left_out:
+        lines = "".join(
+            f"<li><b>{escape(entry.title)}</b>: {escape(entry.why)}.</li>"
+            for entry in gallery.left_out
+        )
+        parts.append(f'<p class="soft">Not drawn:</p>\n<ul class="soft">{lines}</ul>')
+    return "\n".join(parts)
+
+
+def _figure(drawn: Drawn) -> str:
+    notes = escape(" ".join(drawn.picture.notes))
+    caption = f"<figcaption>{notes}</figcaption>" if notes else ""
+    return f"<figure>{inline_svg(drawn)}{caption}</figure>"
+
+
+_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_ID = re.compile(r'(?<= id=")(?=[^"])|(?<=href="#)|(?<=url\(#)')
+_COLOR = re.compile("|".join(COLORS.values()), re.IGNORECASE)
+_VARIABLES = {value: f"var(--p-{name}, {value})" for name, value in COLORS.items()}
+
+
+def inline_svg(drawn: Drawn) -> str:
+    """Return the ``<svg>`` element with alternative text and ids unique within a page.
+
+    Each color of `COLORS` becomes the CSS variable ``--p-NAME``, which a page may set for dark
+    mode.
+    """
+    element = _METADATA.sub("", drawn.svg[drawn.svg.index("<svg") :])
+    element = _ID.sub(f"{drawn.picture.name}-", element)
+    element = _COLOR.sub(lambda match: _VARIABLES[match[0].lower()], element)
+    alt = escape(drawn.picture.alt)
+    return f'<svg role="img" aria-label="{alt}"{element.removeprefix("<svg")}'

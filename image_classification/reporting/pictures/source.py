@@ -1,4 +1,4 @@
-"""A run as its folder tells it: the report and the records with their times."""
+"""The data of pictures: a run's report and its records with their times."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ METRICS_NAME = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class RunData:
-    """What pictures are made of.
+    """One run's report and records.
 
-    label: tells the run from those beside it. report: None for a run that was killed. records:
-    empty where the report came without them.
+    label: distinguishes the run from others. report: None for a run that was killed. records:
+    empty if the report came without them.
     """
 
     label: str
@@ -34,31 +34,31 @@ class RunData:
     records: tuple[TimedRecord, ...] = ()
 
     def value(self, section: str, *keys: str) -> Any:
-        """Return a value of the report; None where it or its section is not there."""
+        """Return a value of the report, or None if it is missing."""
         found: Any = None if self.report is None else getattr(self.report, section)
         for key in keys:
             found = found.get(key) if isinstance(found, Mapping) else None
         return found
 
     def number(self, section: str, *keys: str) -> float | None:
-        """The same for a number; None where it is not one."""
+        """Return a value of the report if it is a finite number."""
         return real(self.value(section, *keys))
 
     def text(self, section: str, *keys: str) -> str:
-        """The same for words; empty where there are none."""
+        """Return a value of the report as printable text, empty if it is missing."""
         found = self.value(section, *keys)
         return "" if found is None else printable(str(found))
 
     @property
     def num_devices(self) -> int | None:
-        """Devices of the whole run."""
-        each = self.number("config", "platform", "num_devices")
+        """Number of devices over all nodes."""
+        per_node = self.number("config", "platform", "num_devices")
         nodes = self.number("config", "platform", "num_nodes")
-        return None if each is None else int(each * (nodes or 1))
+        return None if per_node is None else int(per_node * (nodes or 1))
 
     @property
     def device(self) -> str:
-        """The name of the run's devices, or of its platform."""
+        """Name of the run's first device, or else of its platform."""
         devices = self.value("environment", "devices")
         first = devices[0] if isinstance(devices, Sequence) and devices else None
         name = first.get("name") if isinstance(first, Mapping) else first
@@ -66,22 +66,25 @@ class RunData:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """As the first record that knows it says."""
-        for timed in self.records:
-            steps = real(timed.record.values.get("steps_per_epoch"))
-            if steps:
-                return int(steps)
-        return None
+        """As stated by the first record that has it."""
+        values = (real(timed.record.values.get("steps_per_epoch")) for timed in self.records)
+        return next((int(steps) for steps in values if steps), None)
+
+    @property
+    def begin_s(self) -> float:
+        """Unix time of the earliest record, in seconds; 0 if no record has a time."""
+        times = (t.unix_time_s for t in self.records if t.unix_time_s is not None)
+        return min(times, default=0.0)
 
     @property
     def resumed_at(self) -> list[int]:
-        """The steps this run was resumed at, each once."""
+        """The steps at which the run was resumed, without duplicates."""
         starts = (real(t.record.values.get("start_step")) for t in self.of("start"))
         return sorted({int(step) for step in starts if step})
 
-    def of(self, *kinds: str) -> Iterator[TimedRecord]:
-        """Yield the records of some kinds."""
-        return (timed for timed in self.records if timed.record.kind in kinds)
+    def of(self, kind: str) -> Iterator[TimedRecord]:
+        """Yield the records of one kind."""
+        return (timed for timed in self.records if timed.record.kind == kind)
 
     def over_epochs(self, kind: str, key: str) -> list[tuple[float, float]]:
         """Return (epochs done, value) of every record of ``kind`` that has ``key``."""
@@ -91,99 +94,80 @@ class RunData:
         found = ((t.record.step / steps, real(t.record.values.get(key))) for t in self.of(kind))
         return [(epochs, value) for epochs, value in found if value is not None]
 
-    def bands(self, *figures: str) -> tuple[Band, ...]:
-        """The published figures this run may be compared with, as bands."""
-        entries = self.report.published if self.report else ()
+    def bands(self, figure: str) -> tuple[Band, ...]:
+        """Return the published value of ``figure`` as a band, if the run is comparable with it."""
         comparable = {
-            (str(entry.get("id")), entry["figure"], real(entry.get("published")))
-            for entry in entries
+            (entry.get("id"), real(entry.get("published")))
+            for entry in (self.report.published if self.report else ())
             if isinstance(entry, Mapping)
             and entry.get("comparable")
-            and entry.get("figure") in figures
+            and entry.get("figure") == figure
         }
         if not comparable:
             return ()
-        found: dict[str, Band] = {}
         for row in load_published():
-            figure = with_batch(row.figure, row.batch)
-            if (row.id, figure, row.value) in comparable:
-                # The newest publication alone: several bands of one figure hide the curve.
-                band = Band(
-                    figure,
-                    row.value - row.tolerance,
-                    row.value + row.tolerance,
-                    f"published {row.value:,} ± {row.tolerance:,.3g}",
-                )
-                found.setdefault(figure, band)
-        return tuple(found.values())
+            if with_batch(row.figure, row.batch) == figure and (row.id, row.value) in comparable:
+                # Only the newest publication: several bands would hide the curve.
+                label = f"published {row.value:,} ± {row.tolerance:,.3g}"
+                low, high = row.value - row.tolerance, row.value + row.tolerance
+                return (Band(figure, low, high, label),)
+        return ()
 
 
 def real(value: Any) -> float | None:
-    """A finite number as float; None for anything else, as a damaged file may hold."""
+    """Return a finite number as float, and None for any other value of a damaged file."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def read_run(path: Path) -> RunData:
-    """Read a run's folder, or its report.json with the records beside it.
+    """Read a run's folder, or its report.json and the records beside it.
 
     Raises:
-        WorkspaceError: neither a report nor records are there, or one of them is damaged.
+        WorkspaceError: there is neither a report nor records, or one of them is damaged.
     """
     folder = path.parent if path.is_file() else path
     report = path if path.is_file() else folder / REPORT_NAME
     if not report.exists() and not (folder / METRICS_NAME).exists():
         raise WorkspaceError(
             f"{printable(str(path))} has neither {REPORT_NAME} nor {METRICS_NAME}; "
-            "name the folder of a run"
+            "give the folder of a run"
         )
     checked = run_file.read_run(report).report if report.exists() else None
     return with_records(folder, checked)
 
 
 def with_records(folder: Path, report: RunReport | None) -> RunData:
-    """Put a report and the records in its folder together.
+    """Combine a report with the records in ``folder``.
 
     Raises:
-        WorkspaceError: the records cannot be read, or a line is none.
+        WorkspaceError: the records cannot be read, or a line is damaged.
     """
     metrics = folder / METRICS_NAME
     records = tuple(read_timed_metrics(metrics)) if metrics.exists() else ()
     return RunData(printable(folder.resolve().name), report, records)
 
 
-_TELLING = (
-    ("name", "model"),
-    ("name", "precision"),
-    ("name", "platform"),
-    ("name", "recipe"),
-    ("name", "mode"),
-    ("config", "run", "seed"),
-)
+_LABEL_KEYS = ("model", "precision", "platform", "recipe", "mode")
 
 
 def with_labels(runs: Sequence[RunData]) -> list[RunData]:
-    """Name each run by what tells it from the others: its names, devices, seed, else its folder."""
-    told: list[list[str]] = [[] for _ in runs]
-    for keys in _TELLING:
-        values = [run.text(*keys) for run in runs]
-        if len(set(values)) > 1:
-            for words, value in zip(told, values, strict=True):
-                words.append(f"{keys[-1]} {value or '?'}" if keys[-1] == "seed" else value or "?")
-    devices = [run.num_devices for run in runs]
-    if len(set(devices)) > 1:
-        for words, count in zip(told, devices, strict=True):
-            words.append(f"{count or '?'} device{'' if count == 1 else 's'}")
-    labels = [" ".join(words) for words in told]
-    named = [
+    """Label each run by its names, seed and devices where they differ, or else by its folder."""
+    columns = [[run.text("name", key) or "?" for run in runs] for key in _LABEL_KEYS]
+    columns.append([f"seed {run.text('config', 'run', 'seed') or '?'}" for run in runs])
+    counts = [run.num_devices for run in runs]
+    columns.append([f"{count or '?'} device{'' if count == 1 else 's'}" for count in counts])
+    differing = [column for column in columns if len(set(column)) > 1]
+    labels = [" ".join(column[i] for column in differing) for i in range(len(runs))]
+    labels = [
         label if label and labels.count(label) == 1 else f"{label} {run.label}".strip()
         for run, label in zip(runs, labels, strict=True)
     ]
-    # Folders of one name, of runs that do not differ.
+    # Equal runs in folders of the same name are numbered.
     seen: Counter[str] = Counter()
-    told_apart = []
-    for label in named:
+    numbered = []
+    for run, label in zip(runs, labels, strict=True):
         seen[label] += 1
-        told_apart.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return [replace(run, label=label) for run, label in zip(runs, told_apart, strict=True)]
+        numbered.append(replace(run, label=f"{label} ({n})" if (n := seen[label]) > 1 else label))
+    return numbered

@@ -118,7 +118,7 @@ def test_pictures_are_described_and_come_in_reading_order(report, gallery):
         "Accuracy against multiply-adds",
     ]
     assert "top-1, percent over epochs done: weights as trained: from" in described[1]
-    assert "<li><b>Scaling over devices</b>: it takes training runs" in page
+    assert "<li><b>Scaling over devices</b>: it needs training runs" in page
 
 
 def test_a_page_without_any_picture_says_why(report):

@@ -1,5 +1,3 @@
-"""The pictures' files, and what still draws of odd, broken or unfinished runs."""
-
 import re
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -14,7 +12,7 @@ from tests.support import runs as made
 from tests.support.runs import TRAINING_PICTURES, Writer, write_inference
 
 
-def test_a_png_and_an_svg_of_each_picture_are_written(trained):
+def test_each_picture_is_written_as_png_and_svg(trained):
     run = trained(epochs=90)
     gallery = draw_run(run, read_report(run / "report.json"))
     assert [path.name for path in gallery.files] == [
@@ -26,23 +24,23 @@ def test_a_png_and_an_svg_of_each_picture_are_written(trained):
         assert text in accuracy
 
 
-def test_the_same_run_draws_the_same_bytes(tmp_path, make_config):
+def test_the_same_run_gives_the_same_bytes(tmp_path, make_config):
     run = read_run(write_inference(tmp_path / "run", make_config()))
     first = draw([run], tmp_path / "first").files
-    again = draw([run], tmp_path / "again").files
+    second = draw([run], tmp_path / "second").files
     assert [path.name for path in first] == ["latency.png", "latency.svg"]
-    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in first]
+    assert [path.read_bytes() for path in second] == [path.read_bytes() for path in first]
     assert "<dc:date>" not in first[1].read_text()
 
 
-def test_one_format_alone(tmp_path, make_config):
+def test_png_alone(tmp_path, make_config):
     run = read_run(write_inference(tmp_path / "run", make_config()))
     gallery = draw([run], tmp_path / "out", ["png"])
     assert [path.name for path in gallery.files] == ["latency.png"]
     assert gallery.drawn[0].svg == ""
 
 
-def test_a_report_with_values_of_the_wrong_kind_leaves_them_out(trained):
+def test_report_values_of_the_wrong_type_are_ignored(trained):
     run = trained(inference=made.inference_rows())
     made.change_report(
         run, "results", inference=["row", {"batch": 1}, {"latency_ms": {"mean": "x"}}]
@@ -52,17 +50,17 @@ def test_a_report_with_values_of_the_wrong_kind_leaves_them_out(trained):
     changed = with_records(run, replace(read_report(run / "report.json"), published=["row", {}]))
     pictures = {each.name: each for each in plan([changed])}
     assert pictures["latency"].why == "no inference was measured"
-    assert pictures["accuracy_cost"].why == "the multiply-adds of 7 at 224 pixels are not known"
+    assert pictures["accuracy_cost"].why == "the multiply-adds of 7 at 224 pixels are unknown"
 
 
-def test_neither_report_nor_records_is_one_clear_line(tmp_path):
-    with pytest.raises(WorkspaceError, match=r"has neither report\.json nor metrics\.jsonl; name"):
+def test_folder_without_report_and_records_is_an_error(tmp_path):
+    with pytest.raises(WorkspaceError, match=r"has neither report\.json nor metrics\.jsonl; give"):
         read_run(tmp_path)
 
 
-def test_an_unwritable_folder_is_one_clear_line(trained):
+def test_unwritable_folder_is_an_error(trained):
     run = trained()
-    (run / "plots").write_text("in the way")
+    (run / "plots").write_text("a file where the folder should be")
     with pytest.raises(WorkspaceError, match=r"cannot write .*plots.*give another --workspace"):
         draw_run(run, read_report(run / "report.json"))
 
@@ -81,50 +79,42 @@ def test_records_of_a_killed_run_are_enough(tmp_path):
 
 
 def test_folders_of_any_name_are_drawn(tmp_path):
-    names = (
-        "_hidden",
-        "$x_{",
-        "a" * 200,
-        "<b>&",
-        "\u4e2d\u6587",
-        "line\nbreak",
-        b"\xff".decode("utf-8", "surrogateescape"),
-    )
-    for at, name in enumerate(names):
+    undecodable = b"\xff".decode("utf-8", "surrogateescape")
+    labels = {
+        "_hidden": "_hidden",
+        "$x_{": "$x_{",
+        "a" * 200: "a" * 200,
+        "<b>&": "<b>&",
+        "\u4e2d\u6587": "\u4e2d\u6587",
+        "line\nbreak": "line\ufffdbreak",
+        undecodable: "\ufffd",
+    }
+    for i, name in enumerate(labels):
         with Writer(tmp_path / name) as writer:
             writer.add("start", 0, 0, steps_per_epoch=4)
             for step in (1, 2, 3):
-                writer.add("step", step, 0, loss=1.0 + at, step_time_s=0.1 * step)
-    gallery = draw([read_run(tmp_path / name) for name in names], tmp_path / "out")
+                writer.add("step", step, 0, loss=1.0 + i, step_time_s=0.1 * step)
+    gallery = draw([read_run(tmp_path / name) for name in labels], tmp_path / "out")
     assert [drawn.picture.name for drawn in gallery.drawn] == ["loss", "step_time"]
-    labels = [label for label, _ in gallery.drawn[0].picture.entries]
-    assert labels == [
-        "_hidden",
-        "$x_{",
-        "a" * 200,
-        "<b>&",
-        "\u4e2d\u6587",
-        "line\ufffdbreak",
-        "\ufffd",
-    ]
+    assert [label for label, _ in gallery.drawn[0].picture.entries] == list(labels.values())
     for drawn in gallery.drawn:
         texts = [each.text for each in ElementTree.fromstring(drawn.svg).iter() if each.text]
         assert {"hidden", "$x_{", "a" * 31 + "…" + "a" * 31, "<b>&"} <= set(texts)
 
 
-def test_many_runs_leave_room_for_the_curves(tmp_path):
+def test_a_long_legend_does_not_shrink_the_axes(tmp_path):
     runs = []
-    for at in range(30):
-        with Writer(tmp_path / f"a-run-with-a-rather-long-name-{at:02d}") as writer:
+    for i in range(30):
+        folder = tmp_path / f"a-run-with-a-rather-long-name-{i:02d}"
+        with Writer(folder) as writer:
             writer.add("start", 0, 0, steps_per_epoch=4)
-            writer.add("step", 2, 0, loss=1.0 + at)
+            writer.add("step", 2, 0, loss=1.0 + i)
             writer.add("step", 4, 0, loss=1.0)
-        runs.append(read_run(tmp_path / f"a-run-with-a-rather-long-name-{at:02d}"))
+        runs.append(read_run(folder))
     gallery = draw(runs, tmp_path / "out", ["svg"])
     assert len({look for _, look in gallery.drawn[0].picture.entries}) == 30
     axes = re.search(
         r'id="patch_2">\s*<path d="M [0-9.]+ ([0-9.]+)[^z]* ([0-9.]+) ', gallery.drawn[0].svg
     )
     low, high = sorted(map(float, axes.groups()))
-    # The curves keep two inches however long the legend is.
-    assert high - low > 2 * 72
+    assert high - low > 2 * 72, "less than two inches"
