@@ -1,9 +1,7 @@
-"""What one encoded image is, and whether training could use it.
+"""Decode every image of a data set once and describe the data set.
 
-Look at every image of a data set once, before a run does.
-
-Broken is what training would refuse: each image goes through the decoder of the ``pytorch``
-backend. What is merely odd (CMYK, a PNG named ``.JPEG``, an EXIF orientation) is listed.
+An image is broken if the decoder of the ``pytorch`` backend refuses it. Images that decode but are
+unusual (CMYK, a PNG named ``.JPEG``, an EXIF orientation) are listed as odd.
 """
 
 from __future__ import annotations
@@ -13,9 +11,11 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +35,17 @@ from image_classification.data.formats.shards import open_shards
 from image_classification.data.loaders.decode import decode_rgb
 from image_classification.data.tools import quarantine
 from image_classification.data.tools.imagenet import NUM_CLASSES, NUM_IMAGES, has_imagenet_classes
-from image_classification.data.tools.parallel import run_parallel
+from image_classification.data.tools.parallel import Progress, no_progress, run_parallel
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BROKEN_KINDS = ("empty", "truncated", "oversized", "undecodable", "unreadable")
-"""Why an image is of no use; ``unreadable``: its bytes could not be had at all."""
+"""Why an image cannot be used; ``unreadable``: its bytes could not be read."""
 
+ODD_KINDS = ("cmyk", "disguised", "exif_orientation")
+
+_CHUNK = 64
 _SIGNATURES = (
     (b"\xff\xd8\xff", "jpeg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -49,128 +55,114 @@ _SIGNATURES = (
     (b"II*\x00", "tiff"),
     (b"MM\x00*", "tiff"),
 )
-_OF_EXTENSION = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
+_EXPECTED_FORMAT = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
 _EXIF_ORIENTATION = 0x0112
-# Others (such as PostScript) would start programs or read much for a header.
+# Pillow's other formats (such as PostScript) start programs or read much just for a header.
 _PIL_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image, as `inspect_image` finds it.
+    """What `inspect_image` found in one image.
 
-    content_format: by its first bytes, ``unknown`` where none is recognised. mode: Pillow's
-    (``RGB``, ``L``, ``CMYK`` …), '' where the header cannot be read. Sides in pixels as stored,
-    0 where unknown. is_disguised: the name's extension says another format. is_oriented: EXIF
-    asks for a rotation or a mirror, which training does not apply. broken: '' or one of
-    `BROKEN_KINDS`, and reason: why, in one line.
+    content_format: by its first bytes, or ``unknown``. mode: Pillow's (``RGB``, ``L``, ``CMYK``,
+    …), '' if the header cannot be read. width_px, height_px: as stored, 0 if unknown. odd: from
+    `ODD_KINDS`; ``disguised``: the content is not the format of the name's extension;
+    ``exif_orientation``: EXIF asks for a rotation or mirroring, which training does not apply.
+    broken: '' or one of `BROKEN_KINDS`; reason: why, in one line.
     """
 
-    num_bytes: int
-    content_format: str
-    mode: str
-    width_px: int
-    height_px: int
-    is_disguised: bool
-    is_oriented: bool
-    broken: str
-    reason: str
+    num_bytes: int = 0
+    content_format: str = "unknown"
+    mode: str = ""
+    width_px: int = 0
+    height_px: int = 0
+    odd: tuple[str, ...] = ()
+    broken: str = ""
+    reason: str = ""
 
 
 def inspect_image(content: Bytes, name: str) -> ImageFacts:
-    """Look at and decode ``content``, ``[bytes]`` uint8; ``name`` may end in an extension.
+    """Decode the image ``content``, ``[bytes]`` uint8, and return what was found.
 
-    What the decoder of training refuses is broken; nothing is raised for it. An image of more
-    pixels than the decoder's bound is not decoded.
+    An image that the training decoder refuses is reported as broken; nothing is raised. An image
+    of more than `MAX_PIXELS` pixels is not decoded.
     """
     data = content.tobytes()
     if not data:
-        return no_content("empty", "the file is empty")
-    kind = content_format(data)
-    expected = _OF_EXTENSION.get(os.path.splitext(name)[1].lower(), "")
+        return ImageFacts(broken="empty", reason="the file is empty")
+    found_format = content_format(data)
+    expected = _EXPECTED_FORMAT.get(os.path.splitext(name)[1].lower(), found_format)
     width, height = image_size(data) or (0, 0)
-    mode, orientation = _header(data)
+    mode, is_oriented = _read_header(data)
+    is_odd = (mode == "CMYK", found_format not in ("unknown", expected), is_oriented)
     broken, reason = "", ""
     try:
         decode_rgb(content, name)
     except DataError as error:
         reason = error.message.removeprefix(f"cannot decode {name}: ")
-        reason = reason.rsplit(": ", 1)[0]  # the remedy
+        reason = reason.rsplit(": ", 1)[0]  # drop the remedy
         if width * height > MAX_PIXELS:
             broken = "oversized"
         else:
-            broken = "truncated" if _is_cut_short(data) else "undecodable"
+            broken = "truncated" if _is_truncated(data) else "undecodable"
     return ImageFacts(
         num_bytes=len(data),
-        content_format=kind,
+        content_format=found_format,
         mode=mode,
         width_px=width,
         height_px=height,
-        is_disguised=bool(expected) and kind not in ("unknown", expected),
-        is_oriented=orientation not in (0, 1),
+        odd=tuple(kind for kind, is_so in zip(ODD_KINDS, is_odd, strict=True) if is_so),
         broken=broken,
         reason=reason,
     )
 
 
-def no_content(kind: str, reason: str) -> ImageFacts:
-    """Return the facts of an image whose bytes are not there: ``empty`` or ``unreadable``."""
-    assert kind in BROKEN_KINDS
-    return ImageFacts(0, "unknown", "", 0, 0, False, False, kind, reason)
-
-
 def content_format(data: bytes) -> str:
-    """Name the format that ``data`` begins as; ``unknown`` where it is none of an image."""
+    """Return the image format that ``data`` starts with, or ``unknown``."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     return next((name for start, name in _SIGNATURES if data.startswith(start)), "unknown")
 
 
-def _header(data: bytes) -> tuple[str, int]:
-    """Return (mode, EXIF orientation) as Pillow reads them; ('', 0) where it cannot."""
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # large images, damaged EXIF
-        try:
-            with Image.open(io.BytesIO(data), formats=_PIL_FORMATS) as image:
-                return image.mode, _orientation(image)
-        except Exception:  # Pillow's plugins raise of every kind on damaged headers
-            return "", 0
-
-
-def _orientation(image: object) -> int:
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 0)  # type: ignore[attr-defined]
-    except Exception:  # damaged EXIF does not make the pixels unusable
-        return 0
-    return value if isinstance(value, int) and 1 <= value <= 8 else 0
-
-
-def _is_cut_short(data: bytes) -> bool:
+@contextmanager
+def _pillow(data: bytes) -> Iterator[Image.Image]:
+    """Open ``data`` with Pillow, without its warnings about large images and damaged EXIF."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data), formats=_PIL_FORMATS) as image:
-                image.load()
-        except Exception as error:
-            return "truncated" in str(error).lower()
+        with Image.open(io.BytesIO(data), formats=_PIL_FORMATS) as image:
+            yield image
+
+
+def _read_header(data: bytes) -> tuple[str, bool]:
+    """Return Pillow's mode and whether EXIF asks for a rotation; ('', False) if unreadable."""
+    # Pillow's plugins raise exceptions of every kind on damaged headers.
+    try:
+        with _pillow(data) as image:
+            mode = image.mode
+            try:
+                orientation = image.getexif().get(_EXIF_ORIENTATION, 0)
+            except Exception:  # damaged EXIF does not make the pixels unusable
+                orientation = 0
+            return mode, isinstance(orientation, int) and 2 <= orientation <= 8
+    except Exception:
+        return "", False
+
+
+def _is_truncated(data: bytes) -> bool:
+    try:
+        with _pillow(data) as image:
+            image.load()
+    except Exception as error:
+        return "truncated" in str(error).lower()
     return False
-
-
-ODD_KINDS = ("cmyk", "disguised", "exif_orientation")
-
-_CHUNK = 64
-
-SplitProgress = Callable[[str, int, int], None]
-"""Called with the split, the images looked at, and all of its images."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Least, middle and largest of some numbers."""
+    """Minimum, median and maximum of some numbers."""
 
     min: float
     median: float
@@ -178,7 +170,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.int64]) -> Spread | None:
-        """Return the spread of ``values``; None of no values."""
+        """Return the spread of ``values``, or None if there are none."""
         if not len(values):
             return None
         return cls(float(values.min()), float(np.median(values)), float(values.max()))
@@ -186,10 +178,10 @@ class Spread:
 
 @dataclass
 class SplitReport:
-    """One split. Widths, heights and pixels are those of images whose header can be read.
+    """One split. Widths, heights and pixels cover the images whose header can be read.
 
-    formats, modes: how many images there are of each (by content; Pillow's modes). odd, broken:
-    names of images by kind (`ODD_KINDS`, `BROKEN_KINDS`); reasons: of each broken one.
+    formats, modes: number of images by content format and by Pillow's mode. odd, broken: names of
+    images by kind (`ODD_KINDS`, `BROKEN_KINDS`). reasons: why, by name of broken image.
     """
 
     format: str
@@ -210,8 +202,9 @@ class SplitReport:
 
 @dataclass
 class CheckReport:
-    """A data set. problems: what would break a run, broken images apart; notes: what would not.
+    """A whole data set.
 
+    problems: what would make a run fail, apart from broken images; notes: what would not.
     imagenet_1k: ``complete``, ``incomplete`` (its classes, other numbers of images) or ``no``.
     """
 
@@ -223,53 +216,49 @@ class CheckReport:
 
     @property
     def broken(self) -> dict[str, str]:
-        """Every broken image, name -> reason: the quarantine list."""
+        """Every broken image, name -> reason."""
         return {name: why for split in self.splits.values() for name, why in split.reasons.items()}
 
     @property
     def is_usable(self) -> bool:
-        """Whether nothing here would break a run."""
+        """Whether nothing found would make a run fail."""
         return not self.problems and not self.broken
 
 
 def check_data_set(
-    root: Path,
-    *,
-    workers: int = 0,
-    progress: SplitProgress = lambda split, done, total: None,
+    root: Path, *, workers: int = 0, progress: Progress = no_progress
 ) -> CheckReport:
-    """Check the data set at ``root``, whatever its format; an old quarantine list is not heeded.
+    """Check the data set at ``root``, of any format. An existing quarantine list is ignored.
 
     Raises:
-        DataError: there is no data set at all, or it goes away meanwhile.
+        DataError: there is no data set, or it disappears during the check.
     """
     report = CheckReport(str(root))
-    opened = _open_splits(root, report)
-    for split, (layout, index) in opened.items():
+    for split, (layout, index) in _open_splits(root, report).items():
         if layout == FOLDER:
             _note_other_files(root / split, index.classes, report)
-        report.splits[split] = _survey(index, split, layout, workers, progress)
-    _recognise_imagenet(report)
+        report.splits[split] = _check_split(index, split, layout, workers, progress)
+    _recognize_imagenet(report)
     return report
 
 
 def quarantine_list(root: Path, report: CheckReport) -> dict[str, str]:
-    """Return the list to keep for ``root``: what is broken now.
+    """Return the new quarantine list of ``root``: the images that are broken now.
 
-    Where a split could not be looked at, what an older list says stays.
+    If a split could not be checked, the entries of the existing list are kept.
 
     Raises:
-        DataError: such an older list is damaged.
+        DataError: that existing list is damaged.
     """
-    older = {} if len(report.splits) == len(SPLITS) else quarantine.load(root)
-    return older | report.broken
+    existing = {} if len(report.splits) == len(SPLITS) else quarantine.load(root)
+    return existing | report.broken
 
 
 def _open_splits(root: Path, report: CheckReport) -> dict[str, tuple[str, Index]]:
-    """Return (format, index) of every split that can be indexed; the rest goes into ``report``."""
+    """Return (format, index) of each split that can be indexed; note the others in ``report``."""
     opened: dict[str, tuple[str, Index]] = {}
     missing: dict[str, DataError] = {}
-    flat = {split: count for split in SPLITS if (count := _num_flat(root / split))}
+    flat = {split: count for split in SPLITS if (count := _num_flat_images(root / split))}
     for split in SPLITS:
         try:
             layout = recognise(root, split)
@@ -289,7 +278,7 @@ def _open_splits(root: Path, report: CheckReport) -> dict[str, tuple[str, Index]
             try:
                 opened[split] = (layout, _open(root, split, layout))
             except DataError as error:
-                if error.message not in report.problems:  # both splits may say the same
+                if error.message not in report.problems:  # both splits may have the same problem
                     report.problems.append(error.message)
     if len(missing) == len(SPLITS):
         raise missing["train"]
@@ -306,8 +295,8 @@ def _open(root: Path, split: str, layout: str) -> Index:
     return open_shards(SHARD_FORMATS[layout], root, split, None)
 
 
-def _num_flat(folder: Path) -> int:
-    """Return how many images lie in ``folder`` itself, 0 where there are class folders."""
+def _num_flat_images(folder: Path) -> int:
+    """Return the number of images directly in ``folder``; 0 if it has class folders."""
     try:
         with os.scandir(folder) as entries:
             listed = [(entry.name, entry.is_dir()) for entry in entries]
@@ -319,12 +308,12 @@ def _num_flat(folder: Path) -> int:
 
 
 def _note_other_files(folder: Path, classes: tuple[str, ...], report: CheckReport) -> None:
-    """Note files that are no images by their name: an index passes over them in silence."""
+    """Note files without an image's extension, which an index skips silently."""
     others: list[str] = []
     for name in classes:
         try:
             files = os.listdir(folder / name)
-        except OSError:  # read a moment ago; the survey will tell
+        except OSError:  # it was readable a moment ago: reading its images will fail and say so
             continue
         others += [f"{name}/{f}" for f in files if not f.lower().endswith(IMAGE_EXTENSIONS)]
     if others:
@@ -334,38 +323,30 @@ def _note_other_files(folder: Path, classes: tuple[str, ...], report: CheckRepor
         )
 
 
-@dataclass
-class _Found:
-    """What one process found in some images. sizes: ``[N, 3]`` bytes, width, height."""
-
-    sizes: npt.NDArray[np.int64]
-    formats: Counter[str]
-    modes: Counter[str]
-    named: list[tuple[str, str, str]]
-    """Kind, name, and reason where broken."""
-
-
-def _survey(
-    index: Index, split: str, layout: str, workers: int, progress: SplitProgress
+def _check_split(
+    index: Index, split: str, layout: str, workers: int, progress: Progress
 ) -> SplitReport:
     total = len(index)
     counts = np.bincount(index.labels, minlength=len(index.classes))
     report = SplitReport(layout, index.classes, total, Spread.of(counts.astype(np.int64)))
-    chunks = [(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
+    chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
     formats: Counter[str] = Counter()
     modes: Counter[str] = Counter()
-    sizes: list[npt.NDArray[np.int64]] = []
-    results = run_parallel(_look, index, chunks, workers)
-    for (_, end), found in zip(chunks, results, strict=True):
-        sizes.append(found.sizes)
-        formats += found.formats
-        modes += found.modes
-        for kind, name, reason in found.named:
-            (report.broken if reason else report.odd)[kind].append(name)
-            if reason:
-                report.reasons[name] = reason
-        progress(split, end, total)
-    num_bytes, width, height = np.concatenate(sizes).T
+    sizes = np.empty((total, 3), dtype=np.int64)  # bytes, width, height
+    results = run_parallel(_inspect_chunk, index, chunks, workers)
+    for chunk, found in zip(chunks, results, strict=True):
+        for i, facts in zip(chunk, found, strict=True):
+            sizes[i] = facts.num_bytes, facts.width_px, facts.height_px
+            formats[facts.content_format] += 1
+            if facts.mode:
+                modes[facts.mode] += 1
+            for kind in facts.odd:
+                report.odd[kind].append(index.name(i))
+            if facts.broken:
+                report.broken[facts.broken].append(index.name(i))
+                report.reasons[index.name(i)] = facts.reason
+        progress(split, chunk.stop, total)
+    num_bytes, width, height = sizes.T
     known = width > 0
     report.total_bytes = int(num_bytes.sum())
     report.bytes = Spread.of(num_bytes)
@@ -376,33 +357,20 @@ def _survey(
     return report
 
 
-def _look(index: Index, chunk: tuple[int, int]) -> _Found:
-    rows: list[tuple[int, int, int]] = []
-    found = _Found(np.empty((0, 3), dtype=np.int64), Counter(), Counter(), [])
-    for i in range(*chunk):
-        name = index.name(i)
-        facts = _facts(index, i, name)
-        rows.append((facts.num_bytes, facts.width_px, facts.height_px))
-        found.formats[facts.content_format] += 1
-        if facts.mode:
-            found.modes[facts.mode] += 1
-        odd = (facts.mode == "CMYK", facts.is_disguised, facts.is_oriented)
-        found.named += [(k, name, "") for k, is_so in zip(ODD_KINDS, odd, strict=True) if is_so]
-        if facts.broken:
-            found.named.append((facts.broken, name, facts.reason))
-    found.sizes = np.array(rows, dtype=np.int64).reshape(-1, 3)
-    return found
+def _inspect_chunk(index: Index, chunk: range) -> list[ImageFacts]:
+    return [_inspect(index, i) for i in chunk]
 
 
-def _facts(index: Index, i: int, name: str) -> ImageFacts:
+def _inspect(index: Index, i: int) -> ImageFacts:
+    name = index.name(i)
     try:
         content = index.read(i)
     except VanishedError:
         raise
     except DataError as error:
         if isinstance(index, FolderIndex) and _is_empty(index.root / name):
-            return no_content("empty", "the file is empty")
-        return no_content("unreadable", error.message)
+            return ImageFacts(broken="empty", reason="the file is empty")
+        return ImageFacts(broken="unreadable", reason=error.message)
     return inspect_image(content, name)
 
 
@@ -414,22 +382,22 @@ def _is_empty(path: Path) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
-def _recognise_imagenet(report: CheckReport) -> None:
+def _recognize_imagenet(report: CheckReport) -> None:
     splits = report.splits
-    counts_fit = {split: found.num_images == NUM_IMAGES[split] for split, found in splits.items()}
-    classes_fit = bool(splits) and all(
+    has_count = {split: found.num_images == NUM_IMAGES[split] for split, found in splits.items()}
+    has_classes = bool(splits) and all(
         has_imagenet_classes(found.classes)
-        # Packed sets may have numbers for names.
-        or (len(found.classes) == NUM_CLASSES and counts_fit[split])
+        # Packed sets may have numbers instead of class names.
+        or (len(found.classes) == NUM_CLASSES and has_count[split])
         for split, found in splits.items()
     )
-    if not classes_fit:
+    if not has_classes:
         return
-    is_complete = len(splits) == len(SPLITS) and all(counts_fit.values())
+    is_complete = len(splits) == len(SPLITS) and all(has_count.values())
     report.imagenet_1k = "complete" if is_complete else "incomplete"
-    for split, fits in counts_fit.items():
-        if not fits:
-            report.notes.append(
-                f"these are ImageNet-1k's classes, but {split} has {splits[split].num_images:,} "
-                f"images where ImageNet-1k has {NUM_IMAGES[split]:,}"
-            )
+    report.notes += [
+        f"these are ImageNet-1k's classes, but {split} has {splits[split].num_images:,} images "
+        f"where ImageNet-1k has {NUM_IMAGES[split]:,}"
+        for split, is_so in has_count.items()
+        if not is_so
+    ]

@@ -1,7 +1,7 @@
-"""A small real data set made on the spot: scikit-learn's handwritten digits as JPEG folders.
+"""Make the demo data set: scikit-learn's handwritten digits as JPEG folders, without a download.
 
-1,797 scans of 8 x 8 pixels (UCI Optical Recognition of Handwritten Digits, as scikit-learn ships
-them), 1,437 to train and 360 to validate. No download.
+1,797 scans of 8 x 8 pixels (UCI Optical Recognition of Handwritten Digits, as shipped with
+scikit-learn): 1,437 for training and 360 for validation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from image_classification.core.errors import DataError
 
 CACHE_VARIABLE = "IMAGE_CLASSIFICATION_CACHE"
 DEMO_FOLDER = "digits-v1"
-"""Raise the version with anything that changes the files."""
+"""Raise the version with any change of the files."""
 
 _IMAGE_SIZE_PX = 64
 _JPEG_QUALITY = 95
@@ -29,10 +29,10 @@ _ATTEMPTS = 5
 
 
 def resolve_data_path(path: str) -> Path:
-    """Return the folder that ``data.path`` means; ``demo`` is made where it is missing.
+    """Return the folder that ``data.path`` stands for; ``demo`` is made if it is missing.
 
     Raises:
-        DataError: the demo data set cannot be written, or ``synthetic``, which is no folder.
+        DataError: the demo data set cannot be written, or ``path`` is ``synthetic``.
     """
     if path == "demo":
         return ensure_demo()
@@ -44,11 +44,10 @@ def resolve_data_path(path: str) -> Path:
 
 
 def ensure_demo(root: Path | None = None) -> Path:
-    """Return the demo data set's folder below the cache ``root``, making it where needed.
+    """Return the demo data set's folder in the cache ``root``; make it if it is missing.
 
-    It is renamed into place whole, so any number of processes may ask at once; one that lacks
-    files is made anew. ``root`` defaults to $IMAGE_CLASSIFICATION_CACHE, then
-    $XDG_CACHE_HOME/image-classification, then ~/.cache/image-classification.
+    Several processes may call this at once: each renames a complete data set into place. One that
+    lacks files is replaced. ``root`` defaults to `cache_root`.
 
     Raises:
         DataError: the folder cannot be written.
@@ -56,12 +55,11 @@ def ensure_demo(root: Path | None = None) -> Path:
     folder = (cache_root() if root is None else root) / DEMO_FOLDER
     try:
         if not _is_complete(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
             _place(folder)
     except OSError as error:
         raise DataError(
             f"cannot write the demo data set to {folder}: {error.strerror}: set {CACHE_VARIABLE} "
-            f"to a folder that can be written"
+            f"to a writable folder"
         ) from error
     return folder
 
@@ -76,9 +74,8 @@ def write_demo(folder: Path) -> Path:
         if folder.is_dir() and any(folder.iterdir()):
             if not _is_complete(folder):
                 raise DataError(f"{folder} is not empty: name a new folder for the demo data set")
-            return folder
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        _place(folder.absolute())
+        else:
+            _place(folder.absolute())
     except OSError as error:
         raise DataError(
             f"cannot write the demo data set to {folder}: {error.strerror}: name another folder"
@@ -87,23 +84,23 @@ def write_demo(folder: Path) -> Path:
 
 
 def cache_root() -> Path:
-    """Return the folder for what is made once; see `ensure_demo`.
+    """Return the cache folder: $IMAGE_CLASSIFICATION_CACHE, or below $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        DataError: there is no home folder to put it in.
+        DataError: there is no home folder.
     """
-    own = os.environ.get(CACHE_VARIABLE)
-    if own:
-        return Path(own)
+    cache = os.environ.get(CACHE_VARIABLE)
+    if cache:
+        return Path(cache)
     xdg = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(xdg):  # the XDG specification has relative ones ignored
+    if os.path.isabs(xdg):  # the XDG specification says to ignore relative paths
         return Path(xdg) / "image-classification"
     try:
         return Path.home() / ".cache" / "image-classification"
     except RuntimeError as error:
         raise DataError(
-            f"no home folder to keep the demo data set in: set {CACHE_VARIABLE} to a folder that "
-            f"can be written"
+            f"no home folder to cache the demo data set in: set {CACHE_VARIABLE} to a writable "
+            f"folder"
         ) from error
 
 
@@ -116,7 +113,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _manifest(folder: Path) -> dict[str, object]:
-    """Count what is there: equality with the manifest on disk means that nothing is missing."""
+    """Count the files in ``folder``; equal to the manifest on disk if nothing is missing."""
     content: dict[str, object] = {"name": DEMO_FOLDER}
     for split in ("train", "val"):
         files = sorted((folder / split).glob("*/*.jpg"))
@@ -125,7 +122,8 @@ def _manifest(folder: Path) -> dict[str, object]:
 
 
 def _place(folder: Path) -> None:
-    """Build beside ``folder``, then rename; a process that finished first has made the same."""
+    """Build beside ``folder``, then rename; another process may have placed the same already."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         built = Path(scratch) / "built"
         _build(built)
@@ -145,7 +143,7 @@ def _place(folder: Path) -> None:
 
 
 def _build(folder: Path) -> None:
-    # Both imports together take over a second, and the data set is made once.
+    # These imports take over a second and are needed only once.
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -164,7 +162,7 @@ def _build(folder: Path) -> None:
 
 
 def _val_mask(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Choose the validation images: each class's share, rounded to the largest remainders."""
+    """Choose the validation images: the same share of each class, by largest remainders."""
     counts = np.bincount(labels)
     exact = counts * (_VAL_IMAGES / len(labels))
     quota = np.floor(exact).astype(np.int64)

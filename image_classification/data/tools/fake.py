@@ -1,9 +1,9 @@
-"""An ImageNet-like set of JPEG folders, cut from scikit-learn's two sample photographs.
+"""Make an ImageNet-like set of JPEG folders from scikit-learn's two sample photographs.
 
-For trying out loaders, checks and packers without the 150 GB: sizes and file sizes spread as
-ImageNet's do (most images have a long side of 500 px, a mean of about 110 KB), and its known
-oddities are there: JPEGs in CMYK, a PNG named ``.JPEG``, grey images, EXIF orientations. Classes
-differ by colour and texture, so that a model can learn something.
+It is for trying out loaders, checks and packers without ImageNet's 150 GB. Image and file sizes are
+distributed as ImageNet's (most long sides are 500 px, the mean file has about 110 KB), and its
+known oddities occur: CMYK JPEGs, a PNG named ``.JPEG``, gray images, EXIF orientations. Classes
+differ in color and texture, so that a model can learn something.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ODDITIES = {"cmyk": 0.002, "png": 0.001, "grey": 0.015, "exif": 0.005}
-"""Kinds of odd images and their share; at least one of each from `ODD_FROM` train images on."""
+"""Kinds of odd images and their share; at least one of each if there are `ODD_FROM` images."""
 
 BROKEN = {"truncated": 0.0005, "empty": 0.0005, "text": 0.0005}
-"""Kinds of undecodable files, put into train/ alone: validation refuses to skip any."""
+"""Kinds of undecodable files and their share; only in train/, as validation skips no image."""
 
 ODD_FROM = 16
 MANIFEST = "manifest.json"
@@ -56,7 +56,7 @@ class FakeSpec:
 
 @dataclass(frozen=True)
 class FakeReport:
-    """What was made: images and bytes by split; names of odd and broken files by kind."""
+    """What was made: images and bytes per split, names of odd and broken files per kind."""
 
     seed: int
     num_classes: int
@@ -75,10 +75,10 @@ def make_fake(
 ) -> FakeReport:
     """Write the data set to ``out`` (new or empty), whole or not at all.
 
-    The report is also kept as ``out/manifest.json``.
+    The report is also written to ``out/manifest.json``.
 
     Raises:
-        DataError: ``out`` holds something or cannot be written, or there are fewer images than
+        DataError: ``out`` is not empty or cannot be written, or there are fewer images than
             classes.
     """
     _check(spec)
@@ -86,6 +86,18 @@ def make_fake(
     tasks: list[_Task] = [("train", i, kinds.get(i, "")) for i in range(spec.num_images)]
     tasks += [("val", i, "") for i in range(spec.num_val_images)]
     chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
+    names: dict[str, list[str]] = {kind: [] for kind in (*ODDITIES, *BROKEN)}
+    for index, kind in sorted(kinds.items()):
+        names[kind].append(relative_path("train", index, spec.num_classes))
+    num_bytes = {"train": 0, "val": 0}
+    report = FakeReport(
+        seed=spec.seed,
+        num_classes=spec.num_classes,
+        num_images={"train": spec.num_images, "val": spec.num_val_images},
+        num_bytes=num_bytes,
+        odd={kind: names[kind] for kind in ODDITIES},
+        broken={kind: names[kind] for kind in BROKEN},
+    )
     out = out.absolute()
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -93,19 +105,16 @@ def make_fake(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
             built = Path(scratch) / "built"
-            for split, classes in _folders(spec):
-                for name in classes:
-                    (built / split / name).mkdir(parents=True)
-            totals = {"train": 0, "val": 0}
+            for label in range(spec.num_classes):
+                for split in num_bytes:
+                    (built / split / class_name(label)).mkdir(parents=True)
+            results = run_parallel(_write_chunk, (spec, built), chunks, workers)
             done = 0
-            for chunk, sizes in zip(
-                chunks, run_parallel(_write_chunk, (spec, built), chunks, workers), strict=True
-            ):
+            for chunk, sizes in zip(chunks, results, strict=True):
                 for (split, _, _), size in zip(chunk, sizes, strict=True):
-                    totals[split] += size
+                    num_bytes[split] += size
                 done += len(chunk)
-                progress(done, len(tasks))
-            report = _report(spec, kinds, totals)
+                progress("images", done, len(tasks))
             text = json.dumps(dataclasses.asdict(report), indent=1) + "\n"
             (built / MANIFEST).write_text(text, encoding="utf-8")
             os.rename(built, out)
@@ -118,7 +127,7 @@ def make_fake(
 
 
 def relative_path(split: str, index: int, num_classes: int) -> str:
-    """Return where image ``index`` of ``split`` lies, named as ImageNet names it."""
+    """Return the path of image ``index`` of ``split``, named as in ImageNet."""
     synset = class_name(index % num_classes)
     if split == "train":
         return f"train/{synset}/{synset}_{index // num_classes}.JPEG"
@@ -126,12 +135,12 @@ def relative_path(split: str, index: int, num_classes: int) -> str:
 
 
 def class_name(number: int) -> str:
-    """Return a name of a synset's form, as ``n00000001`` for class 0."""
+    """Return a class name in the form of a synset: ``n00000001`` for class 0."""
     return f"n{number + 1:08d}"
 
 
 def draw_size(random: np.random.Generator) -> tuple[int, int]:
-    """Draw (width, height) in pixels, spread as ImageNet's: median about 500 x 375."""
+    """Draw (width, height) in pixels, distributed as ImageNet's: median about 500 x 375."""
     u = random.random()
     long_side: float
     if u < 0.66:
@@ -158,7 +167,7 @@ def _check(spec: FakeSpec) -> None:
         if count < spec.num_classes:
             raise DataError(
                 f"{option} {count} is too few for {spec.num_classes} classes: give at least one "
-                f"image a class"
+                f"image per class"
             )
     if spec.seed < 0:
         raise DataError(f"--seed {spec.seed} is below 0: give 0 or more")
@@ -167,7 +176,7 @@ def _check(spec: FakeSpec) -> None:
 
 
 def _choose_kinds(spec: FakeSpec) -> dict[int, str]:
-    """Return the train images that are not ordinary, by number."""
+    """Return the kinds of the odd and broken train images, by image number."""
     if spec.num_images < ODD_FROM:
         return {}
     shares = ODDITIES | (BROKEN if spec.broken else {})
@@ -177,25 +186,6 @@ def _choose_kinds(spec: FakeSpec) -> dict[int, str]:
         for _ in range(max(1, round(share * spec.num_images))):
             kinds[next(order)] = kind
     return kinds
-
-
-def _folders(spec: FakeSpec) -> list[tuple[str, list[str]]]:
-    names = [class_name(number) for number in range(spec.num_classes)]
-    return [("train", names), ("val", names)]
-
-
-def _report(spec: FakeSpec, kinds: dict[int, str], num_bytes: dict[str, int]) -> FakeReport:
-    names: dict[str, list[str]] = {kind: [] for kind in (*ODDITIES, *BROKEN)}
-    for index, kind in sorted(kinds.items()):
-        names[kind].append(relative_path("train", index, spec.num_classes))
-    return FakeReport(
-        seed=spec.seed,
-        num_classes=spec.num_classes,
-        num_images={"train": spec.num_images, "val": spec.num_val_images},
-        num_bytes=num_bytes,
-        odd={kind: names[kind] for kind in ODDITIES},
-        broken={kind: names[kind] for kind in BROKEN},
-    )
 
 
 def _random(seed: int, stream: str, number: int) -> np.random.Generator:
@@ -238,15 +228,15 @@ def _encode(spec: FakeSpec, split: str, index: int, kind: str) -> bytes:
 
 
 def _paint(seed: int, label: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Return one photograph ``[H, W, 3]``: a piece of a sample, in its class's colours."""
+    """Return one image ``[H, W, 3]``: a crop of a sample photograph in the colors of its class."""
     from PIL import Image
 
-    of_class = _random(seed, "class", label)
-    photo = _photos()[int(of_class.integers(2))]
-    gains = of_class.uniform(0.55, 1.25, 3) * random.uniform(0.85, 1.15, 3)
-    grain = of_class.uniform(6, 14)
+    class_random = _random(seed, "class", label)
+    photo = _photos()[int(class_random.integers(2))]
+    gains = class_random.uniform(0.55, 1.25, 3) * random.uniform(0.85, 1.15, 3)
+    grain = class_random.uniform(6, 14)
     width, height = draw_size(random)
-    # A piece of the photograph of the wanted shape, never enlarged more than it must be.
+    # A crop in the wanted shape, as large as the photograph allows or smaller by a random share.
     full_width, full_height = photo.size
     share = random.uniform(0.45, 1.0) * min(full_width / width, full_height / height)
     cut_width, cut_height = width * share, height * share
@@ -263,7 +253,7 @@ def _paint(seed: int, label: int, random: np.random.Generator) -> npt.NDArray[np
 
 
 def _noise(random: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float32]:
-    """Return ``[H, W, 1]``: a random window of one tile of grain; a draw a pixel takes longer."""
+    """Return ``[H, W, 1]``: a random window of one noise tile, faster than drawing each pixel."""
     top, left = random.integers(0, _NOISE_PX, 2).tolist()
     rows = (np.arange(height) + top) % _NOISE_PX
     columns = (np.arange(width) + left) % _NOISE_PX

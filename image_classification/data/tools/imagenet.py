@@ -1,6 +1,6 @@
-"""Facts about ImageNet-1k (ILSVRC 2012) as it is distributed, and the files its kit ships.
+"""Facts about ImageNet-1k (ILSVRC 2012), and the labels of its validation images.
 
-The labels of the validation images come with the development kit, or as a list: lines
+The labels come with the development kit, or as a list: lines
 ``ILSVRC2012_val_00000001.JPEG n01751748``, or Kaggle's ``LOC_val_solution.csv``.
 """
 
@@ -11,6 +11,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from image_classification.core.errors import DataError
@@ -21,7 +22,7 @@ ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"
 KIT = "ILSVRC2012_devkit_t12"
 
 _SYNSET = re.compile(r"n\d{8}")
-_FIRST, _LAST = "n01440764", "n15075141"
+_FIRST_CLASS, _LAST_CLASS = "n01440764", "n15075141"
 _VAL_NUMBER = re.compile(r"_(\d{8})\.jpe?g$", re.IGNORECASE)
 _GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 _META = "data/meta.mat"
@@ -30,30 +31,30 @@ _SHOWN_CHARS = 60
 
 
 def has_imagenet_classes(classes: Sequence[str]) -> bool:
-    """Whether these are the 1000 classes: synset names, of the right number, first and last."""
+    """Return whether these are ImageNet's 1000 synset names, by number, first and last."""
     return (
         len(classes) == NUM_CLASSES
-        and min(classes) == _FIRST
-        and max(classes) == _LAST
+        and min(classes) == _FIRST_CLASS
+        and max(classes) == _LAST_CLASS
         and all(_SYNSET.fullmatch(name) for name in classes)
     )
 
 
 def is_class_name(name: str) -> bool:
-    """Whether ``name`` may be the name of a class's folder, wherever it comes from."""
+    """Return whether ``name``, from an untrusted file, is safe as the name of a class folder."""
     return bool(re.fullmatch(r"[^./\\\x00\s][^/\\\x00\s]*", name))
 
 
+@dataclass(frozen=True)
 class ValLabels:
-    """The class of each validation image, by file name or by the number in it."""
+    """The class of each validation image, by its name without extension or by its number."""
 
-    def __init__(self, source: str, by_name: dict[str, str], by_number: Sequence[str] = ()) -> None:
-        self.source = source
-        self._by_name = by_name
-        self._by_number = by_number
+    source: str
+    by_stem: dict[str, str] = field(default_factory=dict)
+    by_number: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return len(self._by_name) or len(self._by_number)
+        return len(self.by_stem) or len(self.by_number)
 
     def class_of(self, name: str) -> str:
         """Return the class of the image called ``name``.
@@ -61,11 +62,10 @@ class ValLabels:
         Raises:
             DataError: it is not in the list.
         """
-        stem = name.rsplit(".", 1)[0]
-        found = self._by_name.get(stem)
+        found = self.by_stem.get(name.rsplit(".", 1)[0])
         number = _VAL_NUMBER.search(name)
-        if found is None and number and 1 <= int(number[1]) <= len(self._by_number):
-            found = self._by_number[int(number[1]) - 1]
+        if found is None and number and 1 <= int(number[1]) <= len(self.by_number):
+            found = self.by_number[int(number[1]) - 1]
         if found is None:
             raise DataError(
                 f"{self.source} has no class for {name}: give the list that belongs to these "
@@ -75,43 +75,41 @@ class ValLabels:
 
 
 def find_labels(folder: Path, labels: Path | None) -> ValLabels:
-    """Return the labels in ``labels``, else those of the kit in ``folder``.
+    """Return the labels in the file ``labels``, or those of the kit in ``folder``.
 
     Raises:
-        DataError: there are none, or they cannot be understood.
+        DataError: there are none, or they cannot be read.
     """
+    packed, unpacked = folder / f"{KIT}.tar.gz", folder / KIT
     try:
         if labels is not None:
-            return read_label_list(labels)
-        packed, unpacked = folder / f"{KIT}.tar.gz", folder / KIT
+            return _read_label_list(labels)
         if unpacked.is_dir():
-            return _from_kit(
-                unpacked, (unpacked / _GROUND_TRUTH).read_bytes(), (unpacked / _META).read_bytes()
-            )
+            files = {name: (unpacked / name).read_bytes() for name in (_GROUND_TRUTH, _META)}
+            return _from_kit(unpacked, files)
         if packed.is_file():
-            members = _kit_members(packed)
-            return _from_kit(packed, members[_GROUND_TRUTH], members[_META])
+            return _from_kit(packed, _read_packed_kit(packed))
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename or labels or folder}: {error.strerror}: check the file"
         ) from error
     raise DataError(
-        f"nothing in {folder} says which class a validation image has: put {KIT}.tar.gz there, "
-        f"or give a list with --labels (LOC_val_solution.csv, or lines 'NAME.JPEG CLASS')"
+        f"no classes of the validation images in {folder}: put {KIT}.tar.gz there, or give a list "
+        f"with --labels (LOC_val_solution.csv, or lines 'NAME.JPEG CLASS')"
     )
 
 
-def read_label_list(path: Path) -> ValLabels:
+def _read_label_list(path: Path) -> ValLabels:
     """Read lines ``NAME CLASS``, or the rows ``NAME,CLASS box …`` of LOC_val_solution.csv.
 
     Raises:
         DataError: a line that is neither. OSError: the file cannot be read.
     """
-    labels: dict[str, str] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text: give a list of labels with --labels") from error
+    labels: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.replace(",", " ").split()
         if not words or words[:2] == ["ImageId", "PredictionString"]:
@@ -119,18 +117,18 @@ def read_label_list(path: Path) -> ValLabels:
         is_csv = "," in line
         if len(words) < 2 or (len(words) > 2 and not is_csv) or not is_class_name(words[1]):
             raise DataError(
-                f"{path}:{number}: {line[:_SHOWN_CHARS]!r} is not 'NAME.JPEG CLASS': mend the line"
+                f"{path}:{number}: {line[:_SHOWN_CHARS]!r} is not 'NAME.JPEG CLASS': fix the line"
             )
         stem = words[0] if is_csv else words[0].rsplit(".", 1)[0]
         if labels.setdefault(stem, words[1]) != words[1]:
             raise DataError(f"{path}:{number}: {words[0]} has two classes: keep one of the lines")
     if not labels:
         raise DataError(f"{path} lists no image: give lines 'NAME.JPEG CLASS'")
-    return ValLabels(str(path), labels)
+    return ValLabels(str(path), by_stem=labels)
 
 
-def _kit_members(path: Path) -> dict[str, bytes]:
-    """Read the two files out of the packed kit; nothing is written."""
+def _read_packed_kit(path: Path) -> dict[str, bytes]:
+    """Read the two files of the packed kit into memory; nothing is written."""
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -138,34 +136,33 @@ def _kit_members(path: Path) -> dict[str, bytes]:
                 name = "/".join(member.name.split("/")[-2:])
                 if name in (_GROUND_TRUTH, _META) and member.isreg():
                     if member.size > _KIT_FILE_MAX_BYTES:
-                        raise DataError(f"{member.name} in {path} is too large for what it is")
+                        raise DataError(f"{path} holds a {member.name} that is too large for a kit")
                     file = archive.extractfile(member)
                     assert file is not None
                     found[name] = file.read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged ({error}): get it again") from error
+        raise DataError(f"{path} is damaged ({error}): download it again") from error
     for name in (_GROUND_TRUTH, _META):
         if name not in found:
             raise DataError(f"{path} holds no {name}: get ImageNet's task 1 and 2 kit")
     return found
 
 
-def _from_kit(source: Path, ground_truth: bytes, meta: bytes) -> ValLabels:
-    """Return the labels by image number: the kit's ids, named through its ``meta.mat``."""
+def _from_kit(source: Path, files: dict[str, bytes]) -> ValLabels:
+    """Return the labels by image number; the kit's class ids are named in its ``meta.mat``."""
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
     try:
-        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        synsets = loadmat(io.BytesIO(files[_META]), squeeze_me=True)["synsets"]
         names = {
             int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
             for synset in synsets
             if int(synset["num_children"]) == 0
         }
-        by_number = [names[int(line)] for line in ground_truth.decode("ascii").split()]
-    # scipy raises of many kinds on what is no MATLAB file.
-    except Exception as error:
-        raise DataError(f"the kit {source} cannot be understood: get it again") from error
-    bad = [name for name in by_number if not is_class_name(name)]
-    if bad or not by_number:
-        raise DataError(f"the kit {source} names no usable classes: get it again")
-    return ValLabels(str(source), {}, by_number)
+        ids = files[_GROUND_TRUTH].decode("ascii").split()
+        by_number = [names[int(number)] for number in ids]
+    except Exception as error:  # scipy raises many kinds for a damaged MATLAB file
+        raise DataError(f"cannot understand the kit {source}: download it again") from error
+    if not by_number or not all(map(is_class_name, by_number)):
+        raise DataError(f"the kit {source} names no usable classes: download it again")
+    return ValLabels(str(source), by_number=by_number)

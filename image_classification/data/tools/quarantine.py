@@ -1,7 +1,7 @@
-"""The list of images a data set is better off without: ``<data root>/quarantine.json``.
+"""The list of broken images of a data set: ``<data root>/quarantine.json``.
 
-``{"format": 1, "images": {"train/n01440764/n01440764_18.JPEG": "the file is empty"}}``: names as
-the index of the split gives them, each with why.
+``{"format": 1, "images": {"train/n01440764/n01440764_18.JPEG": "the file is empty"}}``: each image
+by its name in the split's index, with the reason.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _FORMAT = 1
 
 
 def load(root: Path) -> dict[str, str]:
-    """Return what ``root/quarantine.json`` lists, name -> reason; empty where there is none.
+    """Return the images listed in ``root/quarantine.json``, name -> reason; empty without a file.
 
     Raises:
         DataError: the file cannot be read, or is not such a list.
     """
     path = root / QUARANTINE_FILE
-    remedy = "remove it, or write it anew with `python -m image_classification dataset check`"
+    remedy = "remove it, or write a new one with `python -m image_classification dataset check`"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -33,9 +33,9 @@ def load(root: Path) -> dict[str, str]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}: check its permissions") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged (no JSON): {remedy}") from error
+        raise DataError(f"{path} is damaged (not JSON): {remedy}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise DataError(f"{path} is no quarantine list of format {_FORMAT}: {remedy}")
+        raise DataError(f"{path} is not a quarantine list of format {_FORMAT}: {remedy}")
     images = content.get("images")
     if not isinstance(images, dict) or not all(isinstance(r, str) for r in images.values()):
         raise DataError(f"{path} is damaged ('images' must map names to reasons): {remedy}")
@@ -43,10 +43,10 @@ def load(root: Path) -> dict[str, str]:
 
 
 def save(path: Path, images: Mapping[str, str]) -> None:
-    """Write the list ``images`` (name -> reason) to ``path``, whole or not at all.
+    """Write the list ``images`` (name -> reason) to ``path`` atomically.
 
     Raises:
-        DataError: it cannot be written there.
+        DataError: ``path`` cannot be written.
     """
     content = {"format": _FORMAT, "images": dict(sorted(images.items()))}
     try:
@@ -54,6 +54,6 @@ def save(path: Path, images: Mapping[str, str]) -> None:
             file.write((json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         raise DataError(
-            f"cannot write the quarantine list to {path}: {error.strerror}: name a file that can "
-            f"be written with -o"
+            f"cannot write the quarantine list to {path}: {error.strerror}: name a writable file "
+            f"with -o"
         ) from error
