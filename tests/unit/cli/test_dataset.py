@@ -20,7 +20,7 @@ from image_classification.data.tools import pack, quarantine
 ROOT = Path(__file__).parents[3]
 
 
-def test_demo_writes_the_data_set_and_says_where(
+def test_demo_writes_the_data_set_and_prints_the_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "digits"
@@ -29,7 +29,7 @@ def test_demo_writes_the_data_set_and_says_where(
     assert len(open_index(out, "val", 10)) == 360
 
 
-def test_demo_refuses_a_filled_folder(tmp_path: Path) -> None:
+def test_demo_refuses_a_folder_with_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(DataError, match="is not empty"):
         main(["demo", str(tmp_path)])
@@ -50,7 +50,7 @@ def test_demo_refuses_a_filled_folder(tmp_path: Path) -> None:
         ["pack", "x", "-o", "y", "--format", "zip"],
     ],
 )
-def test_bad_command_lines_are_one_line(argv: list[str]) -> None:
+def test_wrong_command_lines_are_config_errors(argv: list[str]) -> None:
     with pytest.raises(ConfigError, match="--help"):
         main(argv)
 
@@ -62,7 +62,7 @@ def test_bad_command_lines_are_one_line(argv: list[str]) -> None:
         ["pack", "x", "-o", "y", "--format", "tfrecord", "--quality", "80"],
     ],
 )
-def test_options_that_would_do_nothing_are_refused(argv: list[str]) -> None:
+def test_options_without_effect_are_refused(argv: list[str]) -> None:
     with pytest.raises(ConfigError, match="give"):
         main(argv)
 
@@ -75,27 +75,27 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith("usage: python -m image_classification dataset")
 
 
-def test_the_help_says_what_pack_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pack_help_has_the_default_shard_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(PACK_FORMATS) == set(pack.FORMATS)
     with pytest.raises(SystemExit):
         main(["pack", "--help"])
     assert f"{pack.SHARD_IMAGES:,}" in capsys.readouterr().out
 
 
-def test_check_describes_a_sound_set(
+def test_check_describes_a_good_data_set(
     own_image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", str(own_image_folder), "--workers", "0"]) == 0
     out, err = capsys.readouterr()
     assert "classes   3: cat, dog, owl\n" in out
     assert re.search(r"^train +36 images \(folder, ", out, re.MULTILINE)
-    assert "a class    12 / 12 / 12 (least / median / most)" in out
-    assert "ready to train on" in out
+    assert "per class  12 / 12 / 12 (min / median / max)" in out
+    assert "ready for training" in out
     assert "checking: train" in err and "36/36" in err
     assert not (own_image_folder / quarantine.QUARANTINE_FILE).exists()
 
 
-def test_check_lists_what_training_is_to_leave_out(
+def test_check_writes_the_quarantine_list(
     own_image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = own_image_folder / "train" / "cat" / "003.JPEG"
@@ -111,13 +111,13 @@ def test_check_lists_what_training_is_to_leave_out(
     assert quarantine.load(own_image_folder) == {"train/cat/003.JPEG": "the file is empty"}
     index = open_index(own_image_folder, "train", 3)
     assert (len(index), index.num_quarantined) == (35, 1)
-    # Mended and checked again, it takes part again.
+    # A repaired image is used again after another check.
     image.write_bytes(content)
     assert main(argv) == 0
     assert len(open_index(own_image_folder, "train", 3)) == 36
 
 
-def test_check_writes_elsewhere_or_nothing_when_told(
+def test_check_writes_the_list_elsewhere_or_not_at_all(
     own_image_folder: Path, tmp_path: Path
 ) -> None:
     (own_image_folder / "val" / "dog" / "000.JPEG").write_text("no image")
@@ -131,7 +131,7 @@ def test_check_writes_elsewhere_or_nothing_when_told(
     assert listed.keys() == {"val/dog/000.JPEG"}
 
 
-def test_a_list_that_cannot_be_written_does_not_cost_the_answer(
+def test_check_prints_the_report_even_if_the_list_cannot_be_written(
     own_image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (own_image_folder / "train" / "cat" / "003.JPEG").write_bytes(b"")
@@ -144,7 +144,7 @@ def test_a_list_that_cannot_be_written_does_not_cost_the_answer(
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_does_not_change_the_exit_code(own_image_folder: Path) -> None:
+def test_a_closed_pipe_does_not_change_the_exit_code(own_image_folder: Path) -> None:
     (own_image_folder / "train" / "cat" / "003.JPEG").write_bytes(b"")
     argv = [sys.executable, "-m", "image_classification", "dataset", "check"]
     reader, writer = os.pipe()
@@ -159,7 +159,9 @@ def test_a_reader_that_goes_away_does_not_change_the_exit_code(own_image_folder:
             check=False,
         )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {own_image_folder} would break a run")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: {own_image_folder} would make a run fail"
+    )
 
 
 def test_check_prints_json(own_image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,9 +180,9 @@ def test_check_prints_json(own_image_folder: Path, capsys: pytest.CaptureFixture
     assert report["is_usable"] is False and report["imagenet_1k"] == "no"
 
 
-def test_check_names_a_problem(own_image_folder: Path) -> None:
+def test_check_reports_a_problem(own_image_folder: Path) -> None:
     (own_image_folder / "val" / "emu").mkdir()
-    with pytest.raises(DataError, match=r"would break a run: .* different classes"):
+    with pytest.raises(DataError, match=r"would make a run fail: .* different classes"):
         main(["check", str(own_image_folder), "--workers", "0"])
 
 
@@ -204,7 +206,7 @@ def test_fake_then_check_then_pack_then_check(
     assert re.search(r"^train +17 images \(webdataset", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_prepare_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_prints_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inner, member = io.BytesIO(), tarfile.TarInfo("n00000001_1.JPEG")
     with tarfile.open(fileobj=inner, mode="w") as archive:
         archive.addfile(member)
@@ -213,19 +215,19 @@ def test_prepare_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[
         member.size = len(inner.getvalue())
         archive.addfile(member, io.BytesIO(inner.getvalue()))
     assert main(["prepare", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
-    said = f"train: 1 classes, 1 images (1 new) in {tmp_path / 'out' / 'train'}, from "
-    assert capsys.readouterr().out.startswith(said)
+    expected = f"train: 1 classes, 1 images (1 new) in {tmp_path / 'out' / 'train'}, from "
+    assert capsys.readouterr().out.startswith(expected)
     with pytest.raises(DataError, match="nothing to prepare"):
         main(["prepare", str(tmp_path / "out")])
 
 
-def test_the_other_commands_do_not_wait_for_torch() -> None:
+def test_importing_the_command_does_not_import_torch() -> None:
     code = "import sys, image_classification.cli.dataset; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_ctrl_c_removes_unfinished_files(tmp_path: Path) -> None:
     out = tmp_path / "made"
     argv = [sys.executable, "-m", "image_classification", "dataset", "fake", str(out)]
     argv += ["--images", "5000", "--classes", "10", "--workers", "1"]
@@ -242,16 +244,16 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def commands_shown() -> list[str]:
+def documented_commands() -> list[str]:
     text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if "image_classification dataset" in line]
 
 
-def test_the_guide_shows_commands_that_parse() -> None:
+def test_documented_commands_parse() -> None:
     shown = set()
-    for line in commands_shown():
+    for line in documented_commands():
         words = shlex.split(line, comments=True)
         words = words[words.index("dataset") + 1 :]
         words = words[: words.index(">")] if ">" in words else words

@@ -39,7 +39,7 @@ def test_demo_is_a_stratified_folder_data_set(demo: Path) -> None:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 64))
 
 
-def test_demo_is_written_once_and_the_same_every_time(demo: Path, tmp_path: Path) -> None:
+def test_demo_is_written_once_and_deterministic(demo: Path, tmp_path: Path) -> None:
     before = (demo / "manifest.json").stat().st_mtime_ns
     assert ensure_demo(demo.parent) == demo
     assert (demo / "manifest.json").stat().st_mtime_ns == before
@@ -48,22 +48,24 @@ def test_demo_is_written_once_and_the_same_every_time(demo: Path, tmp_path: Path
     assert os.listdir(tmp_path) == ["again"]
 
 
-@pytest.mark.parametrize("damage", ["image gone", "image cut", "manifest gone", "manifest cut"])
-def test_incomplete_demo_is_made_anew(tmp_path: Path, demo: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage", ["image missing", "image truncated", "manifest missing", "manifest truncated"]
+)
+def test_incomplete_demo_is_replaced(tmp_path: Path, demo: Path, damage: str) -> None:
     folder = tmp_path / demo.name
     shutil.copytree(demo, folder, copy_function=os.link)
     kind, what = damage.split()
     file = folder / "manifest.json" if kind == "manifest" else next((folder / "val").glob("3/*"))
     content = file.read_bytes()
     file.unlink()
-    if what == "cut":
+    if what == "truncated":
         file.write_bytes(content[:20])
     assert digest(ensure_demo(tmp_path)) == digest(demo)
     assert os.listdir(tmp_path) == [folder.name]
 
 
 @pytest.mark.slow
-def test_several_at_once(tmp_path: Path, demo: Path) -> None:
+def test_several_threads_may_make_it_at_once(tmp_path: Path, demo: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         folders = list(pool.map(ensure_demo, [tmp_path] * 3))
     assert set(folders) == {tmp_path / demo.name}
@@ -92,16 +94,14 @@ def test_cache_folder_follows_the_environment(
     assert resolve_data_path("demo") == demo
 
 
-def test_unwritable_cache_is_an_error_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_cache_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("IMAGE_CLASSIFICATION_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"cannot write .*file.*: set IMAGE_CLASSIFICATION_CACHE"):
         ensure_demo()
 
 
-def test_no_home_is_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_home_folder_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -119,7 +119,7 @@ def test_write_demo_leaves_other_files_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
-def test_other_paths_are_themselves() -> None:
+def test_other_paths_are_unchanged() -> None:
     assert resolve_data_path("/imagenet") == Path("/imagenet")
     with pytest.raises(DataError, match=r"data\.backend"):
         resolve_data_path("synthetic")

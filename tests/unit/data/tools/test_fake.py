@@ -29,14 +29,14 @@ def files(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def broken_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fake") / "set"
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     spec = FakeSpec(20, 3, 3, broken=True, seed=4)
     make_fake(root, spec, progress=lambda *step: seen.append(step))
-    assert seen[-1] == (23, 23)
+    assert seen[-1] == ("images", 23, 23)
     return root
 
 
-def test_every_image_asked_for_is_there(broken_set: Path) -> None:
+def test_all_images_are_written(broken_set: Path) -> None:
     names = set(files(broken_set)) - {"manifest.json"}
     expected = {relative_path("train", i, 3) for i in range(20)}
     expected |= {relative_path("val", i, 3) for i in range(3)}
@@ -45,7 +45,7 @@ def test_every_image_asked_for_is_there(broken_set: Path) -> None:
     assert "val/n00000003/ILSVRC2012_val_00000003.JPEG" in names
 
 
-def test_the_manifest_names_the_odd_and_the_broken(broken_set: Path) -> None:
+def test_the_manifest_names_odd_and_broken_files(broken_set: Path) -> None:
     content = files(broken_set)
     manifest = json.loads(content["manifest.json"])
     assert set(manifest["odd"]) == set(ODDITIES) and set(manifest["broken"]) == set(BROKEN)
@@ -66,7 +66,7 @@ def test_the_manifest_names_the_odd_and_the_broken(broken_set: Path) -> None:
     assert manifest["num_bytes"]["train"] == sum(map(len, train))
 
 
-def test_the_seed_decides_every_byte(broken_set: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_every_byte(broken_set: Path, tmp_path: Path) -> None:
     make_fake(tmp_path / "same", FakeSpec(20, 3, 3, broken=True, seed=4))
     assert files(tmp_path / "same") == files(broken_set)
     spec, other = FakeSpec(20, 3, 3, seed=4), FakeSpec(20, 3, 3, seed=5)
@@ -75,12 +75,12 @@ def test_the_seed_decides_every_byte(broken_set: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_write_the_same_files(broken_set: Path, tmp_path: Path) -> None:
+def test_worker_processes_write_the_same_files(broken_set: Path, tmp_path: Path) -> None:
     make_fake(tmp_path / "same", FakeSpec(20, 3, 3, broken=True, seed=4), workers=2)
     assert files(tmp_path / "same") == files(broken_set)
 
 
-def test_sizes_are_spread_as_in_imagenet() -> None:
+def test_image_sizes_are_distributed_as_in_imagenet() -> None:
     random = np.random.default_rng(0)
     sizes = np.array([draw_size(random) for _ in range(5000)])
     assert np.median(sizes, 0).tolist() == [500, 375]
@@ -94,7 +94,7 @@ def test_file_sizes_are_like_imagenet() -> None:
     assert 75_000 < mean < 150_000
 
 
-def test_small_sets_have_no_oddities(tmp_path: Path) -> None:
+def test_small_data_sets_have_no_odd_images(tmp_path: Path) -> None:
     assert not any(make_fake(tmp_path / "set", FakeSpec(2, 2, 2)).odd.values())
 
 
@@ -108,13 +108,13 @@ def test_small_sets_have_no_oddities(tmp_path: Path) -> None:
         (FakeSpec(4, 2, 2, seed=-1), "--seed -1 is below 0"),
     ],
 )
-def test_impossible_sets_are_refused(tmp_path: Path, spec: FakeSpec, message: str) -> None:
+def test_impossible_specs_are_refused(tmp_path: Path, spec: FakeSpec, message: str) -> None:
     with pytest.raises(DataError, match=message):
         make_fake(tmp_path / "set", spec)
     assert not any(tmp_path.iterdir())
 
 
-def test_nothing_is_left_where_it_cannot_be_placed(tmp_path: Path) -> None:
+def test_nothing_is_written_to_an_unusable_folder(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.tex").touch()
     with pytest.raises(DataError, match="is not an empty folder"):

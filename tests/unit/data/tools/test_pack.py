@@ -1,4 +1,5 @@
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from image_classification.data.tools.pack import FORMATS, pack
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_is_reported_is_what_is_there(image_folder: Path, tmp_path: Path, name: str) -> None:
-    seen: list[tuple[int, int]] = []
+def test_the_report_matches_the_files(image_folder: Path, tmp_path: Path, name: str) -> None:
+    seen: list[tuple[str, int, int]] = []
     out = tmp_path / "out"
     shard_images = None if name == "recordio" else 5
     report = pack(
@@ -21,7 +22,7 @@ def test_what_is_reported_is_what_is_there(image_folder: Path, tmp_path: Path, n
         out,
         name,
         shard_images=shard_images,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda *step: seen.append(step),
     )
     assert (report.format, report.num_classes) == (name, 2)
     assert report.images == {"train": 12, "val": 5}
@@ -29,14 +30,14 @@ def test_what_is_reported_is_what_is_there(image_folder: Path, tmp_path: Path, n
         {"train": 1, "val": 1} if name == "recordio" else {"train": 3, "val": 1}
     )
     assert report.num_reencoded == report.num_quarantined == 0
-    assert seen == [(i, 34) for i in range(1, 35)]
+    assert seen == [("images", i, 34) for i in range(1, 35)]
     shards = [p for p in out.iterdir() if p.suffix not in (".json", ".npz", ".idx")]
     assert report.num_bytes == sum(p.stat().st_size for p in shards)
     assert len(shards) == sum(report.shards.values())
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_larger_images_are_made_smaller(image_folder: Path, tmp_path: Path) -> None:
+def test_larger_images_are_resized(image_folder: Path, tmp_path: Path) -> None:
     before = open_index(image_folder, "train", 2)
     report = pack(image_folder, tmp_path / "out", "tfrecord", max_side=48, quality=80)
     after = open_index(tmp_path / "out", "train", 2)
@@ -55,15 +56,13 @@ def test_larger_images_are_made_smaller(image_folder: Path, tmp_path: Path) -> N
     assert report.num_reencoded >= changed
 
 
-def test_one_split_alone(image_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_a_single_split_is_packed(image_folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(image_folder / "train")
     assert pack(image_folder, tmp_path / "out", "webdataset").images == {"val": 5}
     assert len(open_index(tmp_path / "out", "val", 2)) == 5
 
 
-def test_quarantined_images_stay_behind(image_folder: Path, tmp_path: Path) -> None:
+def test_quarantined_images_are_left_out(image_folder: Path, tmp_path: Path) -> None:
     (image_folder / "train" / "cat" / "2.JPEG").write_bytes(b"")
     with pytest.raises(DataError, match=r"cat/2.JPEG: the file is empty"):
         pack(image_folder, tmp_path / "out", "webdataset")
@@ -81,39 +80,39 @@ def test_a_failed_pack_leaves_nothing(image_folder: Path, tmp_path: Path, name: 
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_is_read_back_is_compared(
+def test_the_files_are_read_back_and_compared(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = packing.webdataset.write_sample
 
-    def forgetful(tar: object, key: str, extension: str, content: bytes, label: int) -> str:
+    def drop_last_byte(tar: object, key: str, extension: str, content: bytes, label: int) -> str:
         return write(tar, key, extension, content[:-1], label)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(packing.webdataset, "write_sample", forgetful)
+    monkeypatch.setattr(packing.webdataset, "write_sample", drop_last_byte)
     with pytest.raises(DataError, match="differ from what was written"):
         pack(image_folder, tmp_path / "out", "webdataset")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_filled_folder_is_left_alone(image_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_files_is_left_alone(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").touch()
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="exists already"):
         pack(image_folder, tmp_path / "out", "tfrecord")
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="exists already"):
         pack(image_folder, tmp_path / "out" / "notes.txt", "tfrecord")
     with pytest.raises(DataError, match="cannot write the packed data set"):
         pack(image_folder, tmp_path / "out" / "notes.txt" / "deep", "tfrecord")
 
 
-def test_a_full_disk_is_one_line(
+def test_a_full_disk_is_an_error(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packing.webdataset, "write_sample", full)
-    with pytest.raises(DataError, match=r"No space left on device: name a folder"):
+    with pytest.raises(DataError, match=r"No space left on device: name a writable folder"):
         pack(image_folder, tmp_path / "out", "webdataset")
 
 
@@ -124,17 +123,17 @@ def test_a_full_disk_is_one_line(
         ("tfrecord", {"max_side": 4}, "--max-side 4 is too small"),
         ("tfrecord", {"quality": 0}, "--quality 0"),
         ("tfrecord", {"shard_images": 0}, "--shard-images 0"),
-        ("recordio", {"shard_images": 5}, "one file a split"),
+        ("recordio", {"shard_images": 5}, "one file per split"),
     ],
 )
-def test_options_that_make_no_sense(
+def test_invalid_options_are_refused(
     image_folder: Path, tmp_path: Path, name: str, options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         pack(image_folder, tmp_path / "out", name, **options)
 
 
-def test_no_data_set(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data set at"):
         pack(tmp_path / "nothing", tmp_path / "out", "tfrecord")
     (tmp_path / "empty").mkdir()

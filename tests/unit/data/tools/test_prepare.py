@@ -40,7 +40,7 @@ def tar_of(members: dict[str, bytes]) -> bytes:
 
 
 def meta_mat() -> bytes:
-    """The kit's table: leaves first, then an inner node of the hierarchy."""
+    """Return the kit's table: leaves first, then an inner node of the hierarchy."""
     fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
     rows = [(k + 1, name, "a fish", 0) for k, name in enumerate(SYNSETS)]
     rows.append((4, "n00001740", "entity", 3))
@@ -94,7 +94,7 @@ def official(tmp_path: Path) -> Path:
 
 
 def images(root: Path, split: str) -> dict[str, list[str]]:
-    """Class -> its images, each with the content it should have."""
+    """Return the image names per class, after checking their content."""
     found: dict[str, list[str]] = {}
     for path in sorted((root / split).glob("*/*")):
         assert path.read_bytes() == content_of(path.name)
@@ -123,7 +123,7 @@ def test_the_official_archives_become_class_folders(official: Path, tmp_path: Pa
     assert sorted(path.name for path in out.iterdir()) == ["train", "val"]
 
 
-def test_an_unpacked_kit_will_do(official: Path, tmp_path: Path) -> None:
+def test_an_unpacked_kit_is_read(official: Path, tmp_path: Path) -> None:
     with tarfile.open(official / f"{KIT}.tar.gz") as archive:
         archive.extractall(official, filter="data")
     (official / f"{KIT}.tar.gz").unlink()
@@ -148,7 +148,7 @@ def test_an_interrupted_run_is_continued(
         prepare(official, out)
     assert [path.name for path in (out / "train").iterdir()] == [SYNSETS[0]]
     monkeypatch.undo()
-    left = out / "train" / f".partial-{SYNSETS[1]}"  # as SIGKILL would leave it
+    left = out / "train" / f".partial-{SYNSETS[1]}"  # as after SIGKILL
     left.mkdir()
     (left / "half").touch()
     reports = prepare(official, out)
@@ -161,7 +161,7 @@ def test_an_interrupted_run_is_continued(
 def test_a_class_folder_with_other_content_is_refused(official: Path, tmp_path: Path) -> None:
     prepare(official, tmp_path)
     (tmp_path / "train" / SYNSETS[1] / TRAIN[SYNSETS[1]][0]).write_bytes(b"")
-    with pytest.raises(DataError, match=f"{SYNSETS[1]} is there but 1 of its 3 images"):
+    with pytest.raises(DataError, match=f"{SYNSETS[1]} exists but 1 of its 3 images"):
         prepare(official, tmp_path)
 
 
@@ -186,7 +186,7 @@ def test_a_flat_val_is_sorted_in_place(
     assert not any(path.is_file() for path in (tmp_path / "val").iterdir())
 
 
-def test_the_archives_go_only_when_asked(official: Path) -> None:
+def test_the_archives_are_deleted_only_on_request(official: Path) -> None:
     prepare(official, official, delete_source=True)
     assert {path.name for path in official.iterdir()} == {"train", "val", f"{KIT}.tar.gz"}
 
@@ -220,14 +220,14 @@ def test_a_list_of_labels_is_read(tmp_path: Path, form: str) -> None:
         ),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_an_unsuitable_list_of_labels_is_refused(tmp_path: Path, text: str, message: str) -> None:
     write_flat(tmp_path)
     (tmp_path / "labels").write_text(text)
     with pytest.raises(DataError, match=message):
         prepare(tmp_path, tmp_path / "out", labels=tmp_path / "labels")
 
 
-def test_without_labels_the_remedy_is_named(tmp_path: Path) -> None:
+def test_missing_labels_are_an_error(tmp_path: Path) -> None:
     write_flat(tmp_path)
     with pytest.raises(DataError, match=r"put ILSVRC2012_devkit_t12\.tar\.gz there, or .*--labels"):
         prepare(tmp_path, tmp_path)
@@ -236,7 +236,7 @@ def test_without_labels_the_remedy_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", b"\x1f\x8b\x08\0\0\0\0\0\0\x03garbage"])
-def test_a_damaged_kit_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_kit_is_an_error(tmp_path: Path, content: bytes) -> None:
     write_flat(tmp_path)
     (tmp_path / f"{KIT}.tar.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"devkit_t12\.tar\.gz is damaged"):
@@ -252,10 +252,10 @@ def link(name: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (tarfile.TarInfo("/tmp/x.JPEG"), "leads out of the archive"),
-        (tarfile.TarInfo("../x.JPEG"), "leads out of the archive"),
-        (tarfile.TarInfo("a/../../x.JPEG"), "leads out of the archive"),
-        (tarfile.TarInfo("..\\x.JPEG"), "leads out of the archive"),
+        (tarfile.TarInfo("/tmp/x.JPEG"), "a path outside the archive"),
+        (tarfile.TarInfo("../x.JPEG"), "a path outside the archive"),
+        (tarfile.TarInfo("a/../../x.JPEG"), "a path outside the archive"),
+        (tarfile.TarInfo("..\\x.JPEG"), "a path outside the archive"),
         (link("x.JPEG"), "a link or a device"),
         (link("x.JPEG", tarfile.LNKTYPE), "a link or a device"),
         (link("x.JPEG", tarfile.CHRTYPE), "a link or a device"),
@@ -263,7 +263,7 @@ def link(name: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
     ],
 )
 @pytest.mark.parametrize("depth", [0, 1])
-def test_only_plain_files_come_out(
+def test_only_plain_files_are_extracted(
     tmp_path: Path, member: tarfile.TarInfo, message: str, depth: int
 ) -> None:
     buffer = io.BytesIO()
@@ -277,22 +277,26 @@ def test_only_plain_files_come_out(
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.3, 0.5, 0.75])
-def test_a_cut_archive_leaves_no_half_class(official: Path, tmp_path: Path, keep: float) -> None:
+def test_a_truncated_archive_leaves_no_incomplete_class(
+    official: Path, tmp_path: Path, keep: float
+) -> None:
     path = official / ARCHIVES["train"]
     content = path.read_bytes()
     path.write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
-    with pytest.raises(DataError, match="get it again"):
+    with pytest.raises(DataError, match="download it again"):
         prepare(official, tmp_path / "out")
     for name, files in images(tmp_path / "out", "train").items():
         assert files == TRAIN[name]
 
 
-def test_too_little_space_is_told_first(
+def test_too_little_space_is_an_error_before_extracting(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda folder: free)
-    with pytest.raises(DataError, match=r"needs .* GB and .* GB are free: make room, or .* -o"):
+    with pytest.raises(
+        DataError, match=r"needs .* GB and .* GB are free: free some space, or .* -o"
+    ):
         prepare(official, tmp_path / "out")
     assert not any((tmp_path / "out" / "train").iterdir())
 
@@ -304,7 +308,7 @@ def test_nothing_to_prepare_is_an_error(tmp_path: Path) -> None:
         prepare(tmp_path, tmp_path)
 
 
-def test_imagenet_is_known_by_its_classes() -> None:
+def test_imagenet_classes_and_safe_class_names_are_recognized() -> None:
     between = [f"n{number:08d}" for number in range(2_000_000, 2_000_998)]
     assert has_imagenet_classes(["n01440764", *between, "n15075141"])
     assert not has_imagenet_classes(["n01440764", *between])

@@ -6,14 +6,14 @@ from image_classification.core.errors import DataError
 from image_classification.data.tools import quarantine
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_load_returns_what_save_wrote(tmp_path: Path) -> None:
     images = {"val/b/2.JPEG": "truncated", "train/a/1 ä.JPEG": "the file is empty"}
     quarantine.save(tmp_path / "quarantine.json", images)
     assert quarantine.load(tmp_path) == images
     assert [path.name for path in tmp_path.iterdir()] == ["quarantine.json"]
 
 
-def test_no_file_means_no_image(tmp_path: Path) -> None:
+def test_without_a_file_no_image_is_listed(tmp_path: Path) -> None:
     assert quarantine.load(tmp_path) == {}
     assert quarantine.load(tmp_path / "absent") == {}
 
@@ -32,13 +32,13 @@ def test_no_file_means_no_image(tmp_path: Path) -> None:
         b'{"format": 1, "images": {"a": 3}}',
     ],
 )
-def test_a_damaged_list_is_named_in_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_list_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "quarantine.json").write_bytes(content)
     with pytest.raises(DataError, match=r"quarantine\.json is .*: remove it, or"):
         quarantine.load(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_list(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_no_other_files(tmp_path: Path) -> None:
     (tmp_path / "quarantine.json").mkdir()
     with pytest.raises(DataError, match=r"cannot write the quarantine list to .* -o"):
         quarantine.save(tmp_path / "quarantine.json", {"a": "b"})
