@@ -22,7 +22,7 @@ from image_classification.data.formats.folder import (
     check_classes,
     has_split,
     open_index,
-    recognise,
+    recognize,
 )
 from image_classification.data.formats.index import (
     Bytes,
@@ -73,7 +73,7 @@ def look(path: str, layout: str, num_classes: int | None) -> Layout:
     formats = {}
     for split in SPLITS:
         if split == "train" or has_split(root, split):
-            formats[split] = recognise(root, split) if layout == AUTO else layout
+            formats[split] = recognize(root, split) if layout == AUTO else layout
             if num_classes is not None:
                 check_classes(root, split, num_classes, layout)
     count: int | None
@@ -153,7 +153,7 @@ def _folder_sample(root: Path, split: str, count: int) -> FolderIndex:
             f"the class folders in {root / split} hold no images ({', '.join(IMAGE_EXTENSIONS)}): "
             "put the images there"
         )
-    return FolderIndex(root, split, tuple(classes), np.array(labels), paths=Names.of(paths))
+    return FolderIndex(root, split, tuple(classes), np.array(labels), Names.of(paths))
 
 
 def _drop_cached(index: Index, row: int) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.types import Batch
-from image_classification.data.formats.folder import FORMATS, open_index, recognise
+from image_classification.data.formats.folder import FORMATS, open_index, recognize
 from image_classification.data.loaders.protocol import LoaderSpec, open_loader
 from image_classification.data.tools import pack as packing
 
@@ -49,7 +49,7 @@ def test_every_format_is_tried(data_sets: dict[str, Path]) -> None:
 def test_the_same_images_labels_and_counts(
     data_sets: dict[str, Path], name: str, split: str
 ) -> None:
-    assert recognise(data_sets[name], split) == name
+    assert recognize(data_sets[name], split) == name
     folder = open_index(data_sets["folder"], split, 3)
     index = open_index(data_sets[name], split, 3)
     assert len(index) == IMAGES[split]

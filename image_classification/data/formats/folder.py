@@ -1,8 +1,8 @@
-"""Recognise how a data set is stored, and index it.
+"""Recognize how a data set is stored, and index it.
 
 ``folder``: ``train/<class>/<image>`` and ``val/<class>/<image>``. ``tfrecord``, ``recordio`` and
-``webdataset``: shards beside one another in the data set's folder, or in its train/ and val/ (see
-the modules of these names). Whatever the format, the same images come out with the same labels.
+``webdataset``: shards in the data set's folder, or in its train/ and val/ folders (see the modules
+of these names). The same data set gives the same images and labels in every format.
 """
 
 from __future__ import annotations
@@ -25,30 +25,28 @@ from image_classification.data.formats.shards import (
 from image_classification.data.tools import quarantine
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png")
-"""Recognised in any case; ImageNet has ``.JPEG``."""
+"""In lower case; matched in any case, since ImageNet has ``.JPEG``."""
 
 SPLITS = ("train", "val")
 AUTO = "auto"
-"""``data.format`` where the layout is to be recognised."""
-
-_SHOWN = 3
-
+"""Value of ``data.format`` that asks to recognize the layout."""
 
 FOLDER = "folder"
 SHARD_FORMATS: dict[str, ShardFormat] = {
     f.name: f for f in (tfrecord.FORMAT, recordio.FORMAT, webdataset.FORMAT)
 }
 FORMATS = (FOLDER, *SHARD_FORMATS)
+_MAX_SHOWN = 3
 
 
 def open_index(root: Path, split: str, num_classes: int | None, layout: str = AUTO) -> Index:
     """Index ``split`` of the data set at ``root`` for a model of ``num_classes``.
 
-    layout: ``data.format``; ``auto`` looks at what is there. num_classes: None takes the classes
-    that are there. What ``quarantine.json`` lists is left out of train; val must be complete.
+    layout: ``data.format``. num_classes: None accepts any number. Images in ``quarantine.json``
+    are left out of train; val must be complete.
 
     Raises:
-        DataError: no data set there, not as its layout asks (see `index_folder` and
+        DataError: no data set there, not in its layout (see `index_folder` and
             `image_classification.data.formats.shards.open_shards`), or quarantined images in val.
         ValueError: an unknown layout or split.
     """
@@ -72,8 +70,8 @@ def open_index(root: Path, split: str, num_classes: int | None, layout: str = AU
 def index_folder(root: Path, split: str, num_classes: int | None) -> FolderIndex:
     """Index ``root/split/<class>/<image>``.
 
-    Classes are the sorted names of the split's folders; names that start with a dot are passed
-    over, and so are files without an image's extension. Nothing is opened.
+    Classes are the sorted names of the split's folders. Names that start with a dot are skipped,
+    and files without one of `IMAGE_EXTENSIONS`. No image is opened.
 
     Raises:
         DataError: no data set there, the split is missing or flat, a class is empty, train and
@@ -103,12 +101,12 @@ def index_folder(root: Path, split: str, num_classes: int | None) -> FolderIndex
 
 
 def check_classes(root: Path, split: str, num_classes: int, layout: str = AUTO) -> None:
-    """Check all that a look at the folders can tell; cheap, to be done before a run starts.
+    """Check the folders and class names of a data set, without listing or opening its images.
 
-    The other split of class folders is compared where it exists: evaluating needs ``val/`` alone.
+    Class folders of the other split are compared if they exist; evaluation needs only ``val/``.
 
     Raises:
-        DataError: as `open_index`, as far as no image and no shard need be looked into.
+        DataError: as for `open_index`.
     """
     name = _layout(root, split, layout)
     if name == FOLDER:
@@ -128,11 +126,11 @@ def _check_folder(root: Path, split: str, num_classes: int | None) -> None:
         check_count(root / split, len(classes), num_classes, "class folders")
 
 
-def recognise(root: Path, split: str) -> str:
+def recognize(root: Path, split: str) -> str:
     """Return the layout of the data set at ``root``: one of `FORMATS`.
 
     Raises:
-        DataError: nothing there, nothing recognised, or several layouts at once.
+        DataError: nothing there, nothing recognized, or several layouts at once.
         ValueError: an unknown split.
     """
     if split not in SPLITS:
@@ -141,7 +139,7 @@ def recognise(root: Path, split: str) -> str:
     found = [name for name, kind in SHARD_FORMATS.items() if kind.find(root, split)]
     try:
         has_folder = (root / split).is_dir()
-        # A folder of shards is no class folder's parent.
+        # If there are shards, train/ may be the folder that holds them.
         if has_folder and (not found or _has_folders(root / split)):
             found.insert(0, FOLDER)
     except OSError as error:
@@ -157,7 +155,7 @@ def recognise(root: Path, split: str) -> str:
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Return whether ``root`` has anything of ``split``, in whatever format.
+    """Return whether ``root`` has images of ``split``, in any format.
 
     Raises:
         DataError: no data set there.
@@ -168,7 +166,7 @@ def has_split(root: Path, split: str) -> bool:
 
 def _layout(root: Path, split: str, layout: str) -> str:
     if layout == AUTO:
-        return recognise(root, split)
+        return recognize(root, split)
     if layout not in FORMATS:
         raise ValueError(f"layout {layout!r} is none of {', '.join(FORMATS)}")
     if split not in SPLITS:
@@ -225,7 +223,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
             f"image_classification dataset prepare {folder.parent}`"
         )
     raise DataError(
-        f"{folder} has no class folders: images belong in {folder.name}/<class>/, one folder a "
+        f"{folder} has no class folders: images belong in {folder.name}/<class>/, one folder per "
         f"class"
     )
 
@@ -251,8 +249,8 @@ def _check_same(root: Path, classes: dict[str, tuple[str, ...]]) -> None:
     parts = []
     for split, extra in (("train", train - val), ("val", val - train)):
         if extra:
-            shown = ", ".join(sorted(extra)[:_SHOWN])
-            more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
+            shown = ", ".join(sorted(extra)[:_MAX_SHOWN])
+            more = f" and {len(extra) - _MAX_SHOWN} more" if len(extra) > _MAX_SHOWN else ""
             parts.append(f"only in {split}/: {shown}{more}")
     if parts:
         raise DataError(

@@ -1,8 +1,8 @@
-"""The images of one split, whatever the format: how many, of which class, and their bytes.
+"""The images of one split, in any format: names, labels, and the encoded bytes of each image.
 
-An index pickles, and reads in any process and from any thread: descriptors are opened where they
-are used. Its arrays are plain columns, so that `image_classification.data.loaders.decode` can put
-them in shared memory (1.28 million paths take some 40 MB).
+An index can be pickled, and read in any process and from any thread: files are opened where they
+are read. Its arrays are plain columns, which `image_classification.data.loaders.pytorch` puts in
+shared memory (1.28 million paths take about 40 MB).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +24,21 @@ from image_classification.core.errors import DataError
 Bytes = npt.NDArray[np.uint8]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
+Columns = dict[str, npt.NDArray[Any]]
 
 OPEN_FILES = 64
-"""Shards a process keeps open; its limit is often 1,024 descriptors."""
+"""Shards a process keeps open; the limit of a process is often 1,024 descriptors."""
 
 AnyIndex = TypeVar("AnyIndex", bound="Index")
 
 
 class VanishedError(DataError):
-    """The data set itself has gone, or changed, since it was indexed: no image's own fault."""
+    """The whole data set or shard was removed or changed since it was indexed."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """Texts that lie end to end in one array. text: uint8; ends: ``[N]`` int64."""
+    """Strings stored end to end in one array. text: uint8; ends: ``[N]`` int64."""
 
     text: Bytes
     ends: Int64s
@@ -48,13 +49,13 @@ class Names:
 
     @classmethod
     def of(cls, names: Sequence[bytes]) -> Names:
-        """Lay ``names`` end to end."""
-        # A bytearray's array may be written to, which torch asks of what it is given to share.
+        """Store ``names`` end to end."""
+        # An array over a bytearray is writable, which torch requires before it shares memory.
         text = np.frombuffer(bytearray(b"".join(names)), dtype=np.uint8)
         return cls(text, np.cumsum([len(name) for name in names], dtype=np.int64))
 
     def keep(self, rows: Int64s) -> Names:
-        """Return the names at ``rows`` alone."""
+        """Return only the names at ``rows``."""
         starts = np.concatenate([[0], self.ends])[rows]
         content = self.text.tobytes()
         pairs = zip(starts.tolist(), self.ends[rows].tolist(), strict=True)
@@ -63,22 +64,28 @@ class Names:
 
 @dataclass(frozen=True)
 class Index:
-    """One split. root: the data set's folder. labels: ``[N]`` int64, positions in ``classes``.
+    """One split of a data set.
 
-    num_quarantined: train images left out because the quarantine list names them.
+    root: the data set's folder. labels: ``[N]`` int64, positions in ``classes``. names: of the
+    images, None if the format has none. num_quarantined: train images left out because the
+    quarantine list names them.
     """
 
     root: Path
     split: str
     classes: tuple[str, ...]
     labels: Int64s
+    names: Names | None
     num_quarantined: int = field(default=0, kw_only=True)
+
+    per_image: ClassVar[tuple[str, ...]] = ("labels",)
+    """Fields that hold one value per image."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Return the name of image ``index``, unique in the data set: quarantine lists have it."""
+        """Return the name of image ``index``, unique in the data set; used in quarantine lists."""
         raise NotImplementedError
 
     def where(self, index: int) -> str:
@@ -94,19 +101,26 @@ class Index:
         raise NotImplementedError
 
     def keep(self: AnyIndex, rows: Int64s) -> AnyIndex:
-        """Return the images at ``rows`` alone, in that order."""
-        raise NotImplementedError
+        """Return an index of only the images at ``rows``, in that order."""
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in self.per_image}
+        names = None if self.names is None else self.names.keep(rows)
+        return replace(self, **columns, names=names)
 
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Return every array by the name that `with_columns` takes it under."""
-        raise NotImplementedError
+    def columns(self) -> Columns:
+        """Return every array, under the name that `with_columns` expects."""
+        columns: Columns = {name: getattr(self, name) for name in self.per_image}
+        if self.names is not None:
+            columns.update(text=self.names.text, ends=self.names.ends)
+        return columns
 
-    def with_columns(self: AnyIndex, columns: dict[str, npt.NDArray[Any]]) -> AnyIndex:
-        """Return the same index over other arrays (equal ones elsewhere in memory)."""
-        raise NotImplementedError
+    def with_columns(self: AnyIndex, columns: Columns) -> AnyIndex:
+        """Return the same index with other arrays (equal ones elsewhere in memory)."""
+        values: dict[str, Any] = {name: columns[name] for name in self.per_image}
+        names = None if self.names is None else Names(columns["text"], columns["ends"])
+        return replace(self, **values, names=names)
 
     def without(self: AnyIndex, names: set[str]) -> AnyIndex:
-        """Return the index less the images called ``names``; what is no image is passed over."""
+        """Return the index without the images called ``names``; unknown names are ignored."""
         if not names:
             return self
         rows = np.array([i for i in range(len(self)) if self.name(i) not in names], dtype=np.int64)
@@ -117,19 +131,18 @@ class Index:
 
 @dataclass(frozen=True)
 class FolderIndex(Index):
-    """One file an image, sorted by class and file name. paths: relative to ``root``."""
-
-    paths: Names
+    """One file per image, sorted by class and file name. names: paths relative to ``root``."""
 
     def name(self, index: int) -> str:
         """Return the path below the data set's folder: ``train/cat/1.JPEG``."""
-        return self.paths[index]
+        assert self.names is not None
+        return self.names[index]
 
     def read(self, index: int) -> Bytes:
-        """See `Index.read`; an empty file is one that cannot be read."""
+        """See `Index.read`; an empty file raises DataError."""
         path = self.where(index)
         try:
-            content = _whole_file(path)
+            content = _read_file(path)
         except OSError as error:
             if not (self.root / self.split).is_dir():
                 raise VanishedError(
@@ -145,22 +158,9 @@ class FolderIndex(Index):
             raise DataError(f"cannot read {path}: the file is empty: replace or remove it")
         return content
 
-    def keep(self, rows: Int64s) -> FolderIndex:
-        """See `Index.keep`."""
-        return replace(self, labels=self.labels[rows], paths=self.paths.keep(rows))
-
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """See `Index.columns`."""
-        return {"labels": self.labels, "text": self.paths.text, "ends": self.paths.ends}
-
-    def with_columns(self, columns: dict[str, npt.NDArray[Any]]) -> FolderIndex:
-        """See `Index.with_columns`."""
-        paths = Names(columns["text"], columns["ends"])
-        return replace(self, labels=columns["labels"], paths=paths)
-
 
 class Descriptor:
-    """A file opened for reading, closed with the last reference to it."""
+    """A file opened for reading, closed when the last reference to it is dropped."""
 
     def __init__(self, path: str) -> None:
         self.number = -1
@@ -172,7 +172,7 @@ class Descriptor:
 
 
 class OpenFiles:
-    """The files a process has open, the least recently used closed first; travels empty."""
+    """The files a process has open; the least recently used is closed first. Pickles as empty."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, Descriptor] = OrderedDict()
@@ -182,7 +182,7 @@ class OpenFiles:
         return OpenFiles, ()
 
     def get(self, path: str) -> Descriptor:
-        """Return ``path`` opened for reading; it stays open for as long as it is referred to."""
+        """Return ``path`` opened for reading; it stays open for as long as it is referenced."""
         with self._lock:
             file = self._files.pop(path, None)
             if file is None:
@@ -197,10 +197,9 @@ class OpenFiles:
 class ShardIndex(Index):
     """Images inside larger files.
 
-    shards: paths below ``root``; of each image ``shard``: ``[N]`` int32, its position in
-    ``shards``; ``offset`` and ``length``: ``[N]`` int64, bytes of the encoded image; ``number``:
-    ``[N]`` int64, the record's position in its shard. members: names inside the shard, where the
-    format has them.
+    names: of the members inside the shard, if the format has names. shards: paths below ``root``.
+    Per image, ``[N]``: ``shard`` int32, its position in ``shards``; ``offset`` and ``length``
+    int64, bytes of the encoded image; ``number`` int64, the record's position in its shard.
     """
 
     shards: tuple[str, ...]
@@ -208,14 +207,15 @@ class ShardIndex(Index):
     offset: Int64s
     length: Int64s
     number: Int64s
-    members: Names | None = None
     files: OpenFiles = field(default_factory=OpenFiles, repr=False, compare=False)
 
+    per_image: ClassVar[tuple[str, ...]] = ("labels", "shard", "offset", "length", "number")
+
     def name(self, index: int) -> str:
-        """Return ``SHARD:MEMBER``, or ``SHARD#NUMBER`` where members have no names."""
+        """Return ``SHARD:MEMBER``, or ``SHARD#NUMBER`` if members have no names."""
         shard = self.shards[int(self.shard[index])]
-        if self.members is not None:
-            return f"{shard}:{self.members[index]}"
+        if self.names is not None:
+            return f"{shard}:{self.names[index]}"
         return f"{shard}#{int(self.number[index])}"
 
     def read(self, index: int) -> Bytes:
@@ -225,69 +225,37 @@ class ShardIndex(Index):
         path = os.path.join(self.root, self.shards[int(self.shard[index])])
         try:
             file = self.files.get(path)
-            got = os.preadv(file.number, [content.data], int(self.offset[index]))
-            # A shard deleted or replaced under an open descriptor would be read on from unseen.
-            gone = os.fstat(file.number).st_nlink == 0
+            num_read = os.preadv(file.number, [content.data], int(self.offset[index]))
+            # A deleted or replaced shard could still be read through its open descriptor.
+            is_deleted = os.fstat(file.number).st_nlink == 0
         except OSError as error:
             raise VanishedError(
                 f"cannot read shard {path}: {error.strerror}: check the data set and its mount"
             ) from error
-        if gone or got != length:
-            how = "was removed or replaced" if gone else "is shorter than when it was indexed"
+        if is_deleted or num_read != length:
+            how = "was removed or replaced" if is_deleted else "is shorter than when it was indexed"
             raise VanishedError(f"shard {path} {how}: check the data set and start again")
         return content
 
-    def keep(self, rows: Int64s) -> ShardIndex:
-        """See `Index.keep`."""
-        return replace(
-            self,
-            labels=self.labels[rows],
-            shard=self.shard[rows],
-            offset=self.offset[rows],
-            length=self.length[rows],
-            number=self.number[rows],
-            members=None if self.members is None else self.members.keep(rows),
-        )
 
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """See `Index.columns`."""
-        names = ("labels", "shard", "offset", "length", "number")
-        columns: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in names}
-        if self.members is not None:
-            columns.update(text=self.members.text, ends=self.members.ends)
-        return columns
+def _read_file(path: str) -> Bytes | None:
+    """Return the content of a regular file, None for anything else.
 
-    def with_columns(self, columns: dict[str, npt.NDArray[Any]]) -> ShardIndex:
-        """See `Index.with_columns`."""
-        return replace(
-            self,
-            labels=columns["labels"],
-            shard=columns["shard"],
-            offset=columns["offset"],
-            length=columns["length"],
-            number=columns["number"],
-            members=Names(columns["text"], columns["ends"]) if "text" in columns else None,
-        )
-
-
-def _whole_file(path: str) -> Bytes | None:
-    """Return what is in the file, None if it is no regular one.
-
-    A third of the time of ``np.fromfile``, which the other threads would wait for.
+    It takes a third of the time of ``np.fromfile``, which also holds the GIL.
     """
-    # Without O_NONBLOCK, opening a named pipe waits for whoever writes to it.
+    # Without O_NONBLOCK, opening a named pipe waits for a writer.
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(number)
         if not stat.S_ISREG(status.st_mode):
             return None
         content = np.empty(status.st_size, dtype=np.uint8)
-        got = 0
-        while got < len(content):
-            count = os.readv(number, [content[got:].data])
-            if not count:  # it was cut short since
+        num_read = 0
+        while num_read < len(content):
+            count = os.readv(number, [content[num_read:].data])
+            if not count:  # the file was truncated meanwhile
                 break
-            got += count
-        return content[:got]
+            num_read += count
+        return content[:num_read]
     finally:
         os.close(number)

@@ -1,7 +1,7 @@
-"""The index of a packed data set, kept in a file: going through the shards takes minutes.
+"""Cache the index of a packed data set in a file: scanning the shards takes minutes.
 
-It lies beside the shards, or below the cache folder where they are read-only, and counts until a
-shard's size or time of change differs. Whatever is wrong with it, it is made anew.
+The file lies next to the shards, or in the cache folder if they are read-only. It is valid until
+the size or modification time of a shard changes. An invalid or damaged file is ignored.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from image_classification.core.errors import DataError
+from image_classification.core.files import replacement_file
+from image_classification.data.formats.index import Columns
 from image_classification.data.tools.demo import cache_root
 
 _VERSION = 1
 
-Columns = dict[str, npt.NDArray[Any]]
-Kept = tuple[Columns, dict[str, str]]
-"""The columns of `image_classification.data.formats.index.ShardIndex`, and class names by label."""
+Scanned = tuple[Columns, dict[str, str]]
+"""Columns of a `image_classification.data.formats.index.ShardIndex`, and class name by label."""
 
 _COLUMN_TYPES: dict[str, type] = {
     "shard": np.int32,
@@ -38,10 +37,10 @@ _COLUMN_TYPES: dict[str, type] = {
 
 
 def signature_of(layout: str, root: Path, shards: tuple[str, ...]) -> str:
-    """Return what tells these shards from changed ones: names, sizes, times of change.
+    """Return the names, sizes and modification times of ``shards``, as JSON.
 
     Raises:
-        DataError: a shard cannot be looked at.
+        DataError: a shard cannot be accessed.
     """
     files: list[tuple[str, int, int]] = []
     for shard in shards:
@@ -51,58 +50,65 @@ def signature_of(layout: str, root: Path, shards: tuple[str, ...]) -> str:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise unreadable(root / name, error) from error
+                raise unreadable_shard(root / name, error) from error
             files.append((name, status.st_size, status.st_mtime_ns))
     return json.dumps([_VERSION, layout, files])
 
 
-def load(root: Path, split: str, signature: str) -> Kept | None:
-    """Return the kept index of the shards of ``signature``; None where none is sound."""
-    sizes = np.array([size for _, size, _ in json.loads(signature)[2]], dtype=np.int64)
-    shards_only = [i for i, (n, _, _) in enumerate(json.loads(signature)[2]) if n[-4:] != ".idx"]
-    for path in _kept_paths(root, split):
+def load(root: Path, split: str, signature: str) -> Scanned | None:
+    """Return the cached index of the shards of ``signature``; None if there is no valid one."""
+    files = json.loads(signature)[2]
+    sizes = np.array([size for name, size, _ in files if name[-4:] != ".idx"], dtype=np.int64)
+    for path in _cache_paths(root, split):
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 continue
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                said = json.loads(file["said"].tobytes())
-                if said["signature"] != signature:
+                header = json.loads(file["said"].tobytes())
+                if header["signature"] != signature:
                     continue
                 columns = {name: file[name] for name in _COLUMN_TYPES}
-        except Exception:  # whatever is wrong with it: it is made anew
+        except Exception:  # damaged in whatever way: the shards are scanned again
             continue
-        if _is_sound(columns, sizes[shards_only]):
-            return columns, said["class_names"]
+        if _is_consistent(columns, sizes):
+            return columns, header["class_names"]
     return None
 
 
-def keep(root: Path, split: str, signature: str, kept: Kept) -> None:
-    """Keep the index in the first place that can be written; it only saves time."""
-    columns, class_names = kept
-    said = json.dumps({"signature": signature, "class_names": class_names}).encode()
-    content = {"said": np.frombuffer(said, dtype=np.uint8), **columns}
-    any(_written(path, content) for path in _kept_paths(root, split))
+def save(root: Path, split: str, signature: str, scanned: Scanned) -> None:
+    """Write the index to the first place that is writable; do nothing if there is none."""
+    columns, class_names = scanned
+    header = json.dumps({"signature": signature, "class_names": class_names}).encode()
+    content: Columns = {"said": np.frombuffer(header, dtype=np.uint8), **columns}
+    for path in _cache_paths(root, split):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacement_file(path) as file:
+                np.savez(file, **content)  # type: ignore[arg-type]
+        except OSError:
+            continue
+        return
 
 
-def unreadable(path: Path, error: OSError) -> DataError:
-    """Return the error for a shard that the system does not let us read."""
+def unreadable_shard(path: Path, error: OSError) -> DataError:
+    """Return the error for a shard that the system refuses to read."""
     return DataError(
         f"cannot read shard {path}: {error.strerror}: check its permissions and its mount"
     )
 
 
-def _kept_paths(root: Path, split: str) -> list[Path]:
+def _cache_paths(root: Path, split: str) -> list[Path]:
     paths = [root / f".{split}.index.npz"]
     try:
-        where = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
-        paths.append(cache_root() / "indexes" / f"{where}-{split}.npz")
-    except DataError:  # no home folder: the index is made anew each time
+        digest = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
+        paths.append(cache_root() / "indexes" / f"{digest}-{split}.npz")
+    except DataError:  # no home folder
         pass
     return paths
 
 
-def _is_sound(columns: Columns, sizes: npt.NDArray[np.int64]) -> bool:
-    """Return whether the columns fit one another and the shards, whoever wrote them."""
+def _is_consistent(columns: Columns, sizes: npt.NDArray[np.int64]) -> bool:
+    """Return whether the columns fit one another and the shards; anybody may have written them."""
     if any(columns[name].dtype != kind for name, kind in _COLUMN_TYPES.items()):
         return False
     count = columns["labels"].shape
@@ -120,21 +126,3 @@ def _is_sound(columns: Columns, sizes: npt.NDArray[np.int64]) -> bool:
         return False
     fits = (offset >= 0) & (columns["length"] > 0) & (offset <= sizes[shard] - columns["length"])
     return bool(fits.all())
-
-
-def _written(path: Path, content: dict[str, npt.NDArray[Any]]) -> bool:
-    """Write ``content`` whole; return whether that was possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, **content)  # type: ignore[arg-type]
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            os.unlink(scratch)
-            raise
-    except OSError:
-        return False
-    return True

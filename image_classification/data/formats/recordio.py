@@ -1,9 +1,9 @@
-"""MXNet RecordIO: ``train.rec`` and ``val.rec``, each with a ``.idx`` of offsets or without.
+"""MXNet RecordIO: ``train.rec`` and ``val.rec``, each with an optional ``.idx`` of offsets.
 
-A record is ``uint32 0xced7230a, uint32 (part << 29 | length), content``, padded to 4 bytes. A
-content that holds the magic number at a multiple of 4 bytes is stored in parts that were cut
-there. An image's content starts with ``uint32 flag, float label, uint64 id, uint64 id2`` (``IfQQ``,
-little-endian); with flag n > 0 the label is instead the first of the n floats that follow.
+A record is ``uint32 0xced7230a, uint32 (part << 29 | length), content``, padded to 4 bytes. Content
+that holds the magic number at a multiple of 4 bytes is split there and stored in parts, without
+the magic number. An image's content starts with ``uint32 flag, float label, uint64 id, uint64 id2``
+(``IfQQ``, little-endian); if flag is n > 0, the label is the first of the n floats that follow.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import numpy as np
 
 from image_classification.core.errors import DataError
 from image_classification.data.formats.index import Bytes, ShardIndex
-from image_classification.data.formats.shards import Found, ShardFormat, Window
+from image_classification.data.formats.shards import ShardFormat, ShardImage, ShardReader
 
 _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", _MAGIC)
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _LENGTH_MASK = (1 << 29) - 1
 _IMAGE_HEADER = struct.Struct("<IfQQ")
-_MOST_LABELS = 1024
+_MAX_LABELS = 1024
 
 
 @dataclass(frozen=True)
 class RecordIndex(ShardIndex):
-    """A `ShardIndex` whose spans are whole records, all parts of them."""
+    """A `ShardIndex` whose offsets and lengths are of whole records, with all their parts."""
 
     def read(self, index: int) -> Bytes:
         """See `Index.read`."""
@@ -49,25 +49,25 @@ class RecordIndex(ShardIndex):
         return image
 
 
-def scan(window: Window) -> Iterator[Found]:
-    """Go through a file, in the order of its ``.idx`` where there is one."""
-    records = list(_records(window))
-    order = _order(window.path.with_suffix(".idx"))
+def scan(reader: ShardReader) -> Iterator[ShardImage]:
+    """Yield the images of a file, in the order of its ``.idx`` if there is one."""
+    records = list(_records(reader))
+    order = _order(reader.path.with_suffix(".idx"))
     if order is None:
         yield from records
         return
-    by_offset = {found.offset: found for found in records}
+    by_offset = {image.offset: image for image in records}
     for offset in order:
         if offset not in by_offset:
             raise DataError(
-                f"{window.path.with_suffix('.idx')} is not of {window.path}: it names byte "
+                f"{reader.path.with_suffix('.idx')} is not of {reader.path}: it names byte "
                 f"{offset}, where no record begins: remove it, it is not needed"
             )
         yield by_offset[offset]
 
 
 def write_record(file: BinaryIO, content: bytes, label: int, number: int) -> int:
-    """Append image ``number``; return the offset it starts at, as the ``.idx`` has it."""
+    """Append image ``number``; return the offset of its record, for the ``.idx``."""
     offset = file.tell()
     record = _IMAGE_HEADER.pack(0, float(label), number, 0) + content
     if len(record) > _LENGTH_MASK:
@@ -90,45 +90,45 @@ FORMAT = ShardFormat(
 )
 
 
-def _records(window: Window) -> Iterator[Found]:
+def _records(reader: ShardReader) -> Iterator[ShardImage]:
     at = number = 0
-    while at < window.size_bytes:
+    while at < reader.size_bytes:
         start = at
-        at, part, content, length = _part(window, start)
+        at, part, content, length = _part(reader, start)
         if part not in (_WHOLE, _FIRST):
-            raise window.damaged(start, "a record begins in its middle")
-        header_bytes = window.at(content, _IMAGE_HEADER.size) if length >= 24 else b""
+            raise reader.damaged(start, "a record begins in its middle")
+        header_bytes = reader.at(content, _IMAGE_HEADER.size) if length >= 24 else b""
         while part in (_FIRST, _MIDDLE):
-            at, part, _, _ = _part(window, at)
+            at, part, _, _ = _part(reader, at)
             if part not in (_MIDDLE, _LAST):
-                raise window.damaged(start, "the last part of a record is missing")
+                raise reader.damaged(start, "the last part of a record is missing")
         if not header_bytes:
-            raise window.damaged(start, f"record {number} has no image's header")
+            raise reader.damaged(start, f"record {number} has no image's header")
         flag, label, _, _ = _IMAGE_HEADER.unpack(header_bytes)
         if flag:
-            if flag > _MOST_LABELS or length < _IMAGE_HEADER.size + 4 * flag:
-                raise window.damaged(start, f"record {number} has {flag} labels")
-            (label,) = struct.unpack("<f", window.at(content + _IMAGE_HEADER.size, 4))
+            if flag > _MAX_LABELS or length < _IMAGE_HEADER.size + 4 * flag:
+                raise reader.damaged(start, f"record {number} has {flag} labels")
+            (label,) = struct.unpack("<f", reader.at(content + _IMAGE_HEADER.size, 4))
         if not float(label).is_integer():
-            raise window.damaged(start, f"the label {label} of record {number} is no class")
-        yield Found(start, at - start, int(label), number, b"", "")
+            raise reader.damaged(start, f"the label {label} of record {number} is no class")
+        yield ShardImage(start, at - start, int(label), number, b"", "")
         number += 1
 
 
-def _part(window: Window, at: int) -> tuple[int, int, int, int]:
-    """Return where the part at ``at`` ends, its kind, and its content's offset and length."""
-    magic, packed = struct.unpack("<II", window.at(at, 8))
+def _part(reader: ShardReader, at: int) -> tuple[int, int, int, int]:
+    """Return the end of the part at ``at``, its kind, and its content's offset and length."""
+    magic, packed = struct.unpack("<II", reader.at(at, 8))
     length = packed & _LENGTH_MASK
     end = at + 8 + length + -length % 4
     if magic != _MAGIC or packed >> 29 > _LAST:
-        raise window.damaged(at, "no RecordIO record begins there")
-    if end > window.size_bytes:
-        raise window.damaged(at, "it ends inside a record")
+        raise reader.damaged(at, "no RecordIO record begins there")
+    if end > reader.size_bytes:
+        raise reader.damaged(at, "it ends inside a record")
     return end, packed >> 29, at + 8, length
 
 
 def _join(record: Bytes) -> Bytes:
-    """Return the content of a record: a view of it, or its parts with the magic between them."""
+    """Return the content of a record: a view of it, or its parts joined by the magic number."""
     parts: list[Bytes] = []
     at = 0
     while at < len(record):
@@ -155,7 +155,7 @@ def _magic_positions(record: bytes) -> Iterator[int]:
 
 
 def _order(path: Path) -> list[int] | None:
-    """Return the offsets of a ``.idx``: a key, a tab and an offset a line."""
+    """Return the offsets of a ``.idx``: per line a key, a tab and an offset. None if absent."""
     try:
         if os.path.getsize(path) == 0:
             return None

@@ -1,4 +1,4 @@
-"""What the packed formats share: finding the shards, going through them, naming the classes."""
+"""What the packed formats share: find the shards, scan them, and name the classes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from image_classification.core.errors import DataError
-from image_classification.data.formats import index_cache as kept_index
-from image_classification.data.formats.index import Names, ShardIndex
-from image_classification.data.formats.index_cache import Columns, Kept, unreadable
+from image_classification.data.formats import index_cache
+from image_classification.data.formats.index import Columns, Int64s, Names, ShardIndex
+from image_classification.data.formats.index_cache import Scanned, unreadable_shard
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation")}
-"""What files and folders of a split are called."""
+"""Names of the files and folders of a split."""
 
+MANIFEST = "pack.json"
+CLASSES_FILE = "classes.json"
+_CLASS_LISTS = ("synset.txt", "labels.txt")
 _BLOCK_BYTES = 4096
-_MOST_CLASSES = 1 << 20
+_MAX_CLASSES = 1 << 20
 
 
-class Found(NamedTuple):
-    """One image in a shard. offset, length: bytes; label: from 0; class_name: "" if unknown."""
+class ShardImage(NamedTuple):
+    """One image in a shard.
+
+    offset, length: bytes. label: from 0. number: position of its record in the shard. member: its
+    name inside the shard, class_name: its class; both empty if unknown.
+    """
 
     offset: int
     length: int
@@ -36,8 +42,8 @@ class Found(NamedTuple):
     class_name: str
 
 
-class Window:
-    """A shard being gone through: small pieces are read, large ones passed over."""
+class ShardReader:
+    """Reads a shard that is being scanned: small pieces are read, image contents are skipped."""
 
     def __init__(self, path: Path, descriptor: int, size_bytes: int) -> None:
         self.path = path
@@ -47,10 +53,10 @@ class Window:
         self._block = b""
 
     def at(self, position: int, count: int) -> bytes:
-        """Return the ``count`` bytes from ``position`` on.
+        """Return ``count`` bytes starting at ``position``.
 
         Raises:
-            DataError: they reach beyond the shard's end.
+            DataError: the shard ends before that.
         """
         if count < 0 or position + count > self.size_bytes:
             raise self.damaged(position, "it ends inside a record")
@@ -63,7 +69,7 @@ class Window:
         return self._block[begin : begin + count]
 
     def damaged(self, position: int, why: str) -> DataError:
-        """Return the error for a shard that is not as its format asks."""
+        """Return the error for a shard that does not follow its format."""
         return DataError(
             f"shard {self.path} is damaged at byte {position}: {why}: fetch or pack it again"
         )
@@ -73,33 +79,33 @@ class Window:
 class ShardFormat:
     """A packed format.
 
-    pattern: of a shard's file name beside the other splits' shards, with ``{split}`` for the
-    split's names. within: the same inside a folder of the split's own. scan: goes through one
-    shard. complete: raises DataError if shards, given by name, are missing.
+    pattern: regular expression of a shard's file name where all splits share a folder, with
+    ``{split}`` for the split's names. within: the same inside a folder of only this split. scan:
+    yields the images of one shard. complete: raises DataError if shards are missing.
     """
 
     name: str
     pattern: str
     within: str
-    scan: Callable[[Window], Iterator[Found]]
+    scan: Callable[[ShardReader], Iterator[ShardImage]]
     index_class: type[ShardIndex] = ShardIndex
     complete: Callable[[Path, tuple[str, ...]], None] | None = None
 
     def find(self, root: Path, split: str) -> tuple[str, ...]:
-        """Return the split's shards as sorted paths below ``root``; none where there are none."""
+        """Return the split's shards as sorted paths below ``root``; empty if there are none."""
         names = SPLIT_NAMES[split]
-        beside = self.pattern.format(split=f"(?:{'|'.join(names)})")
-        places = {"": _matching(root, beside)}
+        pattern = self.pattern.format(split=f"(?:{'|'.join(names)})")
+        found = [_matching(root, pattern)]
         for folder in names:
-            inside = f"(?:{beside})|(?:{self.within})"
-            places[folder] = [f"{folder}/{n}" for n in _matching(root / folder, inside)]
-        filled = {place: found for place, found in places.items() if found}
-        if len(filled) > 1:
+            inside = _matching(root / folder, f"(?:{pattern})|(?:{self.within})")
+            found.append([f"{folder}/{name}" for name in inside])
+        sets = [shards for shards in found if shards]
+        if len(sets) > 1:
             raise DataError(
                 f"{root} has {split} shards in several places ("
-                f"{', '.join(found[0] for found in filled.values())}): keep one set of them"
+                f"{', '.join(shards[0] for shards in sets)}): keep one set of them"
             )
-        return tuple(next(iter(filled.values()), ()))
+        return tuple(sets[0]) if sets else ()
 
 
 def _matching(folder: Path, pattern: str) -> list[str]:
@@ -116,9 +122,9 @@ def open_shards(
 ) -> ShardIndex:
     """Index ``split`` of the packed data set at ``root``.
 
-    Class names are those of ``classes.json`` (as `image_classification.data.tools.pack` writes it),
-    ``synset.txt`` or ``labels.txt`` in ``root``; else the synsets in the records, if every class
-    has one; else numbers. num_classes: the model's; None takes the classes that are there.
+    Class names come from ``classes.json`` (written by `image_classification.data.tools.pack`),
+    ``synset.txt`` or ``labels.txt`` in ``root``; else from the synsets in the records, if every
+    class has one; else they are numbers. num_classes: of the model; None accepts any number.
 
     Raises:
         DataError: shards are missing or damaged, or the classes are not the model's.
@@ -128,53 +134,48 @@ def open_shards(
         raise DataError(f"{root} has no {split} shards of format {shard_format.name}")
     if shard_format.complete is not None:
         shard_format.complete(root, shards)
-    signature = kept_index.signature_of(shard_format.name, root, shards)
-    kept = kept_index.load(root, split, signature)
-    if kept is None:
-        kept = _scan(shard_format, root, shards)
-        kept_index.keep(root, split, signature, kept)
-    columns, class_names = kept
+    signature = index_cache.signature_of(shard_format.name, root, shards)
+    scanned = index_cache.load(root, split, signature)
+    if scanned is None:
+        scanned = _scan(shard_format, root, shards)
+        index_cache.save(root, split, signature, scanned)
+    columns, class_names = scanned
     num_images = len(columns["labels"])
     if num_images == 0:
         raise DataError(f"the {split} shards of {root} hold no image: pack them again")
     _check_manifest(root, split, shards, num_images)
-    members = Names(columns["text"], columns["ends"]) if len(columns["ends"]) else None
     return shard_format.index_class(
         root=root,
         split=split,
         classes=_classes(root, split, columns["labels"], class_names, num_classes),
-        labels=columns["labels"],
+        names=Names(columns["text"], columns["ends"]) if len(columns["ends"]) else None,
         shards=shards,
-        shard=columns["shard"],
-        offset=columns["offset"],
-        length=columns["length"],
-        number=columns["number"],
-        members=members,
+        **{name: columns[name] for name in shard_format.index_class.per_image},
     )
 
 
-def _scan(shard_format: ShardFormat, root: Path, shards: tuple[str, ...]) -> Kept:
-    rows: list[npt.NDArray[np.int64]] = []
+def _scan(shard_format: ShardFormat, root: Path, shards: tuple[str, ...]) -> Scanned:
+    rows: list[Int64s] = []
     members: list[bytes] = []
     class_names: dict[str, str] = {}
     for position, shard in enumerate(shards):
         numbers: list[tuple[int, int, int, int, int]] = []
-        for found in _scan_one(shard_format, root / shard):
-            numbers.append((position, found.offset, found.length, found.number, found.label))
-            if found.member:
-                members.append(found.member)
-            if found.class_name:
-                known = class_names.setdefault(str(found.label), found.class_name)
-                if known != found.class_name:
+        for image in _scan_shard(shard_format, root / shard):
+            numbers.append((position, image.offset, image.length, image.number, image.label))
+            if image.member:
+                members.append(image.member)
+            if image.class_name:
+                known = class_names.setdefault(str(image.label), image.class_name)
+                if known != image.class_name:
                     raise DataError(
-                        f"shard {root / shard} calls class {found.label} {found.class_name}, "
+                        f"shard {root / shard} calls class {image.label} {image.class_name}, "
                         f"others {known}: the shards are not of one data set"
                     )
         rows.append(np.array(numbers, dtype=np.int64).reshape(-1, 5))
-    shard, offset, length, number, labels = (c.copy() for c in np.concatenate(rows).T)
+    shard_of, offset, length, number, labels = (c.copy() for c in np.concatenate(rows).T)
     names = Names.of(members)
     columns: Columns = {
-        "shard": shard.astype(np.int32),
+        "shard": shard_of.astype(np.int32),
         "offset": offset,
         "length": length,
         "number": number,
@@ -185,25 +186,25 @@ def _scan(shard_format: ShardFormat, root: Path, shards: tuple[str, ...]) -> Kep
     return columns, class_names
 
 
-def _scan_one(shard_format: ShardFormat, path: Path) -> Iterator[Found]:
+def _scan_shard(shard_format: ShardFormat, path: Path) -> Iterator[ShardImage]:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            window = Window(path, descriptor, os.fstat(descriptor).st_size)
-            for found in shard_format.scan(window):
-                if not 0 <= found.label < _MOST_CLASSES:
-                    raise window.damaged(
-                        found.offset, f"record {found.number} has a label that is no class"
+            reader = ShardReader(path, descriptor, os.fstat(descriptor).st_size)
+            for image in shard_format.scan(reader):
+                if not 0 <= image.label < _MAX_CLASSES:
+                    raise reader.damaged(
+                        image.offset, f"record {image.number} has a label that is no class"
                     )
-                yield found
+                yield image
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_shard(path, error) from error
 
 
 def _check_manifest(root: Path, split: str, shards: tuple[str, ...], num_images: int) -> None:
-    """Compare with what `image_classification.data.tools.pack` says it wrote, where it did."""
+    """Compare with the manifest of `image_classification.data.tools.pack`, if there is one."""
     try:
         manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         expected = manifest["splits"][split]
@@ -212,7 +213,7 @@ def _check_manifest(root: Path, split: str, shards: tuple[str, ...], num_images:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise unreadable(root / MANIFEST, error) from error
+        raise unreadable_shard(root / MANIFEST, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root / MANIFEST} is damaged: pack the data set again") from error
     if missing:
@@ -227,27 +228,22 @@ def _check_manifest(root: Path, split: str, shards: tuple[str, ...], num_images:
         )
 
 
-MANIFEST = "pack.json"
-CLASSES_FILE = "classes.json"
-_NAME_LISTS = ("synset.txt", "labels.txt")
-
-
 def named_classes(root: Path) -> tuple[str, ...] | None:
-    """Return the class names a packed data set comes with; None where it has no list of them.
+    """Return the class names listed in a packed data set; None if it has no such list.
 
     Raises:
         DataError: the list cannot be read, or names a class twice.
     """
     path = root / CLASSES_FILE
     try:
-        for name in (CLASSES_FILE, *_NAME_LISTS):
+        for name in (CLASSES_FILE, *_CLASS_LISTS):
             path = root / name
             if not path.is_file():
                 continue
             text = path.read_text(encoding="utf-8")
             if name == CLASSES_FILE:
                 classes = json.loads(text)
-            else:  # "n01440764 tench, Tinca tinca" a line, in the order of the labels
+            else:  # lines such as "n01440764 tench, Tinca tinca", in the order of the labels
                 classes = [line.split()[0] for line in text.splitlines() if line.strip()]
             if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
                 raise ValueError("no list of names")
@@ -257,16 +253,12 @@ def named_classes(root: Path) -> tuple[str, ...] | None:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}: check its permissions") from error
     except ValueError as error:
-        raise DataError(f"{path} is no list of class names: mend or remove it") from error
+        raise DataError(f"{path} is no list of class names: correct or remove it") from error
     return None
 
 
 def check_count(where: Path, count: int, num_classes: int, what: str = "classes") -> None:
-    """Compare the number of classes with the model's.
-
-    Raises:
-        DataError: they differ.
-    """
+    """Raise DataError if the number of classes is not the model's."""
     if count != num_classes:
         raise DataError(
             f"{where} has {count} {what}, the model has {num_classes} classes: give "
@@ -277,24 +269,24 @@ def check_count(where: Path, count: int, num_classes: int, what: str = "classes"
 def _classes(
     root: Path,
     split: str,
-    labels: npt.NDArray[np.int64],
+    labels: Int64s,
     class_names: dict[str, str],
     num_classes: int | None,
 ) -> tuple[str, ...]:
-    least = int(labels.max()) + 1
-    named = named_classes(root)
-    if named is not None:
-        if least > len(named):
+    min_classes = int(labels.max()) + 1
+    listed = named_classes(root)
+    if listed is not None:
+        if min_classes > len(listed):
             raise DataError(
-                f"the {split} shards of {root} have label {least - 1}, its list of classes has "
-                f"{len(named)} names: the list is another data set's"
+                f"the {split} shards of {root} have label {min_classes - 1}, its list of classes "
+                f"has {len(listed)} names: the list is of another data set"
             )
-        check_count(root, len(named), len(named) if num_classes is None else num_classes)
-        return named
-    count = least if num_classes is None else num_classes
-    # A small validation set need not have the last class.
-    if least > count or split == "train":
-        check_count(root, least, count)
+        check_count(root, len(listed), len(listed) if num_classes is None else num_classes)
+        return listed
+    count = min_classes if num_classes is None else num_classes
+    # A small validation set need not have images of the last class.
+    if min_classes > count or split == "train":
+        check_count(root, min_classes, count)
     if all(str(label) in class_names for label in range(count)):
         return tuple(class_names[str(label)] for label in range(count))
     return tuple(f"{label:04d}" for label in range(count))

@@ -1,114 +1,39 @@
-"""CRC-32C (Castagnoli), which TFRecord files are sealed with; Python's own zlib has another.
+"""TFRecord shards in the layout of the TensorFlow project's ImageNet scripts.
 
-Polynomial 0x82F63B78, reflected, first and last value all ones (RFC 3720, appendix B.4). A CRC is
-linear, so long contents are cut into lanes that NumPy takes through the tables side by side.
-
-TFRecord shards in the layout of the TensorFlow sources' ImageNet scripts.
-
-Files ``train-00000-of-01024`` and ``validation-00000-of-00128``; a record is
-``uint64 length, uint32 masked crc of it, content, uint32 masked crc of that`` (little-endian,
-CRC-32C), its content a serialised ``tf.train.Example`` with ``image/encoded``,
-``image/class/label`` (from 1) and ``image/class/synset``. Read here without TensorFlow: an
-Example is a map of text to lists, in Protocol Buffers' wire format.
+Files are ``train-00000-of-01024`` and ``validation-00000-of-00128``. A record is ``uint64 length,
+uint32 masked CRC-32C of the length, content, uint32 masked CRC-32C of the content``, little-endian.
+The content is a serialized ``tf.train.Example`` with ``image/encoded``, ``image/class/label`` (from
+1) and ``image/class/synset``. It is read without TensorFlow: an Example is a map of strings to
+lists, in the Protocol Buffers wire format.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+import google_crc32c
 
 from image_classification.core.errors import DataError
-from image_classification.data.formats.shards import Found, ShardFormat, Window
+from image_classification.data.formats.shards import ShardFormat, ShardImage, ShardReader
 
-_POLYNOMIAL = 0x82F63B78
-_ONES = 0xFFFFFFFF
-_LANE_BYTES = 256
-_SHORT_BYTES = 512
 _MASK_DELTA = 0xA282EAD8
-
-Words = npt.NDArray[np.uint32]
-
-
-def crc32c(content: bytes) -> int:
-    """Return the CRC-32C of ``content``."""
-    if len(content) < _SHORT_BYTES:
-        table, crc = _table(), _ONES
-        for byte in content:
-            crc = table[(crc ^ byte) & 255] ^ (crc >> 8)
-        return crc ^ _ONES
-    # Zeros in front change nothing as long as the register is zero; that it starts with ones is
-    # the same as complementing the first four bytes.
-    front = -len(content) % _LANE_BYTES
-    padded = np.zeros(front + len(content), dtype=np.uint8)
-    padded[front:] = np.frombuffer(content, dtype=np.uint8)
-    padded[front : front + 4] ^= 255
-    words = padded.view("<u4").reshape(-1, _LANE_BYTES // 4)
-    crcs: Words = np.zeros(len(words), dtype=np.uint32)
-    for column in range(words.shape[1]):
-        crcs = _apply(_shift(0), crcs ^ words[:, column])
-    level = _LANE_LEVEL
-    while len(crcs) > 1:
-        if len(crcs) % 2:
-            crcs = np.concatenate([np.zeros(1, dtype=np.uint32), crcs])
-        crcs = _apply(_shift(level), crcs[0::2]) ^ crcs[1::2]
-        level += 1
-    return int(crcs[0]) ^ _ONES
-
-
-def masked_crc32c(content: bytes) -> int:
-    """Return the CRC as TFRecord stores it: rotated by 15 bits, plus a constant."""
-    crc = crc32c(content)
-    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & _ONES
-
-
-_LANE_LEVEL = (_LANE_BYTES // 4).bit_length() - 1
-
-
-@cache
-def _table() -> tuple[int, ...]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (_POLYNOMIAL if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-@cache
-def _shift(level: int) -> Words:
-    """Return what ``4 * 2**level`` zero bytes make of a register: ``[4, 256]``, one row a byte."""
-    if level > 0:
-        half = _shift(level - 1)
-        return _apply(half, half)
-    bytes_at = np.arange(256, dtype=np.uint32)
-    registers = np.stack([bytes_at << np.uint32(8 * i) for i in range(4)])
-    table = np.array(_table(), dtype=np.uint32)
-    for _ in range(4):
-        registers = table[registers & 255] ^ (registers >> np.uint32(8))
-    return registers
-
-
-def _apply(tables: Words, registers: Words) -> Words:
-    moved = tables[0][registers & 255]
-    for row in range(1, 4):
-        moved = moved ^ tables[row][registers >> np.uint32(8 * row) & 255]
-    return np.asarray(moved, dtype=np.uint32)
-
-
 _HEADER_BYTES = 12
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _BYTES_LIST, _INT64_LIST = 1, 3
 _SMALL_BYTES = 1024
 
 
+def masked_crc32c(content: bytes) -> int:
+    """Return the CRC-32C as TFRecord stores it: rotated right by 15 bits, plus a constant."""
+    crc = int(google_crc32c.value(content))
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
 class _Field(NamedTuple):
-    """A field of a message: its content's bytes if delimited, else its value."""
+    """A field of a message: the span of its content if delimited, else its value."""
 
     number: int
     wire_type: int
@@ -117,19 +42,19 @@ class _Field(NamedTuple):
     value: int
 
 
-def scan(window: Window) -> Iterator[Found]:
-    """Go through a shard; lengths are checked against their CRCs, contents passed over."""
+def scan(reader: ShardReader) -> Iterator[ShardImage]:
+    """Yield the images of a shard; only the lengths are checked against their CRCs."""
     at = number = 0
-    while at < window.size_bytes:
-        header = window.at(at, _HEADER_BYTES)
+    while at < reader.size_bytes:
+        header = reader.at(at, _HEADER_BYTES)
         length, crc = struct.unpack("<QI", header)
         if masked_crc32c(header[:8]) != crc:
-            raise window.damaged(at, "no TFRecord begins there (compressed ones are not read)")
+            raise reader.damaged(at, "no TFRecord begins there (compressed ones are not read)")
         start = at + _HEADER_BYTES
         at = start + length + 4
-        if at > window.size_bytes:
-            raise window.damaged(start, "it ends inside a record")
-        yield _example(window, start, start + length, number)
+        if at > reader.size_bytes:
+            raise reader.damaged(start, "it ends inside a record")
+        yield _example(reader, start, start + length, number)
         number += 1
 
 
@@ -161,12 +86,12 @@ def write_record(
 
 def _check_complete(root: Path, shards: tuple[str, ...]) -> None:
     present = {int(Path(shard).name.split("-")[1]) for shard in shards}
-    of = {int(shard.rsplit("-", 1)[1]) for shard in shards}
-    if len(of) > 1:
+    totals = {int(shard.rsplit("-", 1)[1]) for shard in shards}
+    if len(totals) > 1:
         raise DataError(
             f"{root} has TFRecord shards of several sets ({shards[0]}, {shards[-1]}): keep one set"
         )
-    total = of.pop()
+    total = totals.pop()
     missing = sorted(set(range(total)) - present)
     if missing:
         stem = shards[0].rsplit("-", 3)[0]
@@ -185,88 +110,88 @@ FORMAT = ShardFormat(
 )
 
 
-def _example(window: Window, start: int, stop: int, number: int) -> Found:
+def _example(reader: ShardReader, start: int, stop: int, number: int) -> ShardImage:
     encoded: tuple[int, int] | None = None
     label: int | None = None
     synset = ""
-    for features in _delimited_fields(window, start, stop, 1):
-        for entry in _delimited_fields(window, features.start, features.stop, 1):
-            parts = {f.number: f for f in _fields(window, entry.start, entry.stop)}
+    for features in _delimited_fields(reader, start, stop, 1):
+        for entry in _delimited_fields(reader, features.start, features.stop, 1):
+            parts = {f.number: f for f in _fields(reader, entry.start, entry.stop)}
             key, feature = parts.get(1), parts.get(2)
             if key is None or feature is None or key.stop - key.start > _SMALL_BYTES:
                 continue
-            name = window.at(key.start, key.stop - key.start)
+            name = reader.at(key.start, key.stop - key.start)
             if name == b"image/encoded":
-                encoded = _one_bytes(window, feature, number)
+                encoded = _one_bytes(reader, feature, number)
             elif name == b"image/class/label":
-                label = _one_int64(window, feature, number)
+                label = _one_int64(reader, feature, number)
             elif name == b"image/class/synset":
-                begin, end = _one_bytes(window, feature, number)
+                begin, end = _one_bytes(reader, feature, number)
                 if end - begin > _SMALL_BYTES:
-                    raise window.damaged(begin, f"the synset of record {number} is no name")
-                synset = window.at(begin, end - begin).decode(errors="replace")
+                    raise reader.damaged(begin, f"the synset of record {number} is no name")
+                synset = reader.at(begin, end - begin).decode(errors="replace")
     if encoded is None or label is None or encoded[0] == encoded[1]:
-        raise window.damaged(start, f"record {number} has no image/encoded or no image/class/label")
-    return Found(encoded[0], encoded[1] - encoded[0], label - 1, number, b"", synset)
+        raise reader.damaged(start, f"record {number} has no image/encoded or no image/class/label")
+    return ShardImage(encoded[0], encoded[1] - encoded[0], label - 1, number, b"", synset)
 
 
-def _one_bytes(window: Window, feature: _Field, number: int) -> tuple[int, int]:
-    for values in _delimited_fields(window, feature.start, feature.stop, _BYTES_LIST):
-        for value in _delimited_fields(window, values.start, values.stop, 1):
+def _one_bytes(reader: ShardReader, feature: _Field, number: int) -> tuple[int, int]:
+    for values in _delimited_fields(reader, feature.start, feature.stop, _BYTES_LIST):
+        for value in _delimited_fields(reader, values.start, values.stop, 1):
             return value.start, value.stop
-    raise window.damaged(feature.start, f"record {number} lacks a value that must be bytes")
+    raise reader.damaged(feature.start, f"record {number} lacks a value that must be bytes")
 
 
-def _one_int64(window: Window, feature: _Field, number: int) -> int:
-    for values in _delimited_fields(window, feature.start, feature.stop, _INT64_LIST):
-        for value in _fields(window, values.start, values.stop):
+def _one_int64(reader: ShardReader, feature: _Field, number: int) -> int:
+    for values in _delimited_fields(reader, feature.start, feature.stop, _INT64_LIST):
+        for value in _fields(reader, values.start, values.stop):
             if value.number == 1 and value.wire_type == _VARINT:
                 return _signed(value.value)
             if value.number == 1 and value.wire_type == _DELIMITED:  # packed
-                return _signed(_varint(window, value.start, value.stop)[0])
-    raise window.damaged(feature.start, f"record {number} lacks a value that must be a number")
+                return _signed(_varint(reader, value.start, value.stop)[0])
+    raise reader.damaged(feature.start, f"record {number} lacks a value that must be a number")
 
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _delimited_fields(window: Window, start: int, stop: int, number: int) -> Iterator[_Field]:
-    for field in _fields(window, start, stop):
+def _delimited_fields(reader: ShardReader, start: int, stop: int, number: int) -> Iterator[_Field]:
+    for field in _fields(reader, start, stop):
         if field.number == number and field.wire_type == _DELIMITED:
             yield field
 
 
-def _fields(window: Window, start: int, stop: int) -> Iterator[_Field]:
+def _fields(reader: ShardReader, start: int, stop: int) -> Iterator[_Field]:
     at = start
     while at < stop:
-        tag, at = _varint(window, at, stop)
+        tag, at = _varint(reader, at, stop)
         wire_type = tag & 7
         value, begin = 0, at
         if wire_type == _VARINT:
-            value, at = _varint(window, at, stop)
+            value, at = _varint(reader, at, stop)
         elif wire_type == _DELIMITED:
-            length, begin = _varint(window, at, stop)
+            length, begin = _varint(reader, at, stop)
             at = begin + length
         elif wire_type in (_FIXED64, _FIXED32):
             at += 8 if wire_type == _FIXED64 else 4
         else:
-            raise window.damaged(at, "it holds no tf.train.Example")
+            raise reader.damaged(at, "it holds no tf.train.Example")
         if at > stop:
-            raise window.damaged(begin, "a field reaches beyond its message")
+            raise reader.damaged(begin, "a field reaches beyond its message")
         yield _Field(tag >> 3, wire_type, begin, at, value)
 
 
-def _varint(window: Window, at: int, stop: int) -> tuple[int, int]:
-    """Return the number at ``at`` and where it ends."""
+def _varint(reader: ShardReader, at: int, stop: int) -> tuple[int, int]:
+    """Return the number at ``at`` and the position after it."""
     value = shift = 0
-    for byte in window.at(at, min(10, stop - at)):
+    for byte in reader.at(at, min(10, stop - at)):
         at += 1
         value |= (byte & 127) << shift
         shift += 7
         if byte < 128:
             return value, at
-    raise window.damaged(at, "a number does not end")
+    raise reader.damaged(at, "a number does not end")
 
 
 def _encode_varint(value: int) -> bytes:

@@ -27,7 +27,7 @@ from image_classification.data.formats.folder import (
     SHARD_FORMATS,
     SPLITS,
     index_folder,
-    recognise,
+    recognize,
 )
 from image_classification.data.formats.image_header import MAX_PIXELS, image_size
 from image_classification.data.formats.index import Bytes, FolderIndex, Index, VanishedError
@@ -261,7 +261,7 @@ def _open_splits(root: Path, report: CheckReport) -> dict[str, tuple[str, Index]
     flat = {split: count for split in SPLITS if (count := _num_flat_images(root / split))}
     for split in SPLITS:
         try:
-            layout = recognise(root, split)
+            layout = recognize(root, split)
         except DataError as error:
             if not root.is_dir():
                 raise

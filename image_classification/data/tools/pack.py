@@ -278,9 +278,9 @@ def _sample_key(index: Index, image: _Image) -> str:
     """Return ``CLASS/STEM`` without a dot in the stem, or the number if there are no names."""
     name = image.name
     if isinstance(index, ShardIndex):
-        if index.members is None:
+        if index.names is None:
             return f"{image.number:08d}"
-        name = index.members[image.number]
+        name = index.names[image.number]
     else:
         name = name.removeprefix(f"{index.split}/")
     folder, _, base = name.rpartition("/")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from image_classification.core.errors import DataError
-from image_classification.data.formats.folder import check_classes, open_index, recognise
+from image_classification.data.formats.folder import check_classes, open_index, recognize
 
 
 def test_index_is_sorted_and_complete(image_folder: Path) -> None:
@@ -109,12 +109,12 @@ def test_check_classes_opens_no_class_folder(image_folder: Path) -> None:
     shutil.rmtree(image_folder / "val" / "dog")
     (image_folder / "val" / "dog").mkdir()
     check_classes(image_folder, "train", 2)
-    assert recognise(image_folder, "val") == "folder"
+    assert recognize(image_folder, "val") == "folder"
 
 
 def test_unknown_split_is_a_programming_error(image_folder: Path) -> None:
     with pytest.raises(ValueError, match="split"):
-        recognise(image_folder, "test")
+        recognize(image_folder, "test")
 
 
 def test_a_folder_nobody_may_look_into_or_name(image_folder: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from image_classification.core.errors import DataError
-from image_classification.data.formats.folder import check_classes, open_index, recognise
+from image_classification.data.formats.folder import check_classes, open_index, recognize
 from image_classification.data.formats.shards import named_classes
 from image_classification.data.tools.pack import pack
 
@@ -124,7 +124,7 @@ def test_several_layouts_at_once_ask_for_a_word(packed: Path, image_folder: Path
     (image_folder / "train").rename(packed / "train")
     (image_folder / "val").rename(packed / "val")
     with pytest.raises(DataError, match="as folder and as webdataset"):
-        recognise(packed, "train")
+        recognize(packed, "train")
     assert len(open_index(packed, "train", 2, "webdataset")) == 12
     assert len(open_index(packed, "train", 2, "folder")) == 12
 
