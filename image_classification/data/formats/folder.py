@@ -96,7 +96,7 @@ def index_folder(root: Path, split: str, num_classes: int | None) -> FolderIndex
         split=split,
         classes=classes,
         labels=np.repeat(np.arange(len(classes), dtype=np.int64), counts),
-        paths=Names.of(relative),
+        names=Names.of(relative),
     )
 
 
