@@ -139,7 +139,7 @@ def _members(reader: ShardReader) -> Iterator[_Member]:
                 at, f"the member {_shown(name)} is a link, a device or of an unknown kind"
             )
         at = tar.offset
-    # tarfile takes a damaged header for the end as well; the end is a block of zeros or of the file.
+    # tarfile also stops at a damaged header; a real end is a block of zeros or the end of the file.
     if tar.offset < reader.size_bytes and any(reader.at(tar.offset, tarfile.BLOCKSIZE)):
         raise reader.damaged(
             tar.offset, "no tar member begins there (compressed shards are not read)"
