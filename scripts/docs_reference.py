@@ -6,12 +6,17 @@ is built, so they are never out of date.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from pages.published import table
 
+from image_classification.__main__ import main as run_verb
 from image_classification.cli.parse import build_parser
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.checks import KEYS, Key
@@ -88,7 +93,41 @@ def names() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"options": options, "settings": settings, "names": names}
+COMMANDS = {
+    "dataset": ("check", "prepare", "pack", "fake", "demo"),
+    "doctor": ("",),
+    "report": ("combine", "compare", "history", "plots"),
+}
+
+
+def commands() -> str:
+    """Return what ``--help`` of every command prints."""
+    parts = []
+    for verb, names in COMMANDS.items():
+        for name in names:
+            words = f"{verb} {name}".split()
+            parts.append(f"## {' '.join(words)}\n\n```text\n{_help(words)}\n```")
+    return "\n\n".join(parts)
+
+
+def _help(words: list[str]) -> str:
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+        mock.patch.dict(os.environ, COLUMNS="100"),
+        mock.patch("sys.argv", ["image-classification"]),
+    ):
+        run_verb([*words, "--help"])
+    return printed.getvalue().strip()
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "options": options,
+    "commands": commands,
+    "settings": settings,
+    "names": names,
+}
 
 
 def _default(key: Key) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,16 +26,8 @@ RESULTS = """<testsuites><testsuite>
 
 
 @pytest.fixture(scope="module")
-def table():
-    path = ROOT / "scripts" / "fault_table.py"
-    spec = importlib.util.spec_from_file_location("fault_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fault_table"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["fault_table"]
+def table(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("fault_table")
 
 
 def test_every_fault_test_has_a_row(table) -> None:

@@ -1,10 +1,9 @@
-"""The pages in docs/models: their generated blocks are current, and hold what they should."""
+"""The generated blocks of docs/models are current and complete."""
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,14 +22,8 @@ MODELS = {
 
 
 @pytest.fixture(scope="module")
-def generator():
-    """``scripts/model_pages.py`` as a module; what it puts on the path is taken away again."""
-    before = list(sys.path)
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        yield importlib.import_module("model_pages")
-    finally:
-        sys.path[:] = before
+def generator(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("model_pages")
 
 
 def text_of(page: str) -> str:
@@ -39,17 +32,17 @@ def text_of(page: str) -> str:
 
 @pytest.mark.parametrize("page", [*MODELS, "README.md"])
 def test_a_page_is_current(generator: ModuleType, page: str):
-    assert generator.filled(text_of(page), page) == text_of(page), "make pages writes it anew"
+    assert generator.filled(text_of(page), page) == text_of(page), "run `make pages`"
 
 
-def test_a_stale_block_is_written_anew(generator: ModuleType):
+def test_a_stale_block_is_rewritten(generator: ModuleType):
     page = "resnet50v1.5.md"
     stale = text_of(page).replace("| 8 | 90 | 76.88 ± 0.16 |", "| 8 | 90 | 77.88 ± 0.16 |")
     assert stale != text_of(page)
     assert generator.filled(stale, page) == text_of(page)
 
 
-def test_a_block_nobody_makes_is_refused(generator: ModuleType):
+def test_an_unknown_block_is_refused(generator: ModuleType):
     odd = "<!-- generated: weather -->\n<!-- end: weather -->"
     with pytest.raises(KeyError, match="weather"):
         generator.filled(odd, "resnet50v1.5.md")

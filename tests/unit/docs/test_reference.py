@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from image_classification.__main__ import VERBS
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.checks import KEYS
 from image_classification.config.options import OPTIONS
@@ -17,13 +18,8 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def hook() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hook", ROOT / "scripts" / "docs_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def hook(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("docs_reference")
 
 
 def test_every_option_has_a_row_that_links_to_its_setting(hook: ModuleType):
@@ -48,6 +44,13 @@ def test_every_combination_has_a_row(hook: ModuleType):
     combinations = {(run.model, run.platform, run.precision) for run in load_catalogue().runs()}
     for names in combinations:
         assert f"| {' | '.join(names)} |" in page
+
+
+def test_every_command_has_its_help(hook: ModuleType):
+    page = hook.commands()
+    for words in ("dataset pack", "doctor", "report compare"):
+        assert f"\n## {words}\n\n```text\nusage: image-classification {words} " in f"\n{page}"
+    assert set(hook.COMMANDS) | {"launch"} == set(VERBS)
 
 
 def test_marks_are_replaced_and_unknown_ones_refused(hook: ModuleType):
