@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Do accuracy and speed hold from one image to the next? Runs short benchmarks and the demo
-# training in each image, and compares them:
+# Compare the accuracy and speed of images: run short benchmarks and the demo training in each
+# image, and compare the results.
 #
 #   scripts/container_check.sh [options] IMAGE [IMAGE…]
 #
@@ -8,24 +8,25 @@
 #   --model M        default: resnet50
 #   --precision P    default: AMP
 #   --data DIR       also measure loading from this folder
-#   --results DIR    default: runs/container-check-<UTC date>; must not hold anything yet
+#   --results DIR    default: runs/container-check-<UTC date>; must be empty
 #   --repeat N       runs of each benchmark; medians are compared (default: 1)
-#   --quick          a trial of the check in a minute or two: resnet18 at 32 px, few steps, wide
+#   --quick          test the check itself in a minute or two: resnet18 at 32 px, few steps, wide
 #                    thresholds
-#   --threshold-KIND VALUE    passed on to `report compare`, such as --threshold-throughput 10
+#   --threshold-KIND VALUE    passed to `report compare`, such as --threshold-throughput 10
 #
-# Several images: the first is compared with each of the others. One image: with the same image, or
-# else the last one, of the latest earlier check of the same settings beside --results.
+# Several images: the first is compared with each of the others. One image: it is compared with the
+# latest earlier check with the same settings in a folder next to --results: with the same image
+# there, else with the last one.
 #
-# Exit 0: held, or nothing to compare with; 4: a figure regressed; 1: a run failed (the others are
-# still compared); 2: a mistake, named in one line; 130, 143: interrupted, after the running
+# Exit 0: no regression, or nothing to compare with; 4: a figure regressed; 1: a run failed (the
+# others are still compared); 2: a usage error, in one line; 130, 143: interrupted, after the running
 # container was stopped.
 #
 # Needs bash 4.4, coreutils, util-linux and docker; no Python on the host.
 set -uo pipefail
 
-readonly stop_grace_s=120 # to save a checkpoint in
-mistake() {
+readonly stop_grace_s=120 # time to save a checkpoint
+usage_error() {
   echo "error: $1" >&2
   exit 2
 }
@@ -42,7 +43,7 @@ while (($#)); do
     --platform | --model | --precision | --data | --results | --repeat | \
       --threshold-throughput | --threshold-top1 | --threshold-top5 | --threshold-latency | \
       --threshold-memory | --threshold-power)
-      (($# >= 2)) || mistake "$1 needs a value; see --help"
+      (($# >= 2)) || usage_error "$1 needs a value; see --help"
       case "$1" in
         --platform) platform="$2" ;;
         --model) model="$2" ;;
@@ -51,31 +52,31 @@ while (($#)); do
         --results) results="$2" ;;
         --repeat) repeat="$2" ;;
         *)
-          [[ "$2" =~ ^[0-9]+(\.[0-9]+)?$ ]] || mistake "$1 $2 is not a number of 0 or more"
+          [[ "$2" =~ ^[0-9]+(\.[0-9]+)?$ ]] || usage_error "$1 $2 is not a number of 0 or more"
           own_thresholds+=("$1" "$2")
           ;;
       esac
       shift
       ;;
-    -*) mistake "there is no option $1; see --help" ;;
+    -*) usage_error "there is no option $1; see --help" ;;
     *) images+=("$1") ;;
   esac
   shift
 done
 
-((${#images[@]})) || mistake "no image is given; scripts/container_check.sh IMAGE [IMAGE…]"
-[[ "$repeat" =~ ^[1-9][0-9]?$ ]] || mistake "--repeat $repeat is not a number from 1 to 99"
-command -v docker >/dev/null || mistake "there is no docker command; install Docker's client"
+((${#images[@]})) || usage_error "no image given; usage: scripts/container_check.sh IMAGE [IMAGE…]"
+[[ "$repeat" =~ ^[1-9][0-9]?$ ]] || usage_error "--repeat $repeat is not a number from 1 to 99"
+command -v docker >/dev/null || usage_error "docker is not installed; install Docker's client"
 engine="$(docker version --format '{{.Server.Version}}' 2>/dev/null)" ||
-  mistake "no docker engine answers; start it, or set DOCKER_HOST to one that you may use"
+  usage_error "no docker engine answers; start it, or set DOCKER_HOST"
 
 folders=()
 for image in "${images[@]}"; do
   docker image inspect "$image" >/dev/null 2>&1 ||
-    mistake "there is no image $image here; docker pull it, or build it with scripts/docker/build.sh"
+    usage_error "there is no image $image here; docker pull it, or build it with scripts/docker/build.sh"
   folder="${image//[^A-Za-z0-9._-]/_}"
   for other in "${folders[@]}"; do
-    [[ "$folder" != "$other" ]] || mistake "$image is given twice; name each image once"
+    [[ "$folder" != "$other" ]] || usage_error "$image is given twice; name each image once"
   done
   folders+=("$folder")
 done
@@ -86,27 +87,27 @@ if gpus="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/nu
   driver="${gpus%%$'\n'*}"
 fi
 if [[ -z "$platform" ]]; then
-  [[ -z "$driver" ]] || mistake "this host has NVIDIA GPUs; give --platform, one of those that\
- docker run --rm $newest launch.py --list platforms names"
+  [[ -z "$driver" ]] || usage_error "this host has NVIDIA GPUs; give --platform, one of those that\
+ docker run --rm $newest launch.py --list platforms shows"
   platform=CPU
 fi
 if [[ -n "$data" ]]; then
-  [[ -d "$data" ]] || mistake "--data $data is no folder; name one that holds train and val"
+  [[ -d "$data" ]] || usage_error "--data $data is not a folder; give one with train and val"
   data="$(cd "$data" && pwd)" || exit 2
 fi
 
 date="$(date -u +%Y-%m-%dT%H:%M:%SZ)"
 results="${results:-runs/container-check-${date%T*}}"
 if [[ -e "$results" && -n "$(ls -A "$results" 2>&1)" ]]; then
-  mistake "$results already holds something; name another folder with --results"
+  usage_error "$results is not empty; give another folder with --results"
 fi
 mkdir -p "$results" || exit 2
 results="$(cd "$results" && pwd)" || exit 2
 [[ "$results$data" != *:* ]] ||
-  mistake "docker cannot mount a folder with ':' in its name; move $results or $data"
+  usage_error "docker cannot mount a folder with ':' in its name; move $results or $data"
 
-# What is run, and what counts as worse. One image of the demo's 360 for validation is 0.28 points
-# of top-1, and seeds scatter by 0.6.
+# The runs and the thresholds. One of the demo's 360 validation images is 0.28 points of top-1; the
+# standard deviation over seeds is 0.6.
 thresholds=(--threshold-top1 1.5 --threshold-top5 1)
 training=() inference=() convergence=(demo)
 if $quick; then
@@ -115,7 +116,7 @@ if $quick; then
   training=(--prof 6 --set run.benchmark_warmup_steps=2 "${small[@]}")
   inference=(--set "run.inference_batches=[1,8]" --set run.inference_iterations=10 "${small[@]}")
   convergence+=(--epochs 1 "${small[@]}")
-  # So few steps show whether the check runs, not how fast or good the image is.
+  # Few steps: they test the check, not the speed or accuracy of the image.
   thresholds=(--threshold-throughput 95 --threshold-latency 2000 --threshold-memory 60
     --threshold-power 60 --threshold-top1 30 --threshold-top5 30)
 fi
@@ -126,7 +127,7 @@ modes=(benchmark_training_short benchmark_inference)
 [[ -z "$data" ]] || modes+=(benchmark_data)
 modes+=(convergence)
 [[ "$model$precision$platform" =~ ^[A-Za-z0-9._-]+$ ]] ||
-  mistake "'$model $precision $platform' are no names; launch.py --list has those there are"
+  usage_error "'$model $precision $platform' are not valid names; launch.py --list shows them"
 checked="$model $precision on $platform, $repeat x ${modes[*]}"
 if $quick; then checked+=", quick"; fi
 
@@ -139,15 +140,15 @@ work="$(mktemp -d)" || exit 1
 trap 'rm -rf "$work"' EXIT
 client='' ended=() outcome=interrupted
 
-# in_image OUT ERR OPTION… IMAGE COMMAND…: run a container to its end, what it writes to the files
-# OUT and ERR; its exit code. The images' banner goes to ERR.
+# in_image OUT ERR OPTION… IMAGE COMMAND…: run a container to its end, with its output in the files
+# OUT and ERR; return its exit code. The image's banner is in ERR.
 in_image() {
   local out="$1" err="$2"
   shift 2
   : >"$out"
   : >"$err"
   rm -f "$work/id"
-  # In a session of its own, so that Ctrl-C reaches this script alone, which then stops it.
+  # In a new session, so that Ctrl-C reaches only this script, which then stops the container.
   setsid docker run --cidfile "$work/id" "${flags[@]}" "${limits[@]}" "$@" >>"$out" 2>>"$err" \
     </dev/null &
   client=$!
@@ -161,8 +162,8 @@ in_image() {
 interrupted() { # CODE
   trap '' INT TERM HUP
   if [[ -n "$client" ]]; then
-    echo "interrupted: the running container is stopped, up to $stop_grace_s s to save" >&2
-    # The client writes the id as soon as the engine has made the container.
+    echo "interrupted: stopping the running container, which has $stop_grace_s s to save" >&2
+    # The client writes the id when the engine has created the container.
     for _ in {1..100}; do
       if [[ -s "$work/id" ]] || ! kill -0 "$client" 2>/dev/null; then break; fi
       sleep 0.1
@@ -182,9 +183,9 @@ trap 'interrupted 143' TERM HUP
 
 readonly base_label='{{with .Config.Labels}}{{index . "org.opencontainers.image.base.name"}}{{end}}'
 readonly json_members='"id": {{json .Id}}, "digests": {{json .RepoDigests}}, "labels": {{json .Config.Labels}}'
-of_image() { docker image inspect --format "$1" "$2"; }
+image_field() { docker image inspect --format "$1" "$2"; }
 
-# Every value in the JSON is docker's own, or has neither quotes nor backslashes.
+# Every value in the JSON is printed by docker as JSON, or has no quotes and backslashes.
 write_summary() {
   local at line image folder run status
   {
@@ -196,8 +197,8 @@ write_summary() {
       image="${images[at]}"
       echo "image    $image"
       echo "  folder ${folders[at]}"
-      echo "  id     $(of_image '{{.Id}}' "$image")"
-      echo "  base   $(of_image "$base_label" "$image")"
+      echo "  id     $(image_field '{{.Id}}' "$image")"
+      echo "  base   $(image_field "$base_label" "$image")"
     done
     for line in "${ended[@]}"; do
       read -r folder run status <<<"$line"
@@ -213,7 +214,7 @@ write_summary() {
     echo ' "images": ['
     for at in "${!images[@]}"; do
       printf '%s  {"image": "%s", "folder": "%s", %s}' "$comma" "${images[at]}" "${folders[at]}" \
-        "$(of_image "$json_members" "${images[at]}")"
+        "$(image_field "$json_members" "${images[at]}")"
       comma=$',\n'
     done
     printf '\n ],\n "runs": [\n'
@@ -227,12 +228,12 @@ write_summary() {
   } >"$results/summary.json"
 }
 
-# Before anything takes long: does each image start here, and know these names?
+# Before long runs: check that each image starts and knows these names.
 explain=(launch.py "${names[@]}" --mode benchmark_inference --platform "$platform" --explain)
 for image in "${images[@]}"; do
   in_image "$work/log" "$work/log" "$image" "${explain[@]}"
   status=$?
-  # Some engines may not raise limits, that of locked memory least of all.
+  # Some engines may not raise limits, most often that of locked memory.
   for fewer in "--ulimit stack=67108864" ""; do
     if ((status <= 2 || ${#limits[@]} == 0)); then break; fi
     refused="${limits[*]}"
@@ -240,12 +241,12 @@ for image in "${images[@]}"; do
     in_image "$work/log" "$work/log" "$image" "${explain[@]}"
     status=$?
     if ((status == 0)); then
-      echo "note: this engine refuses $refused; going on with ${fewer:-neither}" >&2
+      echo "note: this engine refuses $refused; continuing with ${fewer:-neither}" >&2
     fi
   done
   if ((status)); then
     line="$(grep -m 1 '^error: ' "$work/log" || tail -n 1 "$work/log")"
-    mistake "$image cannot run ${explain[*]:1:8} here: ${line#error: }"
+    usage_error "$image cannot run ${explain[*]:1:8} here: ${line#error: }"
   fi
 done
 
@@ -262,12 +263,12 @@ run_mode() { # AT MODE NAME
       ;;
     convergence)
       more=("${convergence[@]}")
-      # The demo's settings are those of the platform CPU, also on a GPU.
+      # The demo uses the settings of the platform CPU, also on a GPU.
       on=(--platform CPU)
       if [[ "$platform" != CPU ]]; then on+=(--set platform.device=cuda --set data.workers=4); fi
       ;;
   esac
-  local log="$results/$folder/$name.log" begun=$SECONDS
+  local log="$results/$folder/$name.log" started=$SECONDS
   in_image "$log" "$log" "${options[@]}" "$image" launch.py "${names[@]}" --mode "$mode" "${on[@]}" \
     "${more[@]}" --workspace "/workspace/runs/$name"
   status=$?
@@ -277,13 +278,13 @@ run_mode() { # AT MODE NAME
     return
   fi
   good[at]+=" $name"
-  echo "done: $image, $mode, $((SECONDS - begun)) s"
+  echo "done: $image, $mode, $((SECONDS - started)) s"
 }
 
 echo "checking $checked"
 good=()
 for folder in "${folders[@]}"; do mkdir "$results/$folder" || exit 2; done
-# Images take turns, so that a host that gets slower does so for all.
+# Alternate between images, so that a change of the host's speed affects all of them.
 for ((turn = 1; turn <= repeat; turn++)); do
   for at in "${!images[@]}"; do
     for mode in "${modes[@]}"; do
@@ -297,7 +298,7 @@ done
 failed=false regressed=false compared=true
 for line in "${ended[@]}"; do [[ "$line" == *' 0' ]] || failed=true; done
 
-report() { # EARLIER COMMAND…: run `report` in the newest image, print it and keep it
+report() { # EARLIER COMMAND…: run `report` in the newest image, print and store its output
   local earlier="$1" status
   shift
   local mounts=(--volume "$results:/results:ro")
@@ -316,7 +317,7 @@ report() { # EARLIER COMMAND…: run `report` in the newest image, print it and 
   esac
 }
 
-# earlier_check: the folder of the latest earlier whole check of the same settings, or nothing.
+# earlier_check: print the folder of the latest complete check with the same settings, if any.
 earlier_check() {
   local file when found='' latest=''
   for file in "$(dirname "$results")"/*/summary.txt; do
@@ -339,7 +340,7 @@ if ((${#images[@]} > 1)); then
     if ((at == 0)); then continue; fi
     headline "${images[0]} -> ${images[at]}"
     if [[ -z "${good[0]:-}" || -z "${good[at]:-}" ]]; then
-      echo "not compared: no run of one of them went to its end" | tee -a "$results/comparison.txt"
+      echo "not compared: one of them has no completed run" | tee -a "$results/comparison.txt"
       continue
     fi
     report '' compare "${thresholds[@]}" "/results/${folders[0]}" "/results/${folders[at]}"
@@ -355,7 +356,7 @@ elif [[ -n "${good[0]:-}" ]]; then
     report "$earlier" compare "${thresholds[@]}" "/earlier/$folder" "/results/${folders[0]}"
   else
     compared=false
-    headline "${images[0]}: no earlier check of the same settings beside $results to compare with"
+    headline "${images[0]}: no earlier check with the same settings next to $results to compare with"
     read -ra runs <<<"${good[0]}"
     report '' combine "${runs[@]/#//results/${folders[0]}/}"
   fi

@@ -1,10 +1,10 @@
 """A docker command without an engine, for the tests of scripts/container_check.sh.
 
-$STAND_IN is a folder with one folder an image. What is in that decides what `launch.py` does "in"
-the image: a file ``waits`` waits for `docker stop` and ends with 75; else MODE/report.json is what
-a run of MODE leaves, and without one the run fails. `python` runs on this host, with the mounted
-folders in place of their paths in the container. A file ``refuses`` beside the images names an
-option that the engine refuses. Each call is one JSON line in calls.jsonl.
+$DOCKER_STUB is a folder with one folder per image. Its content determines what `launch.py` does in
+the image: with a file ``waits`` it waits for `docker stop` and exits with 75; otherwise a run of
+MODE writes MODE/report.json, or fails if there is none. `python` runs on the host, with the paths
+of mounted folders replaced. A file ``refuses`` next to the images names an option that the engine
+refuses. Each call is appended to calls.jsonl as one line.
 """
 
 import json
@@ -16,7 +16,7 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-HOME = Path(os.environ["STAND_IN"])
+HOME = Path(os.environ["DOCKER_STUB"])
 CHECKOUT = Path(__file__).parents[2]
 FLAGS = ("--rm", "--read-only")
 REFUSED, NO_COMMAND = 125, 127

@@ -1,5 +1,4 @@
-"""What lies in scripts/: the card-count scripts run what was published, manifests hold only fields
-that exist."""
+"""The scripts of scripts/: card scripts run the published configurations, manifests are valid."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ import yaml
 from image_classification.cli.emit.render import render_emission
 from image_classification.cli.parse import parse
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "scripts"
 
 CARDS = {
@@ -47,25 +46,25 @@ def script(
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_script_runs_the_published_configuration(name, tmp_path):
+def test_card_script_runs_the_published_configuration(name, tmp_path):
     precision, platform, global_batch, nodes = CARDS[name]
     done = script(name, "--data-path", "/image net", "--explain", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["name"]["model"] == "resnet50"
-    assert told["name"]["precision"] == precision
-    assert told["name"]["platform"] == platform
-    assert told["config"]["data"]["path"] == "/image net"
-    assert told["config"]["batch"]["global"] == global_batch
-    assert told["config"]["batch"]["accumulation"] == 1
-    assert told["config"]["platform"]["num_nodes"] == nodes
+    explained = json.loads(done.stdout)
+    assert explained["name"]["model"] == "resnet50"
+    assert explained["name"]["precision"] == precision
+    assert explained["name"]["platform"] == platform
+    assert explained["config"]["data"]["path"] == "/image net"
+    assert explained["config"]["batch"]["global"] == global_batch
+    assert explained["config"]["batch"]["accumulation"] == 1
+    assert explained["config"]["platform"]["num_nodes"] == nodes
 
 
-def test_every_published_bi_v100_run_has_its_script():
+def test_every_published_bi_v100_run_has_a_script():
     assert {p.stem for p in SCRIPTS.glob("*_*card*.sh")} == set(CARDS)
 
 
-def test_further_options_reach_launch_py_as_they_are(tmp_path):
+def test_card_script_passes_further_options(tmp_path):
     words = ["--workspace", "a  run's $HOME *", "--set", "run.seed=3"]
     done = script("amp_1card", *words, "--data-path=demo", "--explain", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -77,7 +76,7 @@ def test_further_options_reach_launch_py_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("name", CARDS)
 @pytest.mark.parametrize("argv", [(), ("--data-path",), ("--data-path=",), ("--explain",)])
-def test_a_missing_data_path_is_one_line(name, argv):
+def test_card_script_without_data_path(name, argv):
     done = script(name, *argv)
     assert done.returncode == 2
     assert not done.stdout
@@ -86,10 +85,10 @@ def test_a_missing_data_path_is_one_line(name, argv):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_sixteen_cards_ask_which_machine_this_is(tmp_path):
+def test_sixteen_cards_need_a_node_rank(tmp_path):
     done = script("fp32_16cards", "--data-path", "synthetic", NODE_RANK="0")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: 16 cards are two machines: set NODE_RANK")
+    assert done.stderr.startswith("error: 16 cards are two machines: on each, set NODE_RANK")
     assert len(done.stderr.splitlines()) == 1
     # With both set it gets as far as launch.py.
     (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
@@ -102,7 +101,7 @@ def test_sixteen_cards_ask_which_machine_this_is(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(SCRIPTS.rglob("*.sh")) + sorted(SCRIPTS.rglob("*.sbatch")))
-def test_bash_can_read_every_script(path):
+def test_bash_syntax(path):
     done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -270,7 +269,7 @@ def names(platform: str) -> list[str]:
     ],
     ids=lambda argv: argv[7],
 )
-def test_a_train_job_holds_only_fields_that_exist(argv):
+def test_train_job_fields(argv):
     job = manifest(*argv)
     assert strangers(job, TRAIN_JOB) == []
     assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
@@ -289,7 +288,7 @@ def test_a_train_job_holds_only_fields_that_exist(argv):
     assert all(volume["readOnly"] for name, volume in mounts.items() if name == "data")
 
 
-def test_the_data_are_mounted_where_the_run_looks():
+def test_train_job_mounts_the_data():
     job = manifest(*names("DGX1V"), "/data", "--workspace", "/scratch/a run")
     (replicated,) = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"][
         "replicatedJobs"
@@ -299,7 +298,7 @@ def test_the_data_are_mounted_where_the_run_looks():
     assert found == {"data": "/data", "runs": "/scratch/a run", "shm": "/dev/shm"}
 
 
-def test_a_field_that_does_not_exist_would_be_found():
+def test_unknown_field_is_found():
     job = yaml.safe_load((SCRIPTS / "kubernetes" / "resnet50.yaml").read_text())
     assert strangers(job, TRAIN_JOB) == []
     job["spec"]["podTemplateOverrides"] = []
@@ -307,7 +306,7 @@ def test_a_field_that_does_not_exist_would_be_found():
     assert strangers(job, TRAIN_JOB) == [".spec.trainer.numNodes", ".spec.podTemplateOverrides"]
 
 
-def test_the_runtime_starts_again_what_was_interrupted_and_ends_what_is_wrong():
+def test_runtime_restart_policy():
     runtime = yaml.safe_load((SCRIPTS / "kubernetes" / "runtime.yaml").read_text())
     assert strangers(runtime, RUNTIME) == []
     assert runtime["metadata"]["labels"] == {"trainer.kubeflow.org/framework": "torch"}

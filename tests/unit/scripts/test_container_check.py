@@ -1,4 +1,4 @@
-"""scripts/container_check.sh with a stand-in for docker: what it runs, compares and exits with."""
+"""scripts/container_check.sh with a stub of docker: its runs, comparisons and exit codes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "container_check.sh"
-STAND_IN = Path(__file__).with_name("stand_in_docker.py")
+DOCKER_STUB = ROOT / "tests" / "support" / "docker_stub.py"
 NVIDIA_SMI = "#!/bin/sh\necho 580.65.06\necho 580.65.06\n"
 
 Image = Callable[..., Path]
 
 
 class Bench:
-    """A folder with stand-ins on PATH, images, and the results below ``runs``."""
+    """A folder with stubs on PATH, images, and results below ``runs``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,7 @@ class Bench:
         self.images.mkdir()
         self.bin = folder / "bin"
         self.bin.mkdir()
-        self.command("docker", f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
+        self.command("docker", f'#!/bin/sh\nexec "{sys.executable}" "{DOCKER_STUB}" "$@"\n')
         self.command("nvidia-smi", "#!/bin/sh\nexit 9\n")
 
     def command(self, name: str, text: str) -> None:
@@ -52,7 +52,7 @@ class Bench:
         environ = {
             **os.environ,
             "PATH": f"{self.bin}:{os.environ['PATH']}",
-            "STAND_IN": str(self.images),
+            "DOCKER_STUB": str(self.images),
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(self.folder),
@@ -73,7 +73,7 @@ class Bench:
         assert not list(self.folder.glob("tmp.*"))
         return out, err
 
-    def mistake(self, *argv: object, **options: Any) -> str:
+    def usage_error(self, *argv: object, **options: Any) -> str:
         out, err = self.check(*argv, code=2, **options)
         assert not out
         assert err.startswith("error: ")
@@ -113,7 +113,7 @@ def image(bench: Bench, record_run: Callable[..., Path], run_results: Any) -> Im
     return make
 
 
-def test_images_that_hold_are_compared_with_the_first(bench, image):
+def test_images_are_compared_with_the_first(bench, image):
     for name, speed in (("a", 100.0), ("b", 97.0), ("c", 110.0)):
         image(name, speed)
     out, _ = bench.check("a", "b", "c")
@@ -134,7 +134,7 @@ def test_images_that_hold_are_compared_with_the_first(bench, image):
     assert compared[compared.index("python") - 1] == "c"
 
 
-def test_a_slower_image_is_a_regression(bench, image):
+def test_slower_image_is_a_regression(bench, image):
     image("a")
     image("b", speed=90.0)
     out, _ = bench.check("a", "b", code=4)
@@ -143,7 +143,7 @@ def test_a_slower_image_is_a_regression(bench, image):
     bench.check("--threshold-throughput", 11, "--threshold-latency", 12, "a", "b", results="wide")
 
 
-def test_an_image_of_the_demo_more_or_less_is_no_regression(bench, image):
+def test_top1_threshold(bench, image):
     image("a", top1=97.0)
     image("b", top1=96.0)
     image("c", top1=95.0)
@@ -152,7 +152,7 @@ def test_an_image_of_the_demo_more_or_less_is_no_regression(bench, image):
     assert "top-1: -2.00 points, worse by more than 1.5 points" in out
 
 
-def test_a_failed_run_hides_no_other(bench, image):
+def test_failed_run(bench, image):
     image("a")
     shutil.rmtree(image("b", speed=50.0) / "benchmark_inference")
     out, err = bench.check("a", "b", code=1)
@@ -164,24 +164,24 @@ def test_a_failed_run_hides_no_other(bench, image):
     assert bench.summary()["outcome"] == "failed"
 
 
-def test_an_image_in_which_every_run_fails(bench, image):
+def test_image_without_a_completed_run(bench, image):
     image("a")
     (bench.images / "b").mkdir()
     out, err = bench.check("a", "b", code=1)
     assert err.count("failed: b, ") == 3
-    assert "not compared: no run of one of them went to its end" in out
+    assert "not compared: one of them has no completed run" in out
 
 
-def test_one_image_is_compared_with_the_latest_earlier_check(bench, image):
+def test_single_image_is_compared_with_the_latest_earlier_check(bench, image):
     image("a", speed=100.0)
     image("b", speed=80.0)
     out, _ = bench.check("a", results="1")
     assert bench.summary("1")["outcome"] == "recorded"
-    assert "no earlier check of the same settings beside" in out
+    assert "no earlier check with the same settings next to" in out
     assert "training speed" in out
     first = bench.folder / "runs/1/summary.txt"
     first.write_text(first.read_text().replace("date     20", "date     19"))
-    # Of other settings, or with a failed run: no yardstick.
+    # A check with other settings or with a failed run is not compared with.
     bench.check("--repeat", 2, "b", results="2")
     shutil.rmtree(image("failing", speed=200.0) / "convergence")
     bench.check("failing", results="3", code=1)
@@ -190,7 +190,7 @@ def test_one_image_is_compared_with_the_latest_earlier_check(bench, image):
     assert "training speed: -20.0 %" in out
 
 
-def test_repeated_runs_take_turns_and_their_median_counts(bench, image):
+def test_repeated_runs_alternate_and_medians_are_compared(bench, image):
     image("a")
     image("b")
     out, _ = bench.check("--repeat", 3, "a", "b")
@@ -200,7 +200,7 @@ def test_repeated_runs_take_turns_and_their_median_counts(bench, image):
     assert runs[2:4] == [("a", "convergence-1"), ("b", "benchmark_training_short-1")]
 
 
-def test_what_a_container_is_given(bench, image):
+def test_container_options(bench, image):
     image("a")
     data = bench.folder / "image net"
     data.mkdir()
@@ -220,7 +220,7 @@ def test_what_a_container_is_given(bench, image):
     assert call[call.index("--platform") + 2] == "demo"
 
 
-def test_an_engine_that_refuses_a_limit(bench, image):
+def test_engine_refuses_a_limit(bench, image):
     image("a")
     (bench.images / "refuses").write_text("memlock=-1")
     _, err = bench.check("a")
@@ -230,10 +230,10 @@ def test_an_engine_that_refuses_a_limit(bench, image):
         assert "stack=67108864" in call
 
 
-def test_on_a_host_with_gpus(bench, image):
+def test_host_with_gpus(bench, image):
     image("a")
     bench.command("nvidia-smi", NVIDIA_SMI)
-    assert "this host has NVIDIA GPUs; give --platform" in bench.mistake("a")
+    assert "this host has NVIDIA GPUs; give --platform" in bench.usage_error("a")
     bench.check("--platform", "H200", "a")
     (training,) = bench.launches("benchmark_training_short")
     assert training[training.index("--gpus") + 1] == "all"
@@ -246,7 +246,7 @@ def test_on_a_host_with_gpus(bench, image):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_stops_the_container(bench, image, number):
+def test_interrupt_stops_the_container(bench, image, number):
     (image("a") / "waits").touch()
     process = bench.start("a")
     log = bench.folder / "runs/check/a/benchmark_training_short.log"
@@ -257,7 +257,7 @@ def test_an_interrupt_stops_the_container(bench, image, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number, out + err
-    assert "interrupted: the running container is stopped" in err
+    assert "interrupted: stopping the running container" in err
     stopped = [call for call in bench.calls if call[0] == "stop"]
     assert len(stopped) == 1
     with pytest.raises(ProcessLookupError):
@@ -269,38 +269,38 @@ def test_an_interrupt_stops_the_container(bench, image, number):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "no image is given"),
+        ([], "no image given"),
         (["none"], "there is no image none here; docker pull it, or build it"),
         (["a", "a"], "a is given twice"),
         (["--fast", "a"], "there is no option --fast"),
         (["a", "--repeat"], "--repeat needs a value"),
         (["--repeat", "0", "a"], "--repeat 0 is not a number from 1 to 99"),
         (["--threshold-top1", "x", "a"], "--threshold-top1 x is not a number of 0 or more"),
-        (["--data", "/no/such", "a"], "--data /no/such is no folder"),
-        (["--model", 'a"b', "a"], "are no names"),
+        (["--data", "/no/such", "a"], "--data /no/such is not a folder"),
+        (["--model", 'a"b', "a"], "are not valid names"),
         (["--model", "nothing", "a"], "a cannot run .*: there is no model 'nothing'"),
     ],
 )
-def test_mistakes_are_one_line(bench, image, argv, words):
+def test_usage_errors(bench, image, argv, words):
     image("a")
-    error = bench.mistake(*argv)
+    error = bench.usage_error(*argv)
     assert pytest.raises(AssertionError, match=words).matches(AssertionError(error)), error
 
 
-def test_results_are_never_mixed(bench, image):
+def test_results_folder_must_be_empty(bench, image):
     image("a")
     bench.check("a")
-    assert "name another folder with --results" in bench.mistake("a")
+    assert "give another folder with --results" in bench.usage_error("a")
 
 
 def test_no_engine(bench, image):
     image("a")
     bench.command("docker", "#!/bin/sh\nexit 1\n")
-    assert bench.mistake("a").startswith("no docker engine answers; start it")
+    assert bench.usage_error("a").startswith("no docker engine answers; start it")
 
 
-def test_help_is_the_head_of_the_script(bench):
+def test_help(bench):
     out, _ = bench.check("--help", results=None)
     assert "--quick" in out
-    assert "Exit 0: held, or nothing to compare with; 4: a figure regressed" in out
+    assert "Exit 0: no regression, or nothing to compare with; 4: a figure regressed" in out
     assert "set -uo" not in out
