@@ -89,7 +89,7 @@ def open_run() -> Iterator[Callable[..., Any]]:
     """Build a run in this process; closed at the end of the test."""
     from image_classification.core.types import WorldInfo
     from image_classification.devices.accelerator import get_accelerator
-    from image_classification.engine.build import build_run
+    from image_classification.engine.modes import MODES
 
     with ExitStack() as stack:
 
@@ -98,7 +98,8 @@ def open_run() -> Iterator[Callable[..., Any]]:
             accelerator = get_accelerator("cpu")
             workspace = Path(config.run.workspace)
             workspace.mkdir(parents=True, exist_ok=True)
-            run = build_run(config, WorldInfo(), accelerator, accelerator.device(0), workspace)
+            build = MODES[config.run.mode].build
+            run = build(config, WorldInfo(), accelerator, accelerator.device(0), workspace)
             stack.callback(run.close)
             return run
 

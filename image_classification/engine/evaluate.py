@@ -1,59 +1,54 @@
-"""Exact evaluation: masked integer sums over all ranks, one reduction, the whole set counted."""
+"""Exact evaluation: masked integer sums over all ranks, one reduction, every image counted once."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from image_classification.core.errors import DataError
-from image_classification.core.types import EvalResult
+from image_classification.core.errors import ConfigError, DataError
+from image_classification.core.types import EvalResult, Record
+from image_classification.data.loaders.protocol import Loader
 from image_classification.distributed.world import all_reduce_sum
-from image_classification.engine.build import Run
-from image_classification.engine.stop import Stopped, StopRequest
-
-
-def figures(result: EvalResult) -> dict[str, float]:
-    """Return the figures by name: ``topN`` beside the usual ones where another k was asked."""
-    named = {
-        "top1": result.top1,
-        "top5": result.top5,
-        "loss": result.loss,
-        "images": result.images,
-    }
-    if result.topk is not None and result.k not in (1, 5):
-        named[f"top{result.k}"] = result.topk
-    return named
+from image_classification.engine.checkpoints.files import weights_file
+from image_classification.engine.checkpoints.resume_checks import preprocessing_warnings
+from image_classification.engine.checkpoints.run_state import restore_weights
+from image_classification.engine.runs import EvaluationRun, TrainingRun
+from image_classification.engine.stop import StopRequest
+from image_classification.engine.throughput import time_results
 
 
 @torch.no_grad()
 def evaluate(
-    run: Run, model: nn.Module, epoch: int = 0, *, stop: StopRequest | None = None
+    run: TrainingRun | EvaluationRun,
+    model: nn.Module,
+    loader: Loader,
+    stop: StopRequest | None = None,
 ) -> EvalResult:
-    """Evaluate ``model`` on every validation image exactly once, whatever ranks and batch.
+    """Evaluate ``model`` on every image of ``loader`` exactly once, whatever the ranks and batch.
 
-    top1, top5 and topk (``run.topk``) in percent, loss is plain cross-entropy (no smoothing) in
-    nats, averaged over images. The model is left in the mode it came in. stop is asked after each
-    batch.
+    top1, top5 and topk (``run.topk``) in percent; loss is plain cross-entropy (no smoothing) in
+    nats, averaged over images. The model is left in the mode it came in. stop is checked after
+    each batch.
 
     Raises:
         Stopped: asked to stop; all ranks leave at the same batch.
-        DataError: the images counted are not the data set's, so no figure can be trusted.
+        DataError: the number of images counted is not the data set's.
     """
-    loader, parts = run.val_loader, run.parts
-    assert loader is not None and parts is not None
     classes = run.config.model.num_classes
     five, k = min(5, classes), min(run.config.run.topk, classes)
-    # float64 holds integer counts exactly up to 2**53, so one tensor and one reduction do.
+    # float64 holds integer counts exactly up to 2**53, so one tensor and one reduction suffice.
     sums = torch.zeros(5, dtype=torch.float64, device=run.device)
     was_training = model.training
     model.eval()
     started = time.perf_counter()
     try:
-        for batch in loader.epoch(epoch):
-            with parts.amp.autocast():
+        for batch in loader.epoch(0):
+            with run.parts.amp.autocast():
                 logits = model(batch.images)
             logits = logits.float()
             losses = F.cross_entropy(logits, batch.labels, reduction="none")
@@ -69,8 +64,8 @@ def evaluate(
                     torch.where(valid, losses, 0.0).double().sum(),
                 ]
             )
-            if stop is not None and stop.agreed():
-                raise Stopped(stop.signal_name or "another rank's signal")
+            if stop is not None and stop.requested():
+                raise stop.stopped()
     finally:
         model.train(was_training)
     top1, top5, topk, images, loss = all_reduce_sum(sums).tolist()
@@ -89,3 +84,67 @@ def evaluate(
         k=run.config.run.topk,
         topk=100.0 * topk / images,
     )
+
+
+def figures(result: EvalResult) -> dict[str, float]:
+    """Return the figures by name, with ``topN`` where ``run.topk`` is another k than 1 and 5."""
+    named = {
+        "top1": result.top1,
+        "top5": result.top5,
+        "loss": result.loss,
+        "images": result.images,
+    }
+    if result.topk is not None and result.k not in (1, 5):
+        named[f"top{result.k}"] = result.topk
+    return named
+
+
+def validation_record(
+    run: TrainingRun | EvaluationRun, kind: str, epoch: int, result: EvalResult, is_best: bool
+) -> Record:
+    """Return the record of one evaluation; kind: ``validation`` or ``validation_ema``."""
+    return run.record(
+        kind,
+        epoch,
+        **figures(result),
+        time_s=result.time_s,
+        images_per_s=result.images / result.time_s if result.time_s > 0 else None,
+        is_best=is_best,
+    )
+
+
+def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
+    """Evaluate given weights on the whole validation set (``--mode evaluate``).
+
+    Raises:
+        ConfigError: no weights were named; random ones would look like a result.
+        CheckpointError: they cannot be used. DataError: the data set cannot be used.
+    """
+    config = run.config
+    pretrained = config.model.pretrained_from_file
+    if config.run.resume is None and pretrained is None:
+        raise ConfigError(
+            "nothing to evaluate: name weights with --resume RUN_OR_CHECKPOINT or "
+            "--pretrained-from-file FILE.safetensors"
+        )
+    started = time.perf_counter()
+    restored = restore_weights(run)
+    source = weights_file(Path(restored.path)) if restored.path else Path(pretrained or "")
+    for message in [*restored.warnings, *preprocessing_warnings(source, config.data)]:
+        yield run.record("warning", message=message)
+    yield run.start_record(model=run.parts.model, val_loader=run.val_loader)
+    run.work.begin(measured=True)
+    found = {"validation": evaluate(run, run.parts.model, run.val_loader, stop)}
+    if run.parts.ema is not None and restored.path is not None:
+        found["validation_ema"] = evaluate(run, run.parts.ema.module, run.val_loader, stop)
+    run.work.note(sum(result.images for result in found.values()))
+    run.work.end()
+    for kind, result in found.items():
+        yield validation_record(run, kind, 0, result, is_best=False)
+    results = {
+        **{kind: figures(result) for kind, result in found.items()},
+        "time_s": time_results(
+            time.perf_counter() - started, validation_s=sum(r.time_s for r in found.values())
+        ),
+    }
+    yield run.record("end", results=results)

@@ -1,27 +1,37 @@
-"""Whether training is still sound: non-finite losses and gradients, fp16 overflows in a row.
+"""Detect divergence: non-finite losses and gradients, and too many fp16 overflows in a row.
 
-All ranks come to one verdict at one step without asking each other. Gradients are averaged over
-ranks before they are looked at, so what is not finite on one rank is not finite on all; and
-`poison` carries a non-finite loss into the gradients.
+All ranks come to the same verdict at the same step without communication. Gradients are averaged
+over ranks before they are checked, so what is not finite on one rank is not finite on all, and
+`torch_amp.initial_gradient` carries a non-finite loss into the gradients.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from image_classification.core.errors import DivergedError, WorkspaceError
+from image_classification.core.files import write_atomically
+from image_classification.data.order import TrainPlan
 from image_classification.devices.async_readback import Readback
+from image_classification.distributed.host_collectives import gather_text
+from image_classification.engine.runs import TrainingRun
+
+DIVERGENCE_FILE = "diverged.json"
 
 
 @dataclass(frozen=True)
-class StepNote:
-    """What is kept of a step until the host has seen its verdict.
+class StepCheck:
+    """A step that the host has not checked yet.
 
     step: optimizer updates done before it. losses: of this rank's micro-batches, 0-d, on the
-    device. scale: loss scale the step was taken with. verdict: ``[3]`` int64: 1 where the
-    gradients are not finite; fp16 overflows so far; those of the present streak.
+    device. scale: loss scale of the step. verdict: ``[3]`` int64: 1 where the gradients are not
+    finite; fp16 overflows so far; fp16 overflows in a row.
     """
 
     step: int
@@ -33,39 +43,31 @@ class StepNote:
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """A step the run cannot go on from. overflows: in a row up to it; 0 where it is not fp16's."""
+class Divergence:
+    """A step the run cannot continue from. overflows: fp16 overflows in a row; 0: another cause."""
 
-    note: StepNote
+    check: StepCheck
     overflows: int
 
 
-def poison(scaled_loss: torch.Tensor) -> torch.Tensor:
-    """Return what to start the backward pass with: 1, or NaN where the loss is not finite.
+class FinitenessMonitor:
+    """Checks each step on the device and reads the result on the host when that costs no wait.
 
-    scaled_loss: 0-d float. The gradients of a finite loss stay what they are, bit for bit.
-    """
-    return scaled_loss.detach() * 0 + 1
-
-
-class Watch:
-    """Notes each step's health on the device and reads it on the host when it costs no wait.
-
-    On a GPU a step is read after the next one has been queued, so the device always has work; on
-    a CPU at once. max_in_a_row: fp16 overflows in a row that are one too many.
+    On a GPU a step is read after the next one was queued, so that the device always has work; on a
+    CPU at once. max_in_a_row: this many fp16 overflows in a row end the run.
     """
 
     def __init__(self, device: torch.device, max_in_a_row: int, skipped: int = 0) -> None:
         self.skipped = skipped
-        """fp16 overflows so far, as of the last step read."""
+        """fp16 overflows so far, up to the last step read."""
         self._max_in_a_row = max_in_a_row
-        self._behind = 1 if device.type == "cuda" else 0
-        self._notes: deque[StepNote] = deque()
-        self._sound = torch.zeros((), dtype=torch.int64, device=device)
+        self._delay_steps = 1 if device.type == "cuda" else 0
+        self._unread: deque[StepCheck] = deque()
+        self._finite = torch.zeros((), dtype=torch.int64, device=device)
         self._skipped = torch.full((), skipped, dtype=torch.int64, device=device)
         self._in_a_row = torch.zeros((), dtype=torch.int64, device=device)
 
-    def note(
+    def record(
         self,
         step: int,
         epoch: int,
@@ -75,31 +77,111 @@ class Watch:
         scale: torch.Tensor | None = None,
         overflow: torch.Tensor | None = None,
     ) -> None:
-        """Note a step; see `StepNote`.
+        """Queue the check of a step; see `StepCheck`.
 
-        grad_norm: 0-d, over all parameters and ranks; or, with a loss scaler, scale and overflow
-        (0-d bool: the scaler discarded the update).
+        grad_norm: 0-d, over all parameters and ranks. With a loss scaler instead: scale, and
+        overflow (0-d bool: the scaler skipped the update).
         """
-        bad = self._sound
+        bad = self._finite
         if grad_norm is not None:
             bad = (~torch.isfinite(grad_norm)).to(torch.int64)
         if overflow is not None:
             self._skipped += overflow
             self._in_a_row.add_(1).mul_(overflow)
         verdict = Readback(torch.stack([bad, self._skipped, self._in_a_row]))
-        self._notes.append(StepNote(step, epoch, lr, losses, scale, verdict))
+        self._unread.append(StepCheck(step, epoch, lr, losses, scale, verdict))
 
-    def trouble(self, all_steps: bool = False) -> Trouble | None:
-        """Read what can be read without waiting; with all_steps, every step so far.
+    def divergence(self, all_steps: bool = False) -> Divergence | None:
+        """Read the checks that cost no wait; with all_steps, all of them.
 
-        Returns the first step the run cannot go on from, the same on every rank.
+        Returns the first step the run cannot continue from, the same on every rank.
         """
-        behind = 0 if all_steps else self._behind
-        while len(self._notes) > behind:
-            note = self._notes.popleft()
-            bad, self.skipped, in_a_row = note.verdict.wait().tolist()
+        delay_steps = 0 if all_steps else self._delay_steps
+        while len(self._unread) > delay_steps:
+            check = self._unread.popleft()
+            bad, self.skipped, in_a_row = check.verdict.wait().tolist()
             if bad:
-                return Trouble(note, 0)
+                return Divergence(check, 0)
             if in_a_row >= self._max_in_a_row:
-                return Trouble(note, in_a_row)
+                return Divergence(check, in_a_row)
         return None
+
+
+def report_divergence(run: TrainingRun, divergence: Divergence) -> DivergedError:
+    """Write ``diverged.json`` from what all ranks know and return the error to raise.
+
+    Every rank calls this. The file holds: step (optimizer updates done before the bad one, as
+    checkpoints count), epoch and epoch_step (from 0), learning_rate, loss_scale (null: none),
+    reason (``loss``, ``gradient`` or ``overflows``), overflows_in_a_row, bad_ranks (those whose
+    loss is not finite; ``"unknown"`` where only the averaged gradients were not), and ranks: for
+    each its loss and its micro-batches, with the loss and the samples (index and name) of each. A
+    non-finite loss is the string ``nan``, ``inf`` or ``-inf``.
+    """
+    check = divergence.check
+    ranks = [json.loads(text) for text in gather_text(json.dumps(_rank_entry(run, check)))]
+    bad = [rank["rank"] for rank in ranks if isinstance(rank["loss"], str)]
+    reason = "overflows" if divergence.overflows else "loss" if bad else "gradient"
+    alone = run.world.world_size == 1
+    content = {
+        "step": check.step,
+        "epoch": check.epoch,
+        "epoch_step": check.step % run.steps_per_epoch,
+        "learning_rate": check.lr,
+        "loss_scale": None if check.scale is None else float(check.scale),
+        "reason": reason,
+        "overflows_in_a_row": divergence.overflows,
+        "bad_ranks": bad or ([0] if alone else "unknown"),
+        "world_size": run.world.world_size,
+        "global_batch": run.config.batch.global_batch,
+        "ranks": ranks,
+    }
+    if reason == "overflows":
+        message = (
+            f"{divergence.overflows} fp16 overflows in a row up to step {check.step} "
+            f"(run.max_skipped_steps_in_a_row {run.config.run.max_skipped_steps_in_a_row})"
+        )
+    else:
+        where = f" on rank {', '.join(map(str, bad))}" if bad else " on an unknown rank"
+        message = (
+            f"{reason} is not finite at step {check.step}{'' if alone else where} "
+            f"(learning rate {check.lr:.6g})"
+        )
+    if run.world.rank == 0:
+        path = run.workspace / DIVERGENCE_FILE
+        try:
+            write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+            message += f"; its images are listed in {path}"
+        except WorkspaceError as error:
+            # The divergence stays the error; that it could not be written is added to it.
+            message += f"; {error.message}"
+    return DivergedError(message, step=check.step)
+
+
+def _rank_entry(run: TrainingRun, check: StepCheck) -> dict[str, Any]:
+    config, loader = run.config, run.train_loader
+    plan = TrainPlan(
+        num_images=loader.num_images,
+        per_device_batch=config.batch.per_device_batch,
+        accumulation=config.batch.accumulation,
+        rank=run.world.rank,
+        world_size=run.world.world_size,
+        seed=config.run.seed,
+    )
+    batches = plan.batches(check.epoch, check.step % loader.steps_per_epoch)
+    losses = [float(loss) for loss in check.losses]
+    return {
+        "rank": run.world.rank,
+        "loss": _json_number(sum(losses) / len(losses)),
+        "micro_batches": [
+            {
+                "loss": _json_number(loss),
+                "samples": [{"index": i, "name": loader.sample_name(i)} for i in batch.tolist()],
+            }
+            for loss, batch in zip(losses, batches[: len(losses)], strict=True)
+        ],
+    }
+
+
+def _json_number(loss: float) -> float | str:
+    # JSON has no NaN and no infinity.
+    return loss if math.isfinite(loss) else str(loss)

@@ -1,4 +1,4 @@
-"""A run's telemetry over all its nodes: sampled on each, put together at the end."""
+"""Telemetry of a run: sampled once on each node, combined over the nodes at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from image_classification.core.types import Record
 from image_classification.distributed.host_collectives import gather_text
 from image_classification.distributed.lost_ranks import lost_peer
-from image_classification.engine.build import Run
+from image_classification.engine.runs import Run
 from image_classification.telemetry.rank_location import RankLocation, own_location
 from image_classification.telemetry.sampler import Sampler, open_sensors
 
@@ -21,64 +21,67 @@ _WINDOWS = {
 
 
 class RunTelemetry:
-    """Samples from its making to `stop`; in the first rank of each node only.
+    """Samples from construction to `stop`, in the first rank of each node only.
 
-    Every rank makes one, and every rank calls `report`, unless it alone has failed.
+    Every rank constructs one, and every rank calls `report` unless it alone has failed.
     """
 
     def __init__(self, run: Run) -> None:
-        """Agree with all ranks who is where, and begin to sample."""
+        """Exchange rank locations with all ranks and start sampling."""
         names = run.accelerator.found().names
         name = names[run.world.local_rank % len(names)] if names else run.accelerator.kind
         texts = gather_text(own_location(run.device, name).to_text())
         locations = [RankLocation.from_text(text) for text in texts]
         own = locations[run.world.rank]
         self._run = run
-        self._nodes = list(dict.fromkeys(location.node for location in locations))
+        self._num_nodes = len({location.node for location in locations})
         self._sampler: Sampler | None = None
         self._warned = False
-        neighbours = [location for location in locations if location.node == own.node]
-        if neighbours[0] == own:
-            self._sampler = Sampler(open_sensors(run.accelerator.kind, neighbours), run.work)
+        on_this_node = [location for location in locations if location.node == own.node]
+        if on_this_node[0] == own:
+            self._sampler = Sampler(open_sensors(run.accelerator.kind, on_this_node), run.work)
             self._sampler.start()
 
+    @property
+    def samples(self) -> bool:
+        """Whether this rank samples its node."""
+        return self._sampler is not None
+
     def stop(self) -> None:
-        """End the sampling; may be called twice."""
+        """Stop sampling; may be called twice."""
         if self._sampler is not None:
             self._sampler.stop()
 
     def records(self, epoch: int) -> list[Record]:
-        """Return ``telemetry`` records since the last call, and one ``warning`` at most."""
+        """Return the ``telemetry`` records since the last call, and at most one ``warning``."""
         if self._sampler is None:
             return []
-        step = self._run.progress.step
-        found = [Record("telemetry", step, epoch, v) for v in self._sampler.take_records()]
+        found = [self._run.record("telemetry", epoch, **v) for v in self._sampler.take_records()]
         trouble = None if self._warned else self._sampler.trouble()
         if trouble is not None:
             self._warned = True
-            found.append(Record("warning", step, epoch, {"message": trouble}))
+            found.append(self._run.record("warning", epoch, message=trouble))
         return found
 
     def report(self, alone: bool = False) -> dict[str, Any]:
-        """Stop and return ``telemetry`` of the report, whole on rank 0.
+        """Stop and return ``telemetry`` of the report, complete on rank 0.
 
-        alone: the other ranks may not come here, so they are not asked.
+        alone: do not wait for the other ranks, as they may not call this.
         """
         self.stop()
-        own = None if self._sampler is None else self._own_figures()
-        told = [own]
-        if not alone and len(self._nodes) > 1:
+        own = self._own_figures(self._sampler) if self._sampler is not None else None
+        gathered = [own]
+        if not alone and self._num_nodes > 1:
             try:
-                told = [json.loads(text) for text in gather_text(json.dumps(own))]
+                gathered = [json.loads(text) for text in gather_text(json.dumps(own))]
             except RuntimeError as error:
-                # What this node measured is worth more than another's failure.
+                # A lost rank must not cost this node's own figures.
                 if not lost_peer(error):
                     raise
-        return assemble([figures for figures in told if figures], len(self._nodes))
+        return combine_nodes([figures for figures in gathered if figures], self._num_nodes)
 
-    def _own_figures(self) -> dict[str, Any]:
-        assert self._sampler is not None
-        figures = self._sampler.figures()
+    def _own_figures(self, sampler: Sampler) -> dict[str, Any]:
+        figures = sampler.figures()
         first = figures["devices"][0]
         if first["memory_peak_bytes"] is None:
             first["memory_peak_bytes"] = self._run.accelerator.peak_memory_bytes()
@@ -86,8 +89,8 @@ class RunTelemetry:
         return figures
 
 
-def assemble(nodes: Sequence[dict[str, Any]], num_nodes: int) -> dict[str, Any]:
-    """Put the figures of the nodes (`Sampler.figures`) together, in the report's shape.
+def combine_nodes(nodes: Sequence[dict[str, Any]], num_nodes: int) -> dict[str, Any]:
+    """Combine the figures of the nodes (`Sampler.figures`) in the report's format.
 
     Sums are None unless every device of every node has its part.
     """
@@ -98,9 +101,8 @@ def assemble(nodes: Sequence[dict[str, Any]], num_nodes: int) -> dict[str, Any]:
     energy_j = None
     if len(nodes) == num_nodes and None not in energies:
         energy_j = sum(energies)
-    window = nodes[0]["window"]
     sources = list(dict.fromkeys(device["source"] for device in devices))
-    parts = [*sources, f"means and energy: {_WINDOWS[window]}"]
+    parts = [*sources, f"means and energy: {_WINDOWS[nodes[0]['window']]}"]
     if len(nodes) < num_nodes:
         parts.append(f"{num_nodes - len(nodes)} of {num_nodes} nodes did not answer")
     return {

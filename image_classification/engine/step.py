@@ -10,23 +10,27 @@ from functools import partial
 import torch
 
 from image_classification.core.types import Batch, StepMetrics
-from image_classification.engine.build import Run
-from image_classification.engine.finiteness import Watch
+from image_classification.engine.finiteness import FinitenessMonitor
+from image_classification.engine.runs import TrainingRun
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch for one step on one rank (dropout and the like).
 
-    Deriving the state from (seed, step, rank) makes a resumed run draw what an uninterrupted one
-    draws, without storing generator states.
+    Deriving the state from (seed, step, rank) gives a resumed run the random numbers of an
+    uninterrupted one without storing generator states.
     """
-    # Odd multipliers spread neighbouring steps and ranks over the 64-bit seed space.
+    # Odd multipliers spread neighboring steps and ranks over the 64-bit seed space.
     mixed = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
     torch.manual_seed(mixed % (1 << 63))
 
 
 def train_step(
-    run: Run, batches: Iterator[Batch], step: int, epoch: int, watch: Watch
+    run: TrainingRun,
+    batches: Iterator[Batch],
+    step: int,
+    epoch: int,
+    monitor: FinitenessMonitor,
 ) -> StepMetrics:
     """Run optimizer step ``step`` on the next ``accumulation`` micro-batches.
 
@@ -34,7 +38,6 @@ def train_step(
     global batch is split. Gradients are averaged over ranks in the last micro-batch only.
     """
     parts, config, world = run.parts, run.config, run.world
-    assert parts is not None and run.schedule is not None
     lr = run.schedule.lr(step)
     for group in parts.optimizer.param_groups:
         group["lr"] = lr
@@ -44,9 +47,9 @@ def train_step(
     losses = []
     data_wait_s = 0.0
     for micro in range(accumulation):
-        asked = time.perf_counter()
+        wait_started = time.perf_counter()
         batch = next(batches)
-        data_wait_s += time.perf_counter() - asked
+        data_wait_s += time.perf_counter() - wait_started
         images, labels = batch.images, batch.labels
         if parts.mixer is not None:
             micro_batch_id = (step * accumulation + micro) * world.world_size + world.rank
@@ -58,8 +61,8 @@ def train_step(
             parts.amp.backward(loss / accumulation, last)
         losses.append(loss.detach())
         loss_sum += loss.detach().float()
-    applied = parts.amp.update(partial(watch.note, step, epoch, lr, tuple(losses)))
-    # Without arguments, as Apex's optimizers take none; torch's forget the gradients then.
+    applied = parts.amp.update(partial(monitor.record, step, epoch, lr, tuple(losses)))
+    # Without arguments: Apex's optimizers take none, and torch's set gradients to None by default.
     parts.optimizer.zero_grad()
     if parts.ema is not None:
         parts.ema.update(parts.model, applied)

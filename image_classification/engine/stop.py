@@ -1,7 +1,4 @@
-"""Stopping a run from outside: signals, agreed by all ranks at a step boundary.
-
-The convergence criterion: a top-1 at whose first reaching the run ends.
-"""
+"""When a run ends early: stop signals, a top-1 that was reached, validations without gain."""
 
 from __future__ import annotations
 
@@ -11,32 +8,35 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from image_classification.core.errors import EXIT_STOPPED
-from image_classification.engine.build import Run
+from image_classification.engine.runs import TrainingRun
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-Agree = Callable[[bool], bool]
+
+class Stopped(Exception):
+    """A signal asked the run to stop and it has saved. Exit 75: start again to continue."""
+
+    exit_code = EXIT_STOPPED
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGUSR1 and Ctrl-C instead of dying of them.
+    """Records SIGTERM, SIGUSR1 and Ctrl-C instead of letting them end the process.
 
-    Used as a context manager around a run; the previous handlers come back on exit. Whether to
-    stop is asked with `agreed`, which every rank calls at the same step boundary, so that a
-    signal to any one rank stops all of them at one step.
+    A context manager around a run; the previous handlers are restored on exit.
+    any_rank: returns whether any rank's flag is set, the same answer on all ranks.
     """
 
-    def __init__(self, agree: Agree = bool) -> None:
-        self._agree = agree
+    def __init__(self, any_rank: Callable[[bool], bool] = bool) -> None:
+        self._any_rank = any_rank
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self.signal_name: str | None = None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
@@ -48,38 +48,44 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self) -> bool:
-        """Return whether any rank was asked to stop; the same answer on all ranks."""
-        return self._agree(self.signal_name is not None)
+    def requested(self) -> bool:
+        """Return whether any rank was asked to stop.
+
+        Every rank calls this at the same step boundary, so that all stop at the same step.
+        """
+        return self._any_rank(self.signal_name is not None)
+
+    def stopped(self) -> Stopped:
+        """Return the exception to raise once `requested` returned True."""
+        return Stopped(self.signal_name or "another rank's signal")
 
 
-class Stopped(Exception):
-    """The run was asked to stop and has saved. Exit 75: start again to continue."""
-
-    exit_code = EXIT_STOPPED
-
-
-def reached(run: Run) -> bool:
-    """Return whether a validation so far has come to ``run.stop_at_top1``; False without one."""
-    wanted, best = run.config.run.stop_at_top1, run.progress.best_top1
-    return wanted is not None and best is not None and best >= wanted
+def should_end(run: TrainingRun) -> bool:
+    """Return whether the validations so far end the run (``run.stop_at_top1``, patience)."""
+    patience = run.config.run.early_stopping_patience
+    out_of_patience = patience is not None and run.progress.validations_without_gain >= patience
+    return out_of_patience or _reached_top1(run)
 
 
-def target_result(run: Run) -> dict[str, Any] | None:
-    """Return ``results.target``: when the top-1 was reached, null where it was not.
+def _reached_top1(run: TrainingRun) -> bool:
+    target, best = run.config.run.stop_at_top1, run.progress.best_top1
+    return target is not None and best is not None and best >= target
 
-    epoch counts from 1, time_s from the run's first start. None where no top-1 was asked for.
+
+def target_result(run: TrainingRun) -> dict[str, Any] | None:
+    """Return ``results.target``: when ``run.stop_at_top1`` was reached; None without that setting.
+
+    epoch counts from 1, time_s from the run's first start.
     """
-    wanted, progress = run.config.run.stop_at_top1, run.progress
-    if wanted is None:
+    target, progress = run.config.run.stop_at_top1, run.progress
+    if target is None:
         return None
-    if not reached(run) or progress.best_step is None:
-        return {"stop_at_top1": wanted}
-    assert run.train_loader is not None
+    if not _reached_top1(run) or progress.best_step is None:
+        return {"stop_at_top1": target}
     return {
-        "stop_at_top1": wanted,
+        "stop_at_top1": target,
         "top1": progress.best_top1,
-        "epoch": progress.best_step // run.train_loader.steps_per_epoch,
+        "epoch": progress.best_step // run.steps_per_epoch,
         "step": progress.best_step,
         "time_s": progress.best_elapsed_s,
     }

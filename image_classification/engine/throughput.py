@@ -1,30 +1,19 @@
-"""Where the time of a training run went, in the shape the report wants it."""
+"""Measure training speed: time per step, images per second, time spent waiting for data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from image_classification.devices.accelerator import Accelerator
 from image_classification.telemetry.training_windows import TrainingWindows
 
 
-class Clock(Protocol):
-    """The two timing calls of an accelerator (see `hardware.accelerator.Accelerator`)."""
-
-    def mark(self) -> Any:
-        """Mark this point of the device's work without waiting for it."""
-        ...
-
-    def elapsed_s(self, start: Any, end: Any) -> float:
-        """Seconds between two marks; waits for the later one."""
-        ...
-
-
 @dataclass
-class Window:
+class StepSums:
     """Sums over some optimizer steps. Times in seconds."""
 
     steps: int = 0
@@ -45,79 +34,79 @@ class Window:
 
 
 @dataclass
-class TrainMeter:
-    """Collects one mark a step; turns marks into seconds only at logging boundaries.
+class ThroughputMeter:
+    """Marks each step on the device; converts marks to seconds at logging boundaries only.
 
-    A segment runs from `begin` to the last step before evaluation or saving, so neither is ever
-    part of a step's time. The first ``warmup_steps`` steps of the process (kernel selection,
-    compilation, cold caches) are left out of the measured window, as the report says.
+    A segment runs from `begin` to the last step before evaluation or saving, so neither is part of
+    a step's time. The first ``warmup_steps`` steps of the process (kernel selection, compilation,
+    cold caches) are left out of ``measured``, which the report's speed is computed from.
     """
 
-    clock: Clock
+    accelerator: Accelerator
     warmup_steps: int
     work: TrainingWindows = field(default_factory=TrainingWindows)
-    measured: Window = field(default_factory=Window)
-    epoch: Window = field(default_factory=Window)
+    measured: StepSums = field(default_factory=StepSums)
+    epoch: StepSums = field(default_factory=StepSums)
     step_time_s: list[float] = field(default_factory=list)
     first_step_s: float | None = None
     total_images: int = 0
     total_steps: int = 0
     train_time_s: float = 0.0
     _marks: list[Any] = field(default_factory=list)
-    _pending: list[tuple[int, float]] = field(default_factory=list)
+    _unread: list[tuple[int, float]] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Start a segment: the time since the last step is not a step's."""
+        """Start a segment; the time since the last step belongs to no step."""
         self.flush()
-        self._marks = [self.clock.mark()]
+        self._marks = [self.accelerator.mark()]
         self.work.begin(measured=self.total_steps >= self.warmup_steps)
 
     def pause(self) -> None:
-        """End a segment: what comes before the next `begin` is not training."""
+        """End a segment; what follows until the next `begin` is not training."""
         self.flush()
         self.work.end()
 
     def step(self, images: int, data_wait_s: float) -> None:
-        """Note the end of an optimizer step over ``images`` images of all ranks."""
-        self._marks.append(self.clock.mark())
-        self._pending.append((images, data_wait_s))
+        """Mark the end of an optimizer step over ``images`` images of all ranks."""
+        self._marks.append(self.accelerator.mark())
+        self._unread.append((images, data_wait_s))
         self.work.note(images)
-        if self.total_steps + len(self._pending) == self.warmup_steps:
+        if self.total_steps + len(self._unread) == self.warmup_steps:
             self.work.measure()
 
-    def flush(self) -> Window:
+    def flush(self) -> StepSums:
         """Wait for the marked work and return the sums since the last flush."""
-        window = Window()
-        for i, (images, wait_s) in enumerate(self._pending):
-            time_s = self.clock.elapsed_s(self._marks[i], self._marks[i + 1])
+        flushed = StepSums()
+        for i, (images, wait_s) in enumerate(self._unread):
+            time_s = self.accelerator.elapsed_s(self._marks[i], self._marks[i + 1])
             if self.first_step_s is None:
                 self.first_step_s = time_s
-            windows = [window, self.epoch]
+            all_sums = [flushed, self.epoch]
             if self.total_steps >= self.warmup_steps:
-                windows.append(self.measured)
+                all_sums.append(self.measured)
                 self.step_time_s.append(time_s)
-            for w in windows:
-                w.steps += 1
-                w.images += images
-                w.time_s += time_s
-                # Several micro-batches are fetched while the device still computes: the host's
-                # wait can exceed the device's step only by what it was ahead.
-                w.data_wait_s += min(wait_s, time_s)
+            for sums in all_sums:
+                sums.steps += 1
+                sums.images += images
+                sums.time_s += time_s
+                # The host fetches micro-batches while the device still computes, so its wait can
+                # exceed the device's step time.
+                sums.data_wait_s += min(wait_s, time_s)
             self.total_steps += 1
             self.total_images += images
             self.train_time_s += time_s
         self._marks = self._marks[-1:]
-        self._pending = []
-        return window
+        self._unread = []
+        return flushed
 
-    def end_epoch(self) -> Window:
-        """Close the epoch's window and return it."""
+    def end_epoch(self) -> StepSums:
+        """End the segment; return the epoch's sums and start new ones."""
         self.pause()
-        window, self.epoch = self.epoch, Window()
-        return window
+        epoch, self.epoch = self.epoch, StepSums()
+        return epoch
 
     def results(self, world_size: int, epochs: float) -> dict[str, Any]:
-        """``results.train`` of the report; what was not measured is None."""
+        """Return ``results.train`` of the report; what was not measured is None."""
         m = self.measured
         rate = m.images_per_s
         return {
@@ -132,8 +121,23 @@ class TrainMeter:
 
 
 def percentiles(values: Sequence[float], which: Sequence[int]) -> dict[str, float | None]:
-    """``{"p50": …}`` by linear interpolation; None for each when there are no values."""
+    """Return ``{"p50": …}`` by linear interpolation; None for each when there are no values."""
     if not values:
         return {f"p{q}": None for q in which}
     found = np.percentile(np.asarray(values, dtype=np.float64), which)
     return {f"p{q}": float(v) for q, v in zip(which, found, strict=True)}
+
+
+def time_results(
+    total_s: float,
+    train_s: float | None = None,
+    validation_s: float | None = None,
+    first_step_s: float | None = None,
+) -> dict[str, float | None]:
+    """Return ``results.time_s`` of the report; None for what the run did not do."""
+    return {
+        "total": total_s,
+        "train": train_s,
+        "validation": validation_s,
+        "first_step": first_step_s,
+    }

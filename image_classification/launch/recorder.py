@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,21 +26,15 @@ from image_classification.core.errors import (
     UserError,
 )
 from image_classification.core.files import write_atomically
-from image_classification.core.registry import Registry
 from image_classification.core.terminal import LastingStdout
 from image_classification.core.types import DevicesFound, Record, RunReport
 from image_classification.devices.accelerator import Accelerator
-from image_classification.engine.benchmark import (
-    benchmark_data,
-    benchmark_inference,
-    evaluate_run,
-)
-from image_classification.engine.build import Run
 from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.modes import MODES
 from image_classification.engine.precision.apex import find_apex
 from image_classification.engine.run_telemetry import RunTelemetry
+from image_classification.engine.runs import Run
 from image_classification.engine.stop import Stopped, StopRequest
-from image_classification.engine.train import train
 from image_classification.launch.outcomes import Outcome, leave_outcome, remember
 from image_classification.reporting.console.results import print_results
 from image_classification.reporting.console.sink import open_console_sink
@@ -50,16 +43,6 @@ from image_classification.reporting.pictures.draw import Gallery, draw_run
 from image_classification.reporting.report import build_report, write_report
 from image_classification.reporting.sinks import DLLoggerSink, JsonlSink, MultiSink, Sink
 from image_classification.reporting.trackers.sink import open_trackers
-
-Driver = Callable[[Run, StopRequest], Iterator[Record]]
-
-DRIVERS: Registry[Driver] = Registry("mode")
-DRIVERS.add("convergence", train)
-DRIVERS.add("benchmark_training", train)
-DRIVERS.add("benchmark_training_short", train)
-DRIVERS.add("benchmark_inference", benchmark_inference)
-DRIVERS.add("benchmark_data", benchmark_data)
-DRIVERS.add("evaluate", evaluate_run)
 
 
 def torch_environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -158,9 +141,9 @@ class Session:
 
     def _drive(self, stop: StopRequest, telemetry: RunTelemetry) -> int:
         code, message = EXIT_DONE, ""
-        driver = DRIVERS.get(self.run.config.run.mode)
+        mode = MODES[self.run.config.run.mode]
         try:
-            for record in driver(self.run, stop):
+            for record in mode.records(self.run, stop):
                 self._take(record, telemetry)
         except Stopped as stopped:
             code = EXIT_STOPPED

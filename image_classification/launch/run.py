@@ -36,7 +36,7 @@ from image_classification.distributed.world import (
     lost_peer_message,
     process_group,
 )
-from image_classification.engine.build import build_run
+from image_classification.engine.modes import MODES
 from image_classification.engine.stop import StopRequest
 from image_classification.launch.outcomes import Outcome, end_with_launcher, leave_outcome
 from image_classification.launch.processes import launch
@@ -191,8 +191,9 @@ def _run_among_peers(
         config = on_footing(config, footing, count)
         any_rank = stack.enter_context(AnyRank())
         stop = stack.enter_context(StopRequest(any_rank))
-        run = build_run(config, world, accelerator, device, Path(footing.workspace))
-        run.counted_from = footing.counted_from
+        build = MODES[config.run.mode].build
+        run = build(config, world, accelerator, device, Path(footing.workspace))
+        run.run_epochs_from = footing.counted_from
         stack.callback(run.close)
         session = Session(run, found)
         stack.callback(session.close_sinks)

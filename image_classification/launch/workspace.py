@@ -103,7 +103,7 @@ def held(path: Path) -> Iterator[None]:
         lock.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
         lock.flush()
         with explained(path / "checkpoints", "tidy up"):
-            checkpoint.sweep(path / "checkpoints")
+            checkpoint.clean_up(path / "checkpoints")
         yield
     finally:
         lock.close()

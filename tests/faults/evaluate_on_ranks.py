@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 from image_classification.config.resolve import resolve
 from image_classification.core.types import WorldInfo
 from image_classification.devices.accelerator import get_accelerator
 from image_classification.distributed.launcher_env import detect_world
 from image_classification.distributed.world import process_group
-from image_classification.engine.build import Run, build_parts, open_split
+from image_classification.engine.build import build_parts, open_split
 from image_classification.engine.evaluate import evaluate
+from image_classification.engine.runs import EvaluationRun
 
 CLASSES = 10
 
@@ -50,15 +52,23 @@ def main(folder: str, sets: list[int], batches: list[int]) -> None:
                 )
                 parts = parts or build_parts(config, WorldInfo(), accelerator, device)
                 loader = open_split(config, "val", world, device)
-                run = Run(config, world, accelerator, device, None, parts, val_loader=loader)  # type: ignore[arg-type]
-                result = evaluate(run, parts.model)
+                run = EvaluationRun(
+                    config=config,
+                    world=world,
+                    accelerator=accelerator,
+                    device=device,
+                    workspace=Path(folder),
+                    parts=parts,
+                    val_loader=loader,
+                )
+                result = evaluate(run, parts.model, loader)
                 found[f"{images} {batch}"] = [
                     result.images,
                     round(result.top1 * result.images / 100, 9),
                     round(result.top5 * result.images / 100, 9),
                     result.loss,
                 ]
-                run.close()
+                loader.close()
     if world.rank == 0:
         print(json.dumps(found))
 

@@ -10,7 +10,7 @@ from image_classification.config.resolve import resolve
 from image_classification.core.types import WorldInfo
 from image_classification.devices.accelerator import get_accelerator
 from image_classification.devices.async_readback import HostCopy
-from image_classification.engine.build import build_run
+from image_classification.engine.build import build_training
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
@@ -84,12 +84,12 @@ def test_a_run_on_the_gpu_saves_what_it_trained(tmp_path: Path) -> None:
         "resnet18", "FP32", "convergence", "CPU", data="synthetic", overrides=overrides
     )
     accelerator = get_accelerator("cuda")
-    run = build_run(config, WorldInfo(), accelerator, accelerator.device(0), tmp_path)
+    run = build_training(config, WorldInfo(), accelerator, accelerator.device(0), tmp_path)
     trained = {}
     try:
         for record in train(run, StopRequest()):
             if record.kind == "step":
-                weights = run.parts.model.state_dict() if run.parts else {}
+                weights = run.parts.model.state_dict()
                 trained[record.step] = {k: v.cpu() for k, v in weights.items()}
     finally:
         run.close()

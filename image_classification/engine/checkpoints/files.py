@@ -1,4 +1,4 @@
-"""Checkpoints: a folder a step, hashed, written beside and renamed; no pickle anywhere.
+"""Checkpoints on disk: one folder per step, hashed, written under another name and renamed.
 
 ::
 
@@ -9,7 +9,8 @@
         manifest.json       sha256 and size of the three files above
     checkpoints/best.json   which step validated best
 
-A checkpoint exists when its folder has its final name; the manifest tells whether it is whole.
+No file is a pickle. A checkpoint exists once its folder has its final name; the manifest tells
+whether it is complete.
 """
 
 from __future__ import annotations
@@ -45,17 +46,18 @@ MODEL, STATE, META, MANIFEST = (
     "state.json",
     "manifest.json",
 )
+_HASHED_FILES = (MODEL, STATE, META)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-(\d{10,})")
-_LEFT_REPLACED = re.compile(rf"\.old-({_NAME.pattern})-\d+")
-_LEFT_FILE = re.compile(r"\.best\.json\.\d+\.tmp")
+_OLD_NAME = re.compile(rf"\.old-({_NAME.pattern})-\d+")
+_BEST_TEMPORARY = re.compile(r"\.best\.json\.\d+\.tmp")
 
-# What a full disk keeps for the headers, best.json and the lines of the run's records.
+# Kept free on a full disk for the headers, best.json and the lines of the run's records.
 _RESERVE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything a checkpoint holds, on the host and changed by nobody while it is written.
+    """The content of a checkpoint, on the host.
 
     model and state: tensors by name, in any memory layout. model_header: strings for the
     safetensors header. meta: JSON values (progress, loss scale, configuration).
@@ -82,69 +84,33 @@ def save(folder: Path, step: int, snapshot: Snapshot, prefix: str = "step") -> S
 
     Raises:
         WorkspaceError: it could not be written; earlier checkpoints are untouched and nothing
-            half-written has a checkpoint's name.
+            incomplete has a checkpoint's name.
     """
     final = folder / f"{prefix}-{step:010d}"
-    beside = folder / f".tmp-{step:010d}-{os.getpid()}"
+    temporary = folder / f".tmp-{step:010d}-{os.getpid()}"
     with explained(final, "write checkpoint"):
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
-        _check_room(folder, snapshot)
-        beside.mkdir()
+        shutil.rmtree(temporary, ignore_errors=True)
+        _check_free_space(folder, snapshot)
+        temporary.mkdir()
         try:
-            _write(beside, snapshot)
-            _name(beside, final)
+            _write(temporary, snapshot)
+            _rename(temporary, final)
             sync_folder(folder)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
     return Saved(final, step)
 
 
-def _check_room(folder: Path, snapshot: Snapshot) -> None:
-    # Found before the first byte: a disk filled to its last block for a moment would fail the
-    # run's other files, which are written meanwhile. Some file systems tell no sizes at all.
+def _check_free_space(folder: Path, snapshot: Snapshot) -> None:
+    # Before the first byte: filling the disk would fail the run's other files, which are written
+    # at the same time. Some file systems report no sizes.
     tensors = (*snapshot.model.values(), *snapshot.state.values())
     needed_bytes = sum(t.numel() * t.element_size() for t in tensors) + _RESERVE_BYTES
     disk = os.statvfs(folder)
     if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _name(beside: Path, final: Path) -> None:
-    """Give the whole checkpoint ``beside`` its name, which an older one of its step may have."""
-    stale = final.with_name(f".old-{final.name}-{os.getpid()}")
-    replacing = final.exists()
-    if replacing:
-        # Two renames: after a kill between them, `sweep` gives the older one its name back.
-        os.rename(final, stale)
-    try:
-        os.rename(beside, final)
-    except OSError:
-        if replacing:
-            os.rename(stale, final)
-        raise
-    shutil.rmtree(stale, ignore_errors=True)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half done in ``folder``, which the caller must hold.
-
-    A checkpoint that was about to be replaced by one of its own step, and whose successor never
-    got the name, gets it back.
-    """
-    if not folder.is_dir():
-        return
-    for entry in list(os.scandir(folder)):
-        if _LEFT_FILE.fullmatch(entry.name):
-            Path(entry.path).unlink(missing_ok=True)
-        elif entry.name.startswith((".tmp-", ".old-")):
-            replaced = _LEFT_REPLACED.fullmatch(entry.name)
-            final = folder / replaced[1] if replaced else None
-            if final and not final.exists() and _complaint(Path(entry.path)) is None:
-                os.rename(entry.path, final)
-            else:
-                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:
@@ -155,7 +121,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     _write_json(folder / META, snapshot.meta)
     files = {
         name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in (MODEL, STATE, META)
+        for name in _HASHED_FILES
     }
     _write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
     sync_folder(folder)
@@ -170,6 +136,42 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
+def _rename(temporary: Path, final: Path) -> None:
+    """Give a complete checkpoint its name, replacing an older one of the same step."""
+    old = final.with_name(f".old-{final.name}-{os.getpid()}")
+    replacing = final.exists()
+    if replacing:
+        # Two renames: after a kill between them, `clean_up` restores the older one.
+        os.rename(final, old)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if replacing:
+            os.rename(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what killed processes left incomplete in ``folder``, whose lock the caller holds.
+
+    A checkpoint that was being replaced by one of the same step is restored if its replacement
+    never got its name.
+    """
+    if not folder.is_dir():
+        return
+    for entry in list(os.scandir(folder)):
+        if _BEST_TEMPORARY.fullmatch(entry.name):
+            Path(entry.path).unlink(missing_ok=True)
+        elif entry.name.startswith((".tmp-", ".old-")):
+            old = _OLD_NAME.fullmatch(entry.name)
+            final = folder / old[1] if old else None
+            if final and not final.exists() and _damage(Path(entry.path)) is None:
+                os.rename(entry.path, final)
+            else:
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
 def verify(path: Path) -> None:
     """Check a checkpoint folder against its manifest.
 
@@ -181,7 +183,7 @@ def verify(path: Path) -> None:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         files = manifest["files"]
-        expected = {name: (files[name]["sha256"], files[name]["bytes"]) for name in _FILES}
+        expected = {name: (files[name]["sha256"], files[name]["bytes"]) for name in _HASHED_FILES}
         version = manifest["format"]
     except OSError as error:
         raise CheckpointError(
@@ -199,8 +201,8 @@ def verify(path: Path) -> None:
     for name, (digest, size_bytes) in expected.items():
         file = path / name
         try:
-            size_found = file.stat().st_size
-            same = size_found == size_bytes and sha256_of(file) == digest
+            found_bytes = file.stat().st_size
+            same = found_bytes == size_bytes and sha256_of(file) == digest
         except OSError as error:
             raise CheckpointError(
                 f"damaged checkpoint {path}: {name} cannot be read ({error.strerror}); "
@@ -209,11 +211,17 @@ def verify(path: Path) -> None:
         if not same:
             raise CheckpointError(
                 f"damaged checkpoint {path}: {name} does not match its hash "
-                f"({size_found} bytes, {size_bytes} expected); use another one"
+                f"({found_bytes} bytes, {size_bytes} expected); use another one"
             )
 
 
-_FILES = (MODEL, STATE, META)
+def _damage(path: Path) -> str | None:
+    """Return what is wrong with the checkpoint at ``path``; None if it is complete."""
+    try:
+        verify(path)
+    except CheckpointError as error:
+        return error.message
+    return None
 
 
 def load(path: Path) -> Snapshot:
@@ -224,19 +232,18 @@ def load(path: Path) -> Snapshot:
     """
     verify(path)
     try:
-        meta = json.loads((path / META).read_bytes())
         return Snapshot(
             model=load_file(path / MODEL),
             model_header={},
             state=load_file(path / STATE),
-            meta=meta,
+            meta=json.loads((path / META).read_bytes()),
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"damaged checkpoint {path}: {error}; use another one") from error
 
 
 def listed(folder: Path) -> list[Saved]:
-    """All checkpoints of a run by step, oldest first; half-written ones have no such name."""
+    """Return the checkpoints in ``folder`` sorted by step; incomplete ones have other names."""
     if not folder.is_dir():
         return []
     found = []
@@ -248,46 +255,39 @@ def listed(folder: Path) -> list[Saved]:
 
 
 def newest_good(folder: Path) -> tuple[Saved | None, list[str]]:
-    """Return the newest checkpoint that passes `verify`, and what was wrong with newer ones."""
-    complaints: list[str] = []
+    """Return the newest complete checkpoint, and what is wrong with newer ones."""
+    problems: list[str] = []
     for saved in reversed(listed(folder)):
-        complaint = _complaint(saved.path)
-        if complaint is None:
-            return saved, complaints
-        complaints.append(complaint)
-    return None, complaints
+        problem = _damage(saved.path)
+        if problem is None:
+            return saved, problems
+        problems.append(problem)
+    return None, problems
 
 
-def _complaint(path: Path) -> str | None:
-    try:
-        verify(path)
-    except CheckpointError as error:
-        return error.message
-    return None
-
-
-def weights_of(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
     """Return the file with the model of the checkpoint at ``path``."""
     return path / MODEL
 
 
 def find(target: str, own_folder: Path) -> tuple[Saved | None, list[str]]:
-    """Find what ``--resume TARGET`` means: ``auto``, a checkpoint folder or a run's folder.
+    """Find what ``--resume TARGET`` names: ``auto``, a checkpoint folder or a run's folder.
 
-    Returns the checkpoint (None: ``auto`` in a run that has none yet) and warnings.
+    own_folder: the run's ``checkpoints/``, searched for ``auto``. Returns the checkpoint (None:
+    ``auto`` in a run that has none yet) and warnings.
 
     Raises:
         CheckpointError: a named target that is missing or damaged, or ``auto`` where every
-            checkpoint is damaged: starting over silently would throw the run away.
+            checkpoint is damaged.
     """
     if target == "auto":
-        saved, complaints = newest_good(own_folder)
-        if saved is None and complaints:
+        saved, problems = newest_good(own_folder)
+        if saved is None and problems:
             raise CheckpointError(
-                f"no usable checkpoint in {own_folder} ({complaints[0]}); remove the folder to "
+                f"no usable checkpoint in {own_folder} ({problems[0]}); remove the folder to "
                 "start over"
             )
-        return saved, complaints
+        return saved, problems
     path = Path(target)
     try:
         path.stat()
@@ -297,16 +297,18 @@ def find(target: str, own_folder: Path) -> tuple[Saved | None, list[str]]:
         ) from error
     inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if path.is_dir() and listed(inner):
-        saved, complaints = newest_good(inner)
+        saved, problems = newest_good(inner)
         if saved is None:
-            raise CheckpointError(f"no usable checkpoint in {inner}: {complaints[0]}")
-        return saved, complaints
+            raise CheckpointError(f"no usable checkpoint in {inner}: {problems[0]}")
+        return saved, problems
     verify(path)
-    match = _NAME.fullmatch(path.resolve().name)
-    return Saved(path, int(match[1]) if match else _step_of(path)), []
+    return Saved(path, _step_of(path)), []
 
 
 def _step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.resolve().name)
+    if match:
+        return int(match[1])
     try:
         return int(json.loads((path / META).read_bytes())["progress"]["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -322,7 +324,11 @@ def note_best(folder: Path, saved: Saved, top1: float) -> None:
 
 
 def best_step(folder: Path) -> int | None:
-    """Return the step of ``best.json``; None where there is none."""
+    """Return the step of ``best.json``; None without that file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     try:
         return int(json.loads((folder / "best.json").read_bytes())["step"])
     except FileNotFoundError:
@@ -336,18 +342,16 @@ def best_step(folder: Path) -> int | None:
 def rotate(folder: Path, keep: int, protect: Iterable[int] = ()) -> None:
     """Delete all but the ``keep`` newest checkpoints (-1: keep all), never a protected step.
 
-    The newest one always stays, whatever ``keep`` says, since ``--resume auto`` needs it. To be
-    called after a save: nothing is deleted for a checkpoint that is yet to be written.
-
-    Raises OSError.
+    The newest one always stays, since ``--resume auto`` needs it. To be called after a save: no
+    checkpoint is deleted for one that is yet to be written. Raises OSError.
     """
     if keep < 0:
         return
     saved = listed(folder)
-    spared = {s.step for s in saved[-max(keep, 1) :]} | set(protect)
+    kept = {s.step for s in saved[-max(keep, 1) :]} | set(protect)
     for old in saved:
-        if old.step not in spared:
-            # Renamed first: a delete that is cut short must not leave a half folder by name.
+        if old.step not in kept:
+            # Renamed first, so that an interrupted delete leaves nothing with a checkpoint's name.
             doomed = folder / f".old-{old.step:010d}-{os.getpid()}"
             os.rename(old.path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""An optimizer's state by parameter name, as checkpoints hold it.
-
-Between a run and its checkpoints: what goes in, what comes back.
-"""
+"""Copy a run's state into a checkpoint, and restore it from one."""
 
 from __future__ import annotations
 
@@ -11,32 +8,94 @@ from typing import Any
 
 import torch
 
-from image_classification.config.explain import to_dict
 from image_classification.config.schema import RunConfig
 from image_classification.core.errors import CheckpointError, ConfigError
 from image_classification.data.loaders.protocol import DECODING
 from image_classification.devices.async_readback import HostCopy
-from image_classification.engine.build import Run
-from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.checkpoints import files
 from image_classification.engine.checkpoints.resume_checks import (
     DataSet,
     check_changes,
-    check_clock,
-    epoch_start,
+    check_step_count,
+    decoding_warnings,
+    fingerprint,
     keeps_optimizer,
-    other_decoding,
     setting_changes,
     with_defaults,
 )
-from image_classification.engine.train_state import Progress
+from image_classification.engine.runs import EvaluationRun, Progress, TrainingRun
 from image_classification.models.spec import Preprocessing
 from image_classification.models.weights import load_state, model_metadata
 
 
-def optimizer_tensors(
+@dataclass(frozen=True)
+class PendingSnapshot:
+    """Copies of a run's state that are still being transferred to the host.
+
+    Training may go on at once. Each copy can be taken once.
+    """
+
+    model: HostCopy
+    state: HostCopy
+    model_header: Mapping[str, str]
+    meta: Mapping[str, Any]
+
+    @property
+    def staged(self) -> bool:
+        """Whether the device had memory for the copies; where not, training waited for them."""
+        return self.model.staged and self.state.staged
+
+    def on_host(self) -> files.Snapshot:
+        """Wait for the copies and return them; from any thread, once."""
+        return files.Snapshot(
+            model=self.model.take(),
+            model_header=self.model_header,
+            state=self.state.take(),
+            meta=self.meta,
+        )
+
+
+def capture(run: TrainingRun) -> PendingSnapshot:
+    """Copy everything that a checkpoint of the current step holds."""
+    parts, config = run.parts, run.config
+    state, numbers = optimizer_state(parts.model, parts.optimizer)
+    if parts.ema is not None:
+        state |= {f"ema.{name}": t for name, t in parts.ema.state_dict().items()}
+    meta = {
+        # A shallow copy: `starts` grows only when a run starts.
+        "progress": dict(vars(run.progress)),
+        "data_set": vars(DataSet.of(run)),
+        "steps_per_epoch": run.steps_per_epoch,
+        "optimizer_numbers": numbers,
+        "scaler": parts.amp.state_dict(),
+        "config": fingerprint(config),
+        "names": vars(config.names),
+        "world_size": run.world.world_size,
+    }
+    return PendingSnapshot(
+        model=HostCopy(parts.model.state_dict()),
+        state=HostCopy(state),
+        model_header=model_header(config),
+        meta=meta,
+    )
+
+
+def model_header(config: RunConfig) -> dict[str, str]:
+    """Return the safetensors header from which the file's model can be rebuilt."""
+    m = config.model
+    return model_metadata(
+        m.name,
+        m.num_classes,
+        se_reduction=m.se_reduction,
+        preprocessing=Preprocessing.of(config.data),
+        decoding=DECODING[config.data.backend],
+    )
+
+
+def optimizer_state(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Flatten the optimizer's state by parameter name: tensors, and the numbers beside them."""
+    """Return the optimizer's state by parameter name: its tensors, and its numbers."""
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
@@ -54,10 +113,10 @@ def restore_optimizer(
     tensors: Mapping[str, torch.Tensor],
     numbers: Mapping[str, Any],
 ) -> None:
-    """Undo `optimizer_tensors`, in the parameters' own device and memory layout.
+    """Load what `optimizer_state` returned, on the parameters' device and in their memory layout.
 
     Raises:
-        CheckpointError: the state is not this model's.
+        CheckpointError: the state is of another model.
     """
     parameters = dict(model.named_parameters())
     for full_name, value in [*tensors.items(), *numbers.items()]:
@@ -74,160 +133,69 @@ def restore_optimizer(
         optimizer.state[parameter][key] = value
 
 
-# What may differ between a run and its continuation: how it is driven and on what, never what
-# is learnt. Everything else in the configuration must be equal.
-_FREE = {
-    "data": {
-        "path",
-        "workers",
-        "prefetch",
-        "backend",
-        "format",
-        "hw_decoder_load",
-        "device_memory_padding_mib",
-    },
-    "batch": {"per_device", "accumulation"},
-    "model": {"pretrained_from_file", "compile"},
-}
-_FREE_SECTIONS = {"run", "platform"}
-_BOUND_RUN_KEYS = {"seed"}
-
-
-def fingerprint(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration values a continuation must share, by ``section.key``."""
-    bound: dict[str, Any] = {}
-    for section, values in to_dict(config).items():
-        for key, value in values.items():
-            if section in _FREE_SECTIONS and key not in _BOUND_RUN_KEYS:
-                continue
-            if key in _FREE.get(section, ()):
-                continue
-            bound[f"{section}.{key}"] = value
-    return bound
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What a checkpoint of one step is to hold, on its way to the host.
-
-    The tensors are copies, so that training may go on. Each can be taken once: what is then on the
-    host is the only one.
-    """
-
-    model: HostCopy
-    state: HostCopy
-    model_header: Mapping[str, str]
-    meta: Mapping[str, Any]
-
-    @property
-    def staged(self) -> bool:
-        """Whether the device had memory for the copies; where not, training waited for them."""
-        return self.model.staged and self.state.staged
-
-    def on_host(self) -> checkpoint.Snapshot:
-        """Wait for the copies and return them; any thread may, once."""
-        return checkpoint.Snapshot(
-            model=self.model.take(),
-            model_header=self.model_header,
-            state=self.state.take(),
-            meta=self.meta,
-        )
-
-
-def capture(run: Run) -> Capture:
-    """Copy what a checkpoint of the present step holds."""
-    parts, config = run.parts, run.config
-    assert parts is not None
-    tensors, numbers = optimizer_tensors(parts.model, parts.optimizer)
-    state = dict(tensors)
-    if parts.ema is not None:
-        state |= {f"ema.{name}": t for name, t in parts.ema.state_dict().items()}
-    meta = {
-        "progress": run.progress.to_json(),
-        "data_set": vars(DataSet.of(run)) if run.train_loader else {},
-        "steps_per_epoch": run.train_loader.steps_per_epoch if run.train_loader else None,
-        "optimizer_numbers": numbers,
-        "scaler": parts.amp.state_dict(),
-        "config": fingerprint(config),
-        "names": vars(config.names),
-        "world_size": run.world.world_size,
-    }
-    return Capture(
-        model=HostCopy(parts.model.state_dict()),
-        state=HostCopy(state),
-        model_header=model_header(config),
-        meta=meta,
-    )
-
-
-def model_header(config: RunConfig) -> dict[str, str]:
-    """Return the safetensors header that lets the file rebuild its model."""
-    m = config.model
-    return model_metadata(
-        m.name,
-        m.num_classes,
-        se_reduction=m.se_reduction,
-        preprocessing=Preprocessing.of(config.data),
-        decoding=DECODING[config.data.backend],
-    )
-
-
 @dataclass(frozen=True)
 class Restored:
-    """What `restore` found: the checkpoint's path (None: nothing to continue) and warnings."""
+    """path: of the checkpoint that was restored; None: there was nothing to restore."""
 
     path: str | None
     warnings: list[str]
 
 
-def restore(run: Run) -> Restored:
-    """Continue from ``run.resume``: weights, optimizer, average, loss scale, progress.
+def restore(run: TrainingRun) -> Restored:
+    """Continue from ``run.resume``: weights, optimizer, moving average, loss scale, progress.
 
     Raises:
         CheckpointError: missing, damaged, or of a run with other settings.
     """
-    target = run.config.run.resume
     parts = run.parts
-    assert target is not None and parts is not None
-    saved, warnings = checkpoint.find(target, run.checkpoints)
+    saved, warnings = files.find(str(run.config.run.resume), run.checkpoints)
     if saved is None:
         return Restored(None, warnings)
-    content = checkpoint.load(saved.path)
-    where, ours = str(saved.path), fingerprint(run.config)
-    theirs = with_defaults(content.meta["config"], ours)
-    now = DataSet.of(run)
-    before = DataSet.saved(content.meta, now)
-    changes = setting_changes(theirs, ours) + before.changes_to(now)
-    check_changes(changes, theirs, ours, run.config.run.allow_changes, where)
+    content = files.load(saved.path)
+    where = str(saved.path)
+
+    settings = fingerprint(run.config)
+    saved_settings = with_defaults(content.meta["config"], settings)
+    data_set = DataSet.of(run)
+    saved_data_set = DataSet.saved(content.meta, data_set)
+    data_changes = saved_data_set.changes_to(data_set)
+    changes = setting_changes(saved_settings, settings) + data_changes
+    check_changes(changes, saved_settings, settings, run.config.run.allow_changes, where)
     in_own_folder = saved.path.resolve().parent == run.checkpoints.resolve()
-    check_clock(before, now, in_own_folder, where)
+    check_step_count(saved_data_set, data_set, in_own_folder, where)
     if changes:
         warnings.append(f"continued from {where} under other settings: {'; '.join(changes)}")
-    warnings += other_decoding(checkpoint.weights_of(saved.path), run.config.data)
-    load_state(parts.model, content.model, where=str(saved.path))
-    if keeps_optimizer(theirs, ours):
+    warnings += decoding_warnings(files.weights_file(saved.path), run.config.data)
+
+    load_state(parts.model, content.model, where=where)
+    if keeps_optimizer(saved_settings, settings):
         parts.optimizer.state.clear()
         restore_optimizer(
             parts.model, parts.optimizer, content.state, content.meta["optimizer_numbers"]
         )
     else:
         warnings.append("the optimizer starts anew: its state is of another kind")
-    averaged = {k.removeprefix("ema."): v for k, v in content.state.items() if k.startswith("ema.")}
+    average = _average_in(content)
     if parts.ema is not None:
-        if not averaged:
+        if not average:
             warnings.append("the moving average starts at the checkpoint's weights")
-        parts.ema.load_state_dict(averaged or parts.model.state_dict())
-    # A scale that was chosen anew is not overruled by the checkpoint's.
-    anew = ("precision.loss_scale ", "precision.amp_backend ")
-    if content.meta["scaler"] and not any(c.startswith(anew) for c in changes):
+        parts.ema.load_state_dict(average or parts.model.state_dict())
+    # A loss scale or backend that was changed is not overruled by the checkpoint's state.
+    scaling_changed = any(
+        change.startswith(("precision.loss_scale ", "precision.amp_backend ")) for change in changes
+    )
+    if content.meta["scaler"] and not scaling_changed:
         parts.amp.load_state_dict(content.meta["scaler"])
-    run.progress = Progress.from_json(content.meta["progress"])
-    if before.changes_to(now):
-        # What was validated on other data says nothing of this.
+
+    run.progress = Progress(**content.meta["progress"])
+    if data_changes:
         run.progress.forget_best()
-    if not before.same_order(now):
-        warnings.append(_count_anew(run.progress, before, now))
-    elif theirs.get("run.seed") != ours["run.seed"] and run.progress.step % now.steps_per_epoch:
+    if not saved_data_set.same_order(data_set):
+        warnings.append(_restart_epoch(run.progress, saved_data_set, data_set))
+    elif (
+        saved_settings.get("run.seed") != settings["run.seed"]
+        and run.progress.step % data_set.steps_per_epoch
+    ):
         warnings.append(
             "the rest of this epoch comes in the new seed's order: some of its images were already "
             "seen in it, others will not be"
@@ -239,52 +207,56 @@ def restore(run: Run) -> Restored:
             f"{content.meta['world_size']}: global batch and sample order are unchanged, "
             "batch statistics and rounding are not"
         )
-    return Restored(str(saved.path), warnings)
+    return Restored(where, warnings)
 
 
-def _count_anew(progress: Progress, before: DataSet, now: DataSet) -> str:
-    """Put ``progress`` at the start of its epoch, as ``now`` counts; say so."""
-    epoch, again = divmod(progress.step, before.steps_per_epoch)
-    progress.step = epoch_start(progress.step, before, now)
-    progress.closed_step = min(epoch_start(progress.closed_step, before, now), progress.step)
+def _restart_epoch(progress: Progress, saved: DataSet, current: DataSet) -> str:
+    """Move ``progress`` to the start of its epoch, in ``current``'s steps; return a warning."""
+    epoch, repeated_steps = divmod(progress.step, saved.steps_per_epoch)
+    progress.step = saved.first_step_of_epoch(progress.step, current)
+    closed_step = saved.first_step_of_epoch(progress.closed_step, current)
+    progress.closed_step = min(closed_step, progress.step)
     if progress.best_step is not None:
-        progress.best_step = epoch_start(progress.best_step, before, now)
-    repeated = f"; the {again} steps taken of it before are repeated" if again else ""
+        progress.best_step = saved.first_step_of_epoch(progress.best_step, current)
+    repeated = f"; its first {repeated_steps} steps are repeated" if repeated_steps else ""
     return (
-        f"an epoch has {now.steps_per_epoch} steps of {now.global_batch} images, not "
-        f"{before.steps_per_epoch} of {before.global_batch}: continuing at the start of epoch "
+        f"an epoch has {current.steps_per_epoch} steps of {current.global_batch} images, not "
+        f"{saved.steps_per_epoch} of {saved.global_batch}: continuing at the start of epoch "
         f"{epoch} (from 0), which is step {progress.step} now{repeated}"
     )
 
 
-def restore_weights(run: Run) -> Restored:
-    """Load weights (and their moving average) only, for evaluation.
+def restore_weights(run: EvaluationRun) -> Restored:
+    """Load the weights (and their moving average) of ``run.resume``, if set, for evaluation.
 
     Raises:
         CheckpointError: missing or damaged, or weights of another model.
     """
-    target = run.config.run.resume
-    parts = run.parts
-    assert parts is not None
+    target, parts = run.config.run.resume, run.parts
     if target is None:
         return Restored(None, [])
-    if target == "auto":
+    saved, warnings = None, list[str]()
+    if target != "auto":
+        saved, warnings = files.find(target, run.checkpoints)
+    if saved is None:
         raise ConfigError(
             "--resume auto continues a training run; to evaluate, give --resume the run's folder "
             "or a checkpoint's"
         )
-    saved, warnings = checkpoint.find(target, run.checkpoints)
-    assert saved is not None  # only "auto" may find nothing
-    content = checkpoint.load(saved.path)
+    content = files.load(saved.path)
     load_state(parts.model, content.model, where=str(saved.path))
-    averaged = {k.removeprefix("ema."): v for k, v in content.state.items() if k.startswith("ema.")}
-    if averaged and parts.ema is not None:
-        parts.ema.load_state_dict(averaged)
-    elif averaged:
+    average = _average_in(content)
+    if average and parts.ema is not None:
+        parts.ema.load_state_dict(average)
+    elif average:
         warnings.append("the checkpoint's moving average is not evaluated: give --use-ema DECAY")
     elif parts.ema is not None:
         raise CheckpointError(
             f"{saved.path} holds no moving average: leave --use-ema out to evaluate its weights"
         )
-    run.progress = Progress.from_json(content.meta["progress"])
+    run.progress = Progress(**content.meta["progress"])
     return Restored(str(saved.path), warnings)
+
+
+def _average_in(content: files.Snapshot) -> dict[str, torch.Tensor]:
+    return {k.removeprefix("ema."): v for k, v in content.state.items() if k.startswith("ema.")}

@@ -1,14 +1,11 @@
-"""Whether NVIDIA Apex is installed here and what it has: looked up, never imported.
+"""NVIDIA Apex: whether it is installed, its fused SGD, and mixed precision by ``apex.amp`` at O1.
 
-NVIDIA Apex's fused SGD, where it was asked for.
+O1 is what the published runs had before torch's own. It keeps the weights in float32 and replaces
+torch's functions, for the whole process, by ones that cast their arguments. Outside the network
+that would break other arithmetic: a float64 sum becomes float32, float64 + float32 raises. So the
+casts are active within `ApexAmp.autocast` only.
 
-Mixed precision by ``apex.amp`` at O1, as the published runs had it before torch's own.
-
-O1 keeps the weights in float32 and replaces torch's functions, for the whole process, by ones that
-cast their arguments. Left active it would also act on what is none of the network's arithmetic: a
-float64 sum becomes float32, float64 + float32 raises. It is therefore active in `autocast` alone.
-
-``apex.amp`` changes no more (its last commit is of April 2025), so its internals are used where
+``apex.amp`` no longer changes (its last commit is of April 2025), so its internals are used where
 it has no public way: the handle's activity, cache and restoring of functions.
 """
 
@@ -27,10 +24,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from image_classification.config.schema import OptimConfig
+from image_classification.config.schema import OptimConfig, RunConfig
 from image_classification.core.errors import ConfigError
-from image_classification.engine.finiteness import poison
-from image_classification.engine.precision.torch_amp import Note, grad_norm
+from image_classification.engine.precision.torch_amp import (
+    RecordStep,
+    grad_norm,
+    initial_gradient,
+)
 
 LAST_COMMIT_WITH_AMP = "e13873debc4699d39c6861074b9a3b2a02327f92"
 """NVIDIA removed ``apex.amp`` in the commit after this one, on 8 May 2025."""
@@ -46,11 +46,11 @@ _INSTALL_AMP = (
 
 @dataclass(frozen=True)
 class Apex:
-    """The package ``apex`` found here.
+    """The installed package ``apex``.
 
     version: of its distribution; None where it has none. is_nvidia: False for the other project
-    that has this name on PyPI. has_amp: ``apex.amp`` is there. has_kernels: the CUDA extension
-    ``amp_C`` is there, which the fused optimizers need.
+    of this name on PyPI. has_amp: it has ``apex.amp``. has_kernels: it has the CUDA extension
+    ``amp_C``, which the fused optimizers need.
     """
 
     version: str | None
@@ -59,7 +59,7 @@ class Apex:
     has_kernels: bool
 
     def describe(self) -> str:
-        """Return the version and what of Apex this project can use, on one line."""
+        """Return one line: the version and the parts this project can use."""
         name = self.version or "unknown version"
         if not self.is_nvidia:
             return f"{name}, another project's apex"
@@ -70,7 +70,7 @@ class Apex:
 
 
 def find_apex() -> Apex | None:
-    """Look for the package ``apex``; None where there is none."""
+    """Look for the package ``apex`` without importing it; None where it is not installed."""
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return None
@@ -91,13 +91,21 @@ def find_apex() -> Apex | None:
     )
 
 
+def require_apex(config: RunConfig) -> None:
+    """Raise ConfigError where ``config`` asks for a part of Apex that is not installed."""
+    if config.precision.amp_backend == "apex":
+        require_amp(find_apex())
+    if config.optim.implementation == "apex":
+        require_optimizers(find_apex())
+
+
 def require_optimizers(apex: Apex | None) -> None:
-    """Raise ConfigError where ``apex`` has no fused optimizers, with why and the remedy."""
+    """Raise ConfigError where ``apex`` has no fused optimizers; the message has the remedy."""
     _require_kernels(apex, "optim.implementation apex", "leave it out for torch's own", _INSTALL)
 
 
 def require_amp(apex: Apex | None) -> None:
-    """Raise ConfigError where ``apex`` has no ``apex.amp``, with why and the remedy."""
+    """Raise ConfigError where ``apex`` has no ``apex.amp``; the message has the remedy."""
     setting, instead = "precision.amp_backend apex", "leave it out for torch's own"
     if apex is not None and apex.is_nvidia and not apex.has_amp:
         raise ConfigError(
@@ -125,14 +133,14 @@ def _require_kernels(apex: Apex | None, setting: str, instead: str, install: str
 def apex_optimizer(
     groups: list[dict[str, Any]], cfg: OptimConfig, device_kind: str
 ) -> torch.optim.Optimizer:
-    """Build Apex's form of ``cfg.name``; see `optimizers.build_optimizer`.
+    """Build Apex's implementation of ``cfg.name``; see `optim.optimizers.build_optimizer`.
 
-    The update is that of torch's SGD, and the state is its ``momentum_buffer`` with the same
-    meaning, so either may continue the other's. Momentum buffers are made here, as zeros: Apex
-    decides for a whole group, by its last parameter, whether this is the first step.
+    Update and state (``momentum_buffer``) are those of torch's SGD, so either can continue the
+    other's checkpoint. Momentum buffers are created here, as zeros: Apex decides for a whole
+    group, by its last parameter, whether this is the first step.
 
     Raises:
-        ConfigError: not sgd, not on cuda, or Apex is not here or cannot be loaded.
+        ConfigError: not sgd, not on cuda, or Apex is not installed or cannot be loaded.
     """
     if cfg.name != "sgd":
         raise ConfigError(
@@ -155,7 +163,7 @@ def apex_optimizer(
         ) from error
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            # zeros_like keeps the layout: the kernel walks all a parameter's tensors side by side.
+            # zeros_like keeps the memory layout, which the fused kernel needs to be equal.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
@@ -169,17 +177,17 @@ def open_apex_amp(
     loss_scale: float | str | None,
     device: torch.device,
 ) -> ApexAmp:
-    """Prepare ``model`` and ``optimizer``, before the model is wrapped to average gradients.
+    """Prepare ``model`` (not yet wrapped by DDP) and ``optimizer`` for ``apex.amp``.
 
-    loss_scale: fixed, ``'dynamic'``, or None for none.
+    loss_scale: a fixed scale, ``'dynamic'``, or None for no scaling.
 
     Raises:
-        ConfigError: Apex or its amp is not here, or cannot be loaded.
+        ConfigError: Apex or its amp is not installed, or cannot be loaded.
     """
     require_amp(find_apex())
     try:
         with warnings.catch_warnings():
-            # It has announced its own removal since 2022, and its texts have old escapes.
+            # Deprecation warnings, and invalid escapes in its docstrings.
             warnings.simplefilter("ignore")
             amp = importlib.import_module("apex.amp")
             return ApexAmp(amp, model, optimizer, loss_scale, device)
@@ -191,10 +199,10 @@ def open_apex_amp(
 
 
 class ApexAmp:
-    """Apex's casts and loss scaling; see `image_classification.engine.precision.torch_amp.Amp`.
+    """Apex's casts and loss scaling; see `torch_amp.Amp`.
 
-    Dynamic scaling reads the overflow on the host, so each step waits for the device. A fixed
-    scale skips nothing: gradients that overflow end the run, as its weights would be lost.
+    Dynamic scaling reads the overflow on the host, so each step waits for the device. With a fixed
+    scale no step is skipped: gradients that overflow end the run before they reach the weights.
     """
 
     def __init__(
@@ -214,7 +222,7 @@ class ApexAmp:
         prepared, _ = amp.initialize(
             model, optimizer, opt_level="O1", loss_scale=scale, verbosity=0
         )
-        assert prepared is model, "O1 gives back the model it was given"
+        assert prepared is model, "O1 returns the model itself"
         self._handle = amp._amp_state.handle
         self._handle._is_active = False
         self._scale_before = self._host_scale()
@@ -224,32 +232,32 @@ class ApexAmp:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Cast in the functions called within; forget the cast weights afterwards."""
+        """Cast the arguments of torch functions called within; see `Amp`."""
         self._handle._is_active = True
         try:
             yield
         finally:
             self._handle._is_active = False
-            # Else weights changed in place, or first seen without gradients, would be used stale.
+            # Cached casts would be stale once weights change, or were made without gradients.
             self._handle._clear_cache()
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add scaled gradients; after the last micro-batch they are unscaled and looked at."""
+        """Add scaled gradients; after the last micro-batch Apex unscales and checks them."""
         self._scale_before = self._host_scale()
         with self._amp.scale_loss(loss, self._optimizer, delay_unscale=not last) as scaled:
-            scaled.backward(poison(scaled))
+            scaled.backward(initial_gradient(scaled))
 
-    def update(self, note: Note) -> torch.Tensor | None:
-        """See `Amp`. Apex itself leaves out the step of an overflow."""
+    def update(self, record: RecordStep) -> torch.Tensor | None:
+        """See `Amp`. Apex itself skips the step after an overflow."""
         overflow = None
         scale = self._on_device(self._scale_before) if self._scales else None
         if self._dynamic:
             overflow = self._on_device(self._host_scale() < self._scale_before)
-            note(scale=scale, overflow=overflow)
+            record(scale=scale, overflow=overflow)
         else:
-            note(grad_norm=grad_norm(self._optimizer), scale=scale)
+            record(grad_norm=grad_norm(self._optimizer), scale=scale)
         self._optimizer.step()
-        # Apex turns the casts off for the step, and on after it.
+        # Apex turns the casts back on after the step.
         self._handle._is_active = False
         return None if overflow is None else ~overflow
 
@@ -269,5 +277,5 @@ class ApexAmp:
         self._amp.load_state_dict(dict(state))
 
     def close(self) -> None:
-        """Give torch its own functions back."""
+        """Restore the torch functions that Apex replaced."""
         self._handle._deactivate()

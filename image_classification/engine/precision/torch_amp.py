@@ -1,4 +1,4 @@
-"""What arithmetic a step is taken in, and who scales its loss."""
+"""Mixed precision of a training step: the `Amp` protocol, and torch's implementation of it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import get_total_norm
 
 from image_classification.devices.accelerator import Accelerator
-from image_classification.engine.finiteness import poison
 
 
-class Note(Protocol):
-    """Takes down a step's health; see `image_classification.engine.finiteness.Watch.note`."""
+class RecordStep(Protocol):
+    """Takes what is known of a step; see `engine.finiteness.FinitenessMonitor.record`."""
 
     def __call__(
         self,
@@ -24,45 +23,45 @@ class Note(Protocol):
         scale: torch.Tensor | None = None,
         overflow: torch.Tensor | None = None,
     ) -> None:
-        """Note what is known of the step; 0-d tensors on the device."""
+        """Record a step; all arguments are 0-d tensors on the device."""
         ...
 
 
 class Amp(Protocol):
-    """Mixed precision of one network and its optimizer; also where there is none (float32)."""
+    """Mixed precision of one network and its optimizer; float32 runs have one too."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Run the network, and in training its loss, in the run's precision."""
         ...
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add the gradients of ``loss`` (0-d, a micro-batch's share), scaled.
+        """Add the scaled gradients of ``loss`` (0-d, a micro-batch's share of the step's loss).
 
-        last: of the step's micro-batches. A non-finite loss makes non-finite gradients.
+        last: this is the step's last micro-batch. A non-finite loss gives non-finite gradients.
         """
         ...
 
-    def update(self, note: Note) -> torch.Tensor | None:
-        """Note the gradients' health and take the optimizer's step, unless they overflowed.
+    def update(self, record: RecordStep) -> torch.Tensor | None:
+        """Record the gradients' state and take the optimizer's step unless they overflowed.
 
-        Returns 0-d bool on the device, False where the step was left out; None: always taken.
+        Returns 0-d bool on the device, False where the step was skipped; None: never skipped.
         """
         ...
 
     def scale(self) -> torch.Tensor | None:
-        """Return the loss scale, 0-d on the device; None when there is none."""
+        """Return the loss scale, 0-d on the device; None without loss scaling."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, as JSON values."""
+        """Return the state for a checkpoint, as JSON values."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo `state_dict`."""
+        """Restore what `state_dict` returned."""
         ...
 
     def close(self) -> None:
-        """Leave torch as it was found."""
+        """Undo changes to torch itself."""
         ...
 
 
@@ -88,29 +87,27 @@ class TorchAmp:
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """See `Amp`."""
         scaled = self.scaler.scale(loss)
-        scaled.backward(poison(scaled))  # type: ignore[no-untyped-call]
+        scaled.backward(initial_gradient(scaled))  # type: ignore[no-untyped-call]
 
-    def update(self, note: Note) -> torch.Tensor | None:
+    def update(self, record: RecordStep) -> torch.Tensor | None:
         """See `Amp`."""
         scale = self.scale()
         if scale is None:
-            note(grad_norm=grad_norm(self._optimizer))
+            record(grad_norm=grad_norm(self._optimizer))
             self._optimizer.step()
             return None
         scale_before = scale.clone()
         self.scaler.step(self._optimizer)
         self.scaler.update()
-        scale_after = self.scale()
-        assert scale_after is not None
-        overflow = scale_after < scale_before
-        note(scale=scale_before, overflow=overflow)
+        overflow = self.scaler._scale < scale_before  # type: ignore[operator]
+        record(scale=scale_before, overflow=overflow)
         return ~overflow
 
     def scale(self) -> torch.Tensor | None:
         """Return the loss scale; None when scaling is off.
 
-        `GradScaler.get_scale` copies to the host and so would make every step wait; the tensor
-        itself has no public accessor.
+        `GradScaler.get_scale` copies to the host and would make every step wait; the tensor has
+        no public accessor.
         """
         return self.scaler._scale if self.scaler.is_enabled() else None
 
@@ -126,10 +123,19 @@ class TorchAmp:
         """Nothing to undo."""
 
 
+def initial_gradient(loss: torch.Tensor) -> torch.Tensor:
+    """Return the gradient to start backward with: 1, or NaN where ``loss`` (0-d) is not finite.
+
+    A non-finite loss on one rank so reaches the averaged gradients of all ranks. The gradients of
+    a finite loss are unchanged, bit for bit.
+    """
+    return loss.detach() * 0 + 1
+
+
 def grad_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
     """Return the 2-norm of all gradients, 0-d on the device.
 
-    It is the fastest look at every element: an eighth of the maximum's time on a CPU.
+    The norm is the fastest check of every element: on a CPU it takes an eighth of the maximum.
     """
     grads = [
         parameter.grad

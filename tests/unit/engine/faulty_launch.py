@@ -20,16 +20,16 @@ from image_classification.data.transforms import TrainTransform
 def with_fault(kind, rank, at_step):
     take_step = engine.train_step
 
-    def step(run, batches, step, epoch, watch):
+    def step(run, batches, step, epoch, monitor):
         if run.world.rank != rank or step != at_step:
-            return take_step(run, batches, step, epoch, watch)
+            return take_step(run, batches, step, epoch, monitor)
         if kind == "loss":
             batch = next(batches)
             bad = Batch(batch.images * math.nan, batch.labels, batch.valid)
-            return take_step(run, iter([bad]), step, epoch, watch)
+            return take_step(run, iter([bad]), step, epoch, monitor)
         parameter = next(run.parts.model.parameters())
         hook = parameter.register_hook(lambda gradient: gradient * math.nan)
-        metrics = take_step(run, batches, step, epoch, watch)
+        metrics = take_step(run, batches, step, epoch, monitor)
         hook.remove()
         return metrics
 

@@ -12,8 +12,8 @@ import torch
 from image_classification.core.types import WorldInfo
 from image_classification.devices.cpu import CpuAccelerator
 from image_classification.distributed.world import process_group
-from image_classification.engine.build import Run
 from image_classification.engine.run_telemetry import RunTelemetry
+from image_classification.engine.runs import Run
 from image_classification.telemetry import rank_location
 
 rank, nodes, port = (int(text) for text in sys.argv[1:])
@@ -24,11 +24,17 @@ os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank)
 world = WorldInfo(rank, rank if nodes == 1 else 0, 2, 2 // nodes, nodes)
 held = bytearray(200 * 2**20)
 config: Any = None
-run = Run(config, world, CpuAccelerator(), torch.device("cpu"), Path())
+run = Run(
+    config=config,
+    world=world,
+    accelerator=CpuAccelerator(),
+    device=torch.device("cpu"),
+    workspace=Path(),
+)
 with process_group(world, "gloo", timeout_s=60.0):
     telemetry = RunTelemetry(run)
     run.work.begin(measured=True)
     time.sleep(0.5)
     run.work.note(8)
     report = telemetry.report()
-print(json.dumps({"report": report, "samples": telemetry._sampler is not None}))
+print(json.dumps({"report": report, "samples": telemetry.samples}))

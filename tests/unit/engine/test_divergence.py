@@ -14,8 +14,12 @@ from image_classification.core.errors import DivergedError
 from image_classification.data.order import sample_order
 from image_classification.engine import train as engine
 from image_classification.engine.checkpoints import files as checkpoint
-from image_classification.engine.divergence import FILE, diverged
-from image_classification.engine.finiteness import Watch, poison
+from image_classification.engine.finiteness import (
+    DIVERGENCE_FILE,
+    FinitenessMonitor,
+    report_divergence,
+)
+from image_classification.engine.precision.torch_amp import initial_gradient
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 
@@ -35,7 +39,7 @@ def launch(arguments, **environ):
 
 
 def report_of(folder):
-    return json.loads((folder / FILE).read_text())
+    return json.loads((folder / DIVERGENCE_FILE).read_text())
 
 
 def spoil_gradient(run):
@@ -55,14 +59,14 @@ def test_one_process_stops_at_the_step_however_rarely_it_logs(
     run = open_run(config)
     take_step = engine.train_step
 
-    def step(run, batches, step, epoch, watch):
+    def step(run, batches, step, epoch, monitor):
         if step == 5 and kind == "loss":
             with torch.no_grad():
                 run.parts.model.fc.bias.fill_(math.inf)
         if step == 5 and kind == "gradient":
             spoil_gradient(run)
         assert step <= 5, "the step after the bad one must not begin"
-        return take_step(run, batches, step, epoch, watch)
+        return take_step(run, batches, step, epoch, monitor)
 
     monkeypatch.setattr(engine, "train_step", step)
     with pytest.raises(DivergedError, match=f"{kind} is not finite at step 5 ") as caught:
@@ -90,23 +94,23 @@ def test_one_process_stops_at_the_step_however_rarely_it_logs(
 def test_a_verdict_read_late_is_read_before_anything_is_saved(
     small_config, open_run, monkeypatch, save_every
 ):
-    class LateWatch(Watch):
+    class LateMonitor(FinitenessMonitor):
         """Reads a step after the next one, as on a GPU."""
 
         def __init__(self, *arguments):
             super().__init__(*arguments)
-            self._behind = 1
+            self._delay_steps = 1
 
     taken = []
     take_step = engine.train_step
 
-    def step(run, batches, step, epoch, watch):
+    def step(run, batches, step, epoch, monitor):
         if step == 1:
             spoil_gradient(run)
         taken.append(step)
-        return take_step(run, batches, step, epoch, watch)
+        return take_step(run, batches, step, epoch, monitor)
 
-    monkeypatch.setattr(engine, "Watch", LateWatch)
+    monkeypatch.setattr(engine, "FinitenessMonitor", LateMonitor)
     monkeypatch.setattr(engine, "train_step", step)
     run = open_run(small_config(run__log_every_steps=1000, run__save_every=save_every))
     with pytest.raises(DivergedError, match="gradient is not finite at step 1 "):
@@ -118,46 +122,48 @@ def test_a_verdict_read_late_is_read_before_anything_is_saved(
 
 def test_a_divergence_that_cannot_be_written_down_is_still_one(small_config, open_run):
     run = open_run(small_config())
-    (run.workspace / FILE).mkdir()
+    (run.workspace / DIVERGENCE_FILE).mkdir()
     spoil_gradient(run)
-    with pytest.raises(DivergedError, match=f"gradient is not finite .* cannot write .*{FILE}"):
+    with pytest.raises(
+        DivergedError, match=f"gradient is not finite .* cannot write .*{DIVERGENCE_FILE}"
+    ):
         list(train(run, StopRequest()))
 
 
-def note(watch, step, overflow):
+def note(monitor, step, overflow):
     scale = torch.tensor(2.0)
-    watch.note(step, 0, 0.1, (torch.tensor(1.0),), scale=scale, overflow=torch.tensor(overflow))
-    return watch.trouble()
+    monitor.record(step, 0, 0.1, (torch.tensor(1.0),), scale=scale, overflow=torch.tensor(overflow))
+    return monitor.divergence()
 
 
 def test_overflows_are_no_failure_until_too_many_come_in_a_row():
-    watch = Watch(CPU, max_in_a_row=3, skipped=7)
+    monitor = FinitenessMonitor(CPU, max_in_a_row=3, skipped=7)
     pattern = [True, True, False, True, True, True]
-    found = [note(watch, step, overflow) for step, overflow in enumerate(pattern)]
+    found = [note(monitor, step, overflow) for step, overflow in enumerate(pattern)]
     assert found[:5] == [None] * 5
     assert found[5] is not None
-    assert (found[5].note.step, found[5].overflows) == (5, 3)
-    assert watch.skipped == 7 + 5
+    assert (found[5].check.step, found[5].overflows) == (5, 3)
+    assert monitor.skipped == 7 + 5
 
 
 def test_a_step_is_read_late_where_that_saves_a_wait_and_at_once_where_it_must():
-    watch = Watch(CPU, max_in_a_row=3)
-    watch._behind = 1  # as on a GPU
+    monitor = FinitenessMonitor(CPU, max_in_a_row=3)
+    monitor._delay_steps = 1  # as on a GPU
     loss = (torch.tensor(1.0),)
-    watch.note(0, 0, 0.1, loss, grad_norm=torch.tensor(math.inf))
-    assert watch.trouble() is None
-    watch.note(1, 0, 0.1, loss, grad_norm=torch.tensor(1.0))
-    assert watch.trouble().note.step == 0
+    monitor.record(0, 0, 0.1, loss, grad_norm=torch.tensor(math.inf))
+    assert monitor.divergence() is None
+    monitor.record(1, 0, 0.1, loss, grad_norm=torch.tensor(1.0))
+    assert monitor.divergence().check.step == 0
 
-    watch.note(2, 0, 0.1, loss, grad_norm=torch.tensor(math.nan))
-    assert watch.trouble(all_steps=True).note.step == 2
+    monitor.record(2, 0, 0.1, loss, grad_norm=torch.tensor(math.nan))
+    assert monitor.divergence(all_steps=True).check.step == 2
 
 
 def test_overflows_that_end_a_run_are_said_with_their_number(small_config, open_run):
     run = open_run(small_config(run__max_skipped_steps_in_a_row=2))
-    watch = Watch(CPU, run.config.run.max_skipped_steps_in_a_row)
-    assert note(watch, 4, True) is None
-    error = diverged(run, note(watch, 5, True))
+    monitor = FinitenessMonitor(CPU, run.config.run.max_skipped_steps_in_a_row)
+    assert note(monitor, 4, True) is None
+    error = report_divergence(run, note(monitor, 5, True))
     assert str(error).startswith("2 fp16 overflows in a row up to step 5 ")
     found = report_of(run.workspace)
     assert (found["reason"], found["overflows_in_a_row"]) == ("overflows", 2)
@@ -168,7 +174,7 @@ def test_overflows_that_end_a_run_are_said_with_their_number(small_config, open_
 def test_a_loss_that_is_not_finite_spoils_gradients_that_would_be(loss):
     weight = torch.ones(2, requires_grad=True)
     total = weight.sum() + loss
-    total.backward(poison(total))
+    total.backward(initial_gradient(total))
     assert torch.isnan(weight.grad).all()
 
 
@@ -177,7 +183,7 @@ def test_a_finite_loss_gives_its_own_gradients():
     for start in (False, True):
         weight = torch.linspace(-1, 1, 7, requires_grad=True)
         loss = (weight.exp() / 3).sum()
-        loss.backward(poison(loss) if start else None)
+        loss.backward(initial_gradient(loss) if start else None)
         gradients.append(weight.grad)
     assert torch.equal(*gradients)
 
@@ -195,7 +201,7 @@ def test_two_ranks_stop_at_the_step_where_one_goes_wrong(small_arguments, tmp_pa
     halves += ["--set=platform.num_devices=2", "--save-every=1 steps", "--gather-checkpoints=9"]
     found = launch([*halves, f"--workspace={folder}"], FAULT=f"{kind}:1:2")
     assert found.returncode == 3, found.stderr
-    where = "rank 1" if kind == "loss" else "a rank unknown"
+    where = "rank 1" if kind == "loss" else "an unknown rank"
     lines = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert f"{kind} is not finite at step 2 on {where}" in lines[0]

@@ -19,7 +19,7 @@ SCORES = [40.0, 60.0, 75.9, 90.0]
 def scored(monkeypatch):
     """Let validations find `SCORES`, one an epoch; the average is always 30 points worse."""
 
-    def evaluate(run, model, stop):
+    def evaluate(run, model, loader, stop):
         epoch = run.progress.step // run.train_loader.steps_per_epoch - 1
         worse = 0.0 if model is run.parts.model else 30.0
         return EvalResult(SCORES[epoch] - worse, 100.0, 1.0, 15, time_s=0.01)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from image_classification.core.errors import ConfigError, DivergedError
 from image_classification.core.types import Record
 from image_classification.distributed.host_collectives import AnyRank
-from image_classification.engine.run_telemetry import assemble
+from image_classification.engine.modes import MODES
+from image_classification.engine.run_telemetry import combine_nodes
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.launch.recorder import Session
 from image_classification.reporting.sinks import read_metrics
@@ -119,12 +121,12 @@ def test_other_modes_have_their_own_window(drive, ten_watts, mode, images):
     ],
 )
 def test_no_thread_is_left_however_a_run_ends(drive, monkeypatch, no_rapl, error, code):
-    def driver(run, stop):
+    def records(run, stop):
         yield Record("start", 0, 0, {})
         assert sampling()
         raise error
 
-    monkeypatch.setattr("image_classification.launch.recorder.DRIVERS", {"convergence": driver})
+    monkeypatch.setitem(MODES, "convergence", replace(MODES["convergence"], records=records))
     if code is None:
         with pytest.raises(type(error)):
             drive()
@@ -141,7 +143,7 @@ def node(energies, window="measured", images=100):
 
 
 def test_nodes_are_put_together():
-    told = assemble([node([100.0, 50.0]), node([25.0, 25.0])], 2)
+    told = combine_nodes([node([100.0, 50.0]), node([25.0, 25.0])], 2)
     assert len(told["devices"]) == 4
     assert told["energy_j"] == 200.0 and told["images_per_joule"] == 0.5
     assert told["source"] == "NVML | means and energy: of the steps that the speed is of"
@@ -151,13 +153,13 @@ def test_nodes_are_put_together():
     "nodes", [[node([100.0, None]), node([1.0])], [node([100.0])]], ids=["a device", "a node"]
 )
 def test_no_total_without_every_part(nodes):
-    told = assemble(nodes, 2)
+    told = combine_nodes(nodes, 2)
     assert told["energy_j"] is None and told["images_per_joule"] is None
 
 
 def test_a_node_that_is_gone_is_named():
-    assert "1 of 2 nodes did not answer" in assemble([node([100.0])], 2)["source"]
-    assert assemble([], 2)["devices"] is None
+    assert "1 of 2 nodes did not answer" in combine_nodes([node([100.0])], 2)["source"]
+    assert combine_nodes([], 2)["devices"] is None
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from image_classification.engine.stop import STOP_SIGNALS, StopRequest
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_is_noted_not_died_of(number):
     with StopRequest() as stop:
-        assert not stop.agreed()
+        assert not stop.requested()
         os.kill(os.getpid(), number)
-        assert stop.agreed()
+        assert stop.requested()
         assert stop.signal_name == signal.Signals(number).name
 
 
@@ -26,5 +26,5 @@ def test_the_previous_handlers_come_back():
 
 def test_another_ranks_signal_stops_this_one():
     with StopRequest(agree=lambda mine: True) as stop:
-        assert stop.agreed()
+        assert stop.requested()
         assert stop.signal_name is None

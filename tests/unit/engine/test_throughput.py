@@ -2,7 +2,7 @@
 
 import pytest
 
-from image_classification.engine.throughput import TrainMeter, percentiles
+from image_classification.engine.throughput import ThroughputMeter, percentiles
 
 
 class FakeClock:
@@ -18,7 +18,7 @@ class FakeClock:
         return end - start
 
 
-def run_steps(meter: TrainMeter, clock: FakeClock, durations_s, images=10, wait_s=0.0):
+def run_steps(meter: ThroughputMeter, clock: FakeClock, durations_s, images=10, wait_s=0.0):
     for duration_s in durations_s:
         clock.now_s += duration_s
         meter.step(images, wait_s)
@@ -26,7 +26,7 @@ def run_steps(meter: TrainMeter, clock: FakeClock, durations_s, images=10, wait_
 
 def test_rate_is_images_over_wall_time_not_a_mean_of_rates():
     clock = FakeClock()
-    meter = TrainMeter(clock, warmup_steps=0)
+    meter = ThroughputMeter(clock, warmup_steps=0)
     meter.begin()
     run_steps(meter, clock, [1.0, 3.0])
     meter.flush()
@@ -37,7 +37,7 @@ def test_rate_is_images_over_wall_time_not_a_mean_of_rates():
 
 def test_warm_up_steps_are_outside_the_measured_window():
     clock = FakeClock()
-    meter = TrainMeter(clock, warmup_steps=2)
+    meter = ThroughputMeter(clock, warmup_steps=2)
     meter.begin()
     run_steps(meter, clock, [100.0, 50.0, 1.0, 1.0])
     meter.flush()
@@ -50,7 +50,7 @@ def test_warm_up_steps_are_outside_the_measured_window():
 
 def test_a_run_shorter_than_the_warm_up_measures_nothing():
     clock = FakeClock()
-    meter = TrainMeter(clock, warmup_steps=5)
+    meter = ThroughputMeter(clock, warmup_steps=5)
     meter.begin()
     run_steps(meter, clock, [1.0])
     meter.flush()
@@ -62,7 +62,7 @@ def test_a_run_shorter_than_the_warm_up_measures_nothing():
 
 def test_time_between_segments_is_nobodys():
     clock = FakeClock()
-    meter = TrainMeter(clock, warmup_steps=0)
+    meter = ThroughputMeter(clock, warmup_steps=0)
     meter.begin()
     run_steps(meter, clock, [1.0])
     clock.now_s += 1000.0  # evaluation
@@ -74,7 +74,7 @@ def test_time_between_segments_is_nobodys():
 
 def test_windows_between_flushes_and_epochs():
     clock = FakeClock()
-    meter = TrainMeter(clock, warmup_steps=0)
+    meter = ThroughputMeter(clock, warmup_steps=0)
     meter.begin()
     run_steps(meter, clock, [1.0, 1.0], wait_s=0.25)
     first = meter.flush()
@@ -94,7 +94,7 @@ def test_percentiles_interpolate():
 
 def test_the_work_log_follows_segments_and_the_warm_up():
     clock = FakeClock()
-    meter = TrainMeter(clock, warmup_steps=2)
+    meter = ThroughputMeter(clock, warmup_steps=2)
     assert meter.work.is_idle
     meter.begin()
     run_steps(meter, clock, [1.0])

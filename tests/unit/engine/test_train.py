@@ -10,10 +10,10 @@ import torch
 from image_classification.core.errors import CheckpointError, DataError, DivergedError
 from image_classification.data.tools import quarantine
 from image_classification.engine.checkpoints import files as checkpoint
-from image_classification.engine.checkpoints.async_save import Saver
+from image_classification.engine.checkpoints.async_save import CheckpointSaver
+from image_classification.engine.modes import MODES
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.engine.train import last_step, train
-from image_classification.launch.recorder import DRIVERS
 
 
 def drive(run):
@@ -157,7 +157,7 @@ def test_weights_that_are_not_finite_are_never_saved(small_config, open_run):
     with torch.no_grad():
         next(run.parts.model.parameters()).fill_(math.inf)
     with pytest.raises(DivergedError):
-        list(Saver(run).begin())
+        list(CheckpointSaver(run).begin())
     assert checkpoint.listed(run.checkpoints) == []
 
 
@@ -214,7 +214,7 @@ def test_evaluating_a_checkpoint_gives_what_training_recorded(small_config, open
     best = checkpoint.best_step(tmp_path / "run" / "checkpoints")
     newest = checkpoint.listed(tmp_path / "run" / "checkpoints")[-1].step
     assert best is not None
-    found = list(DRIVERS.get("evaluate")(run, StopRequest()))[-1].values["results"]["validation"]
+    found = list(MODES["evaluate"].records(run, StopRequest()))[-1].values["results"]["validation"]
     assert newest == 12
     assert found == {k: trained[k] for k in ("top1", "top5", "loss", "images")}
 
@@ -231,7 +231,7 @@ def test_benchmark_training_measures_and_saves_nothing(small_config, open_run):
 def test_benchmark_inference_has_percentiles_per_batch(small_config, open_run):
     config = small_config(mode="benchmark_inference")
     run = open_run(config, inference_batches=(1, 3, 40), inference_iterations=4)
-    records = list(DRIVERS.get("benchmark_inference")(run, StopRequest()))
+    records = list(MODES["benchmark_inference"].records(run, StopRequest()))
     rows = records[-1].values["results"]["inference"]
     assert [row["batch"] for row in rows] == [1, 3, 40]
     for row in rows:
@@ -243,8 +243,7 @@ def test_benchmark_inference_has_percentiles_per_batch(small_config, open_run):
 
 def test_benchmark_data_counts_the_loader_alone(small_config, open_run):
     run = open_run(small_config(mode="benchmark_data"))
-    records = list(DRIVERS.get("benchmark_data")(run, StopRequest()))
-    assert run.parts is None
+    records = list(MODES["benchmark_data"].records(run, StopRequest()))
     assert records[-1].values["results"]["data"]["images_per_s"] > 0
 
 

@@ -24,7 +24,7 @@ from image_classification.data.transforms import (
     train_transform,
 )
 from image_classification.devices.accelerator import get_accelerator
-from image_classification.engine.build import build_run
+from image_classification.engine.build import build_training
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 
@@ -120,11 +120,10 @@ def trained(root: Path, workspace: Path) -> torch.nn.Module:
         },
     )
     accelerator = get_accelerator("cpu")
-    run = build_run(config, WorldInfo(), accelerator, accelerator.device(0), workspace)
+    run = build_training(config, WorldInfo(), accelerator, accelerator.device(0), workspace)
     try:
         for _ in train(run, StopRequest()):
             pass
-        assert run.parts is not None
         return run.parts.model.eval()
     finally:
         run.close()

@@ -5,7 +5,6 @@ import gc
 import json
 import os
 import threading
-import time
 import weakref
 from contextlib import nullcontext
 
@@ -17,7 +16,6 @@ from image_classification.devices import async_readback as host_copy
 from image_classification.devices.async_readback import HostCopy
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.checkpoints import run_state as saving
-from image_classification.engine.checkpoints.async_save import Job
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.engine.train import train
 
@@ -101,7 +99,7 @@ def test_at_most_one_is_written_and_the_next_says_how_long_it_waited(small_confi
 @pytest.mark.parametrize("failing", [False, True], ids=["written", "failing"])
 def test_one_snapshot_is_alive_at_a_time(small_config, open_run, monkeypatch, failing):
     alive_at_capture, made = [], weakref.WeakSet()
-    capture, on_host = saving.capture, saving.Capture.on_host
+    capture, on_host = saving.capture, saving.PendingSnapshot.on_host
 
     def counted(run):
         alive_at_capture.append(len(made))
@@ -113,7 +111,7 @@ def test_one_snapshot_is_alive_at_a_time(small_config, open_run, monkeypatch, fa
         return snapshot
 
     monkeypatch.setattr(saving, "capture", counted)
-    monkeypatch.setattr(saving.Capture, "on_host", kept)
+    monkeypatch.setattr(saving.PendingSnapshot, "on_host", kept)
     if failing:
         breaking = iter([False, True, True, True])
         write_json = checkpoint._write_json
@@ -203,25 +201,6 @@ def test_the_best_is_noted_by_the_write_that_has_it(small_config, open_run):
     noted = json.loads((run.checkpoints / "best.json").read_text())
     assert noted["step"] == best[-1].step == run.progress.best_step
     assert noted["top1"] == run.progress.best_top1
-
-
-def test_a_job_gives_back_what_its_function_did():
-    assert Job(lambda: 3, "three").result() == 3
-
-    def fail():
-        raise OSError(5, "broken")
-
-    job = Job(fail, "broken")
-    job.wait()
-    assert job.done
-    with pytest.raises(OSError, match="broken"):
-        job.result()
-    gate = threading.Event()
-    slow = Job(gate.wait, "slow")
-    time.sleep(0.01)
-    assert not slow.done
-    gate.set()
-    assert slow.result() is True
 
 
 def test_a_host_copy_is_of_its_moment_and_keeps_the_layout():

@@ -13,7 +13,7 @@ from image_classification.core.errors import CheckpointError, WorkspaceError
 from image_classification.core.files import explained
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.checkpoints.files import Snapshot
-from image_classification.engine.checkpoints.run_state import optimizer_tensors, restore_optimizer
+from image_classification.engine.checkpoints.run_state import optimizer_state, restore_optimizer
 
 
 def snapshot(value: float = 1.0) -> Snapshot:
@@ -191,7 +191,7 @@ def test_optimizer_state_round_trip_in_channels_last(kind):
 
     model, optimizer = make()
     step(model, optimizer)
-    tensors, numbers = optimizer_tensors(model, optimizer)
+    tensors, numbers = optimizer_state(model, optimizer)
     tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
     other, other_optimizer = make()
     other.load_state_dict(model.state_dict())

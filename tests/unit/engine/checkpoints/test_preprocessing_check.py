@@ -11,10 +11,13 @@ from image_classification.core.errors import CheckpointError
 from image_classification.core.types import Decoding
 from image_classification.data.loaders.protocol import BACKENDS, DECODING
 from image_classification.engine.checkpoints import files as checkpoint
-from image_classification.engine.checkpoints.resume_checks import other_contract, other_decoding
+from image_classification.engine.checkpoints.resume_checks import (
+    decoding_warnings,
+    preprocessing_warnings,
+)
+from image_classification.engine.modes import MODES
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
-from image_classification.launch.recorder import DRIVERS
 from image_classification.models import build
 from image_classification.models.spec import Preprocessing
 from image_classification.models.weights import model_metadata, read_header, save_model
@@ -37,33 +40,33 @@ def test_every_backend_says_what_its_pixels_come_from() -> None:
 
 
 def test_the_same_contract_is_silent(weights: Path) -> None:
-    assert other_contract(weights, DATA) == []
-    assert other_contract(weights, replace(DATA, backend="dali-cpu")) == []
+    assert preprocessing_warnings(weights, DATA) == []
+    assert preprocessing_warnings(weights, replace(DATA, backend="dali-cpu")) == []
 
 
 def test_another_resize_is_named_with_the_way_back(weights: Path) -> None:
-    (warning,) = other_contract(weights, replace(DATA, resize=80, antialias=False))
+    (warning,) = preprocessing_warnings(weights, replace(DATA, resize=80, antialias=False))
     assert "resize 72 -> 80, antialias True -> False" in warning
     assert "--set data.resize=72 --set data.antialias=true" in warning
-    (warning,) = other_contract(weights, replace(DATA, mean=(0.5, 0.5, 0.5)))
+    (warning,) = preprocessing_warnings(weights, replace(DATA, mean=(0.5, 0.5, 0.5)))
     assert "--set data.mean=[0.485,0.456,0.406]" in warning
 
 
 def test_another_decoder_is_named_with_the_backends_that_have_it(weights: Path) -> None:
-    (warning,) = other_contract(weights, replace(DATA, backend="dali-gpu"))
+    (warning,) = preprocessing_warnings(weights, replace(DATA, backend="dali-gpu"))
     assert "libjpeg-turbo" in warning
     assert "--data-backend dali-cpu or pytorch" in warning
-    assert other_decoding(weights, DATA) == []
+    assert decoding_warnings(weights, DATA) == []
 
 
 def test_both_are_named(weights: Path) -> None:
-    warnings = other_contract(weights, replace(DATA, backend="synthetic", resize=80))
+    warnings = preprocessing_warnings(weights, replace(DATA, backend="synthetic", resize=80))
     assert len(warnings) == 2
 
 
 def test_weights_that_do_not_say_are_named(weights: Path) -> None:
     save_file(load_file(weights), weights)
-    (warning,) = other_contract(weights, DATA)
+    (warning,) = preprocessing_warnings(weights, DATA)
     assert "does not say how" in warning
 
 
@@ -78,21 +81,21 @@ def test_an_unusable_entry_is_refused(weights: Path, bad: str) -> None:
 def test_a_run_warns_where_it_evaluates_otherwise_than_it_trained(small_config, open_run, tmp_path):
     list(train(open_run(small_config(), max_steps=4), StopRequest()))
     saved = checkpoint.listed(tmp_path / "run" / "checkpoints")[-1]
-    assert read_header(checkpoint.weights_of(saved.path)).decoding == DECODING["pytorch"]
+    assert read_header(checkpoint.weights_file(saved.path)).decoding == DECODING["pytorch"]
 
     def messages(**sections: object) -> list[str]:
         folder = str(tmp_path / "evaluation")
         config = small_config(mode="evaluate", run__workspace=folder, **sections)
         run = open_run(config, resume=str(tmp_path / "run"))
-        records = list(DRIVERS.get("evaluate")(run, StopRequest()))
+        records = list(MODES["evaluate"].records(run, StopRequest()))
         return [r.values["message"] for r in records if r.kind == "warning"]
 
     assert messages() == []
     (resized,) = messages(data__interpolation="bicubic")
     assert "interpolation bilinear -> bicubic" in resized
-    file = str(checkpoint.weights_of(saved.path))
+    file = str(checkpoint.weights_file(saved.path))
     run = open_run(small_config(mode="evaluate", data__resize=40, model__pretrained_from_file=file))
-    records = list(DRIVERS.get("evaluate")(run, StopRequest()))
+    records = list(MODES["evaluate"].records(run, StopRequest()))
     assert any("resize" in r.values["message"] for r in records if r.kind == "warning")
 
 
@@ -103,4 +106,4 @@ def test_a_run_warns_where_it_continues_on_another_decoder(small_config, open_ru
     monkeypatch.setitem(DECODING, "pytorch", ours)
     records = list(train(open_run(small_config(), resume="auto", max_steps=4), StopRequest()))
     (warning,) = [r.values["message"] for r in records if r.kind == "warning"]
-    assert "--data-backend dali-gpu makes the same ones" in warning
+    assert "--data-backend dali-gpu gives the same ones" in warning

@@ -130,7 +130,7 @@ def test_another_data_set_goes_on_at_the_epochs_start_in_a_folder_of_its_own(
     assert [r.epoch for r in steps] == [1, 1, 1, 2, 2, 2]
     said = " ".join(warned(records))
     assert "continuing at the start of epoch 1 (from 0), which is step 3 now" in said
-    assert "the 2 steps taken of it before are repeated" in said
+    assert "its first 2 steps are repeated" in said
     # Its first validation is the best so far: what the old images gave does not count.
     assert next(r for r in records if r.kind == "validation").values["is_best"]
 
@@ -156,7 +156,7 @@ def test_a_static_loss_scale_chosen_anew_counts(small_config, open_run):
     # float16 cannot run here; the scaler's state is all that matters.
     from image_classification.devices.precision import make_grad_scaler
     from image_classification.engine.checkpoints import run_state as saving
-    from image_classification.engine.checkpoints.async_save import Saver
+    from image_classification.engine.checkpoints.async_save import CheckpointSaver
 
     def scaled(scale, **control):
         run = open_run(small_config(), **control)
@@ -166,7 +166,7 @@ def test_a_static_loss_scale_chosen_anew_counts(small_config, open_run):
 
     run = scaled(128.0)
     run.parts.amp.scaler.scale(torch.ones(()))
-    saver = Saver(run)
+    saver = CheckpointSaver(run)
     list(saver.begin())
     list(saver.finish())
     saver.close()

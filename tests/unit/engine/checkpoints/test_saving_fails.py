@@ -77,7 +77,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
     # Room for one and a half: the second does not fit, and the first is not deleted for it.
     disk = disk_for(small_disk, small_config, open_run, tmp_path, 1.5)
     if not checked:
-        monkeypatch.setattr(checkpoint, "_check_room", lambda folder, snapshot: None)
+        monkeypatch.setattr(checkpoint, "_check_free_space", lambda folder, snapshot: None)
     run = open_run(small_config(**OFTEN), workspace=str(disk))
     free_bytes = 0
     with pytest.raises(WorkspaceError, match="no space left") as caught:

@@ -220,10 +220,9 @@ def test_an_apex_that_cannot_be_loaded_is_one_line(amp, apex_config, open_run, m
 def test_without_apex_nothing_is_opened(apex_config, open_run, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr(build, "open_split", lambda *args: opened.append("data"))
-    monkeypatch.setattr(build, "find_apex", lambda: None)
+    monkeypatch.setattr(amp_apex, "find_apex", lambda: None)
     with pytest.raises(ConfigError, match=r"precision\.amp_backend apex: NVIDIA Apex is not"):
         open_run(apex_config())
-    monkeypatch.setattr(amp_apex, "find_apex", lambda: None)
     with pytest.raises(ConfigError, match="NVIDIA Apex is not installed"):
         amp_apex.open_apex_amp(torch.nn.Identity(), None, None, torch.device("cpu"))
     config = apex_config()
