@@ -17,7 +17,7 @@ from image_classification.reporting.compare.combine_text import (
 )
 from image_classification.reporting.compare.identity import check_ignored
 from image_classification.reporting.page.combined_page import combined_page
-from image_classification.reporting.report import read_run
+from image_classification.reporting.run_folder import read_run
 
 JSON_NAME = "combined.json"
 PAGE_NAME = "combined.html"

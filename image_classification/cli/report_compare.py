@@ -25,7 +25,7 @@ from image_classification.reporting.compare.regression_text import (
     print_comparison,
     print_folders,
 )
-from image_classification.reporting.report import read_run
+from image_classification.reporting.run_folder import read_run
 
 
 def build_parser() -> CommandParser:

@@ -107,17 +107,3 @@ class WorldInfo:
     world_size: int = 1
     local_world_size: int = 1
     num_nodes: int = 1
-
-
-@dataclass
-class RunReport:
-    """What ran, on what, what was measured, how it compares: the content of ``report.json``."""
-
-    name: dict[str, str]
-    config: dict[str, dict[str, Any]]
-    environment: dict[str, Any]
-    results: dict[str, Any]
-    telemetry: dict[str, Any]
-    published: list[dict[str, Any]]
-    exit: dict[str, Any]
-    schema_version: int = 1

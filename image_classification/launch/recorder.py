@@ -27,7 +27,7 @@ from image_classification.core.errors import (
 )
 from image_classification.core.files import write_atomically
 from image_classification.core.terminal import LastingStdout
-from image_classification.core.types import DevicesFound, Record, RunReport
+from image_classification.core.types import DevicesFound, Record
 from image_classification.devices.accelerator import Accelerator
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.modes import MODES
@@ -36,11 +36,12 @@ from image_classification.engine.run_telemetry import RunTelemetry
 from image_classification.engine.runs import Run
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.launch.outcomes import Outcome, leave_outcome, remember
+from image_classification.reporting.build_report import build_report
 from image_classification.reporting.console.results import print_results
 from image_classification.reporting.console.sink import open_console_sink
 from image_classification.reporting.page.run_page import write_page
 from image_classification.reporting.pictures.draw import Gallery, draw_run
-from image_classification.reporting.report import build_report, write_report
+from image_classification.reporting.report import RunReport, write_report
 from image_classification.reporting.sinks import DLLoggerSink, JsonlSink, MultiSink, Sink
 from image_classification.reporting.trackers.sink import open_trackers
 

@@ -1,4 +1,4 @@
-"""Runs made with the package's own writers, for the tests of pictures and pages."""
+"""Reports and folders of runs, made with the package's own writers."""
 
 import json
 import math
@@ -6,10 +6,37 @@ import random
 from pathlib import Path
 
 from image_classification.core.types import DevicesFound, Record
-from image_classification.reporting.report import build_report, write_report
+from image_classification.reporting.build_report import build_report
+from image_classification.reporting.published.verdict import compare
+from image_classification.reporting.report import (
+    Environment,
+    Exit,
+    PublishedComparison,
+    Results,
+    RunReport,
+    Telemetry,
+    complete,
+    write_report,
+)
 from image_classification.reporting.sinks import JsonlSink
 
 BEGIN_S = 1_700_000_000.0
+
+
+def compared(
+    config, results, devices, *, telemetry=None, environment=None
+) -> list[PublishedComparison]:
+    """Compare results, given as a section of report.json, with the published figures."""
+    report = RunReport(
+        name=config.names,
+        config={},
+        environment=complete(Environment, environment or {}, "environment"),
+        results=complete(Results, results, "results"),
+        telemetry=complete(Telemetry, telemetry or {}, "telemetry"),
+        published=(),
+        exit=Exit(status="done", code=0, message=""),
+    )
+    return compare(config, report, devices)
 
 
 TRAINING_PICTURES = [

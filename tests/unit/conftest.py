@@ -11,7 +11,8 @@ import pytest
 
 from image_classification.config.resolve import resolve
 from image_classification.core.types import DevicesFound
-from image_classification.reporting.report import build_report, write_report
+from image_classification.reporting.build_report import build_report
+from image_classification.reporting.report import write_report
 
 ENVIRONMENT: dict[str, Any] = {
     "torch": "2.10.0",

@@ -6,18 +6,18 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from image_classification.core.types import RunReport
 from image_classification.reporting.compare.identity import (
     Identity,
     check_distinct,
     check_finished,
     check_same,
 )
-from image_classification.reporting.figures import ACCURACY, FIGURES, figure_of, order, split_batch
-from image_classification.reporting.published.verdict import load_published
-from image_classification.reporting.report import RecordedRun
+from image_classification.reporting.figures import ACCURACY, figure_of, order, with_batch
+from image_classification.reporting.published.load import PublishedRow, load_published
+from image_classification.reporting.published.verdict import judge, newest
+from image_classification.reporting.report import PublishedComparison, RunReport
+from image_classification.reporting.run_folder import RecordedRun
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,7 @@ class Group:
     @property
     def newest_published(self) -> list[Judged]:
         """The first entry of each figure: publications come with the newest first."""
-        first: dict[str, Judged] = {}
-        for entry in self.published:
-            first.setdefault(entry.figure, entry)
-        return list(first.values())
+        return newest(self.published)
 
 
 def group_runs(runs: Sequence[RecordedRun], ignored: Collection[str] = ()) -> list[Group]:
@@ -120,7 +117,7 @@ def _group(identity: Identity, runs: list[RecordedRun]) -> Group:
     figures = {}
     for key in keys:
         values = [(run.seed, run.figures[key]) for run in runs if key in run.figures]
-        figures[key] = spread(values, by_seed=figure_of(key).by_seed)
+        figures[key] = spread(values, by_seed=figure_of(key).varies_with_seed)
         if len(values) < len(runs):
             warnings.append(f"{key} is measured in {len(values)} of {len(runs)} runs")
     return Group(identity, tuple(runs), figures, tuple(_judged(runs)), tuple(warnings))
@@ -156,95 +153,58 @@ def _repeats(runs: Sequence[RecordedRun], identity: Identity) -> Iterable[str]:
 
 
 def _judged(runs: Sequence[RecordedRun]) -> Iterable[Judged]:
-    entries: dict[tuple[str, str, float], list[tuple[RecordedRun, Mapping[str, Any]]]] = {}
+    entries: dict[tuple[str, str, float], list[tuple[RecordedRun, PublishedComparison]]] = {}
     for run in runs:
         for entry in run.report.published:
-            key = (entry["id"], entry["figure"], float(entry["published"]))
+            key = (entry.id, entry.figure, float(entry.published))
             entries.setdefault(key, []).append((run, entry))
     for same in entries.values():
         yield _judge_mean(same)
 
 
-def _judge_mean(same: Sequence[tuple[RecordedRun, Mapping[str, Any]]]) -> Judged:
+def _judge_mean(same: Sequence[tuple[RecordedRun, PublishedComparison]]) -> Judged:
     first = same[0][1]
-    accuracy = first["figure"] in ACCURACY
     values = [
-        (run.seed, float(entry["measured"])) for run, entry in same if entry["measured"] is not None
+        (run.seed, float(entry.measured)) for run, entry in same if entry.measured is not None
     ]
-    mean = spread(values, by_seed=accuracy) if values else None
-    published = float(first["published"])
-    row = _tolerance_and_spread(first["id"], first["figure"], published)
-    printed = None if row is None else row[1]
-    tolerance: float | None = None
-    verdict = "not-comparable"
-    if mean is None:
-        why = "not measured"
-    elif any(not entry["comparable"] for _, entry in same):
-        why = _obstacles(same)
-    elif row is None:
-        why = "the published figure is not, or no longer, in this release"
-    else:
-        factor = tolerance_factor(mean.n, spread_is_printed=printed is not None)
-        tolerance = row[0] * factor if accuracy else row[0]
-        verdict, why = _verdict(first["figure"], mean, published, tolerance)
+    mean = spread(values, by_seed=first.figure in ACCURACY) if values else None
+    row = _row(first)
+    verdict = judge(
+        row,
+        None if mean is None else mean.mean,
+        _obstacles(same),
+        mean_of=0 if mean is None else mean.n,
+    )
     return Judged(
-        id=first["id"],
-        figure=first["figure"],
-        unit=first["unit"],
-        published=published,
-        spread=printed,
+        id=first.id,
+        figure=first.figure,
+        unit=first.unit,
+        published=float(first.published),
+        spread=None if row is None else row.spread,
         measured=None if mean is None else mean.mean,
         n=0 if mean is None else mean.n,
-        tolerance=tolerance,
-        comparable=verdict != "not-comparable",
-        why=why,
-        verdict=verdict,
+        tolerance=verdict.tolerance,
+        comparable=verdict.comparable,
+        why=verdict.why,
+        verdict=verdict.verdict,
     )
 
 
-def tolerance_factor(n: int, *, spread_is_printed: bool) -> float:
-    """Return what a single run's tolerance in accuracy is multiplied by for a mean of ``n`` seeds.
-
-    The tolerance of the difference of two means is two standard errors, s * sqrt(1/n + 1/m),
-    with m published seeds. Sources do not say m. A printed spread takes at least two of them, and
-    without one there may have been one only: these least m are taken, so that ``short`` and
-    ``better`` are said where not even so few published seeds explain the difference. Never more
-    than a single run is allowed.
-    """
-    published_seeds = 2 if spread_is_printed else 1
-    return min(1.0, math.sqrt(1 / n + 1 / published_seeds))
+def _obstacles(same: Sequence[tuple[RecordedRun, PublishedComparison]]) -> list[str]:
+    """Return why some of the runs are not comparable, and which, if not all of them."""
+    barred = [(run, entry) for run, entry in same if not entry.comparable]
+    reasons = list(dict.fromkeys(entry.why for _, entry in barred))
+    if barred and len(barred) < len(same):
+        reasons[0] = f"{', '.join(run.label for run, _ in barred)}: {reasons[0]}"
+    return reasons
 
 
-def _verdict(figure: str, mean: Spread, published: float, tolerance: float) -> tuple[str, str]:
-    # Rounded so that a difference that equals the tolerance in print is within it.
-    difference = round(mean.mean - published, 6)
-    if abs(difference) <= round(tolerance, 6):
-        verdict = "reproduced"
-    else:
-        verdict = "better" if (difference < 0) == FIGURES[split_batch(figure)[0]].less else "short"
-    if figure in ACCURACY:
-        seeds = "1 seed" if mean.n == 1 else f"mean of {mean.n} seeds"
-        return verdict, f"{difference:+.2f} points, tolerance {tolerance:.2f} ({seeds})"
-    runs = "1 run" if mean.n == 1 else f"mean of {mean.n} runs"
-    change = 100 * difference / published
-    return verdict, f"{change:+.1f} %, tolerance {100 * tolerance / published:.0f} % ({runs})"
-
-
-def _obstacles(same: Sequence[tuple[RecordedRun, Mapping[str, Any]]]) -> str:
-    barred = [(run, entry) for run, entry in same if not entry["comparable"]]
-    reasons = list(dict.fromkeys(entry["why"] for _, entry in barred))
-    text = "; ".join(reasons)
-    if len(barred) < len(same):
-        text = f"{', '.join(run.label for run, _ in barred)}: {text}"
-    return text
-
-
-def _tolerance_and_spread(
-    run_id: str, figure: str, value: float
-) -> tuple[float, float | None] | None:
-    """Return a published figure's tolerance for one run and its spread; None: no such figure."""
+def _row(entry: PublishedComparison) -> PublishedRow | None:
+    """Return the published figure of an entry; None if this release does not have it."""
     for row in load_published():
-        named = figure == row.figure or figure.startswith(f"{row.figure}_batch_")
-        if row.id == run_id and named and math.isclose(row.value, value, rel_tol=1e-9):
-            return row.tolerance, row.spread
+        if (row.id, with_batch(row.figure, row.batch)) == (
+            entry.id,
+            entry.figure,
+        ) and math.isclose(row.value, entry.published, rel_tol=1e-9):
+            return row
     return None

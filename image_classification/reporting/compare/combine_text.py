@@ -16,9 +16,6 @@ from image_classification.reporting.compare.identity import device_names
 from image_classification.reporting.compare.scaling import Ratio, scalings, speedups
 from image_classification.reporting.compare.vendor_table import vendor_row
 from image_classification.reporting.figures import (
-    FIGURES_measured as FIGURES,
-)
-from image_classification.reporting.figures import (
     figure_of,
     label_of,
     plain_spread,
@@ -65,7 +62,7 @@ def combined_json(combined: Combined) -> dict[str, Any]:
 
 def _group_json(group: Group, ratios: Sequence[Ratio]) -> dict[str, Any]:
     return {
-        "name": dict(group.report.name),
+        "name": asdict(group.report.name),
         "num_devices": group.identity.num_devices,
         "devices": device_names(group.first),
         "runs": [
@@ -190,14 +187,12 @@ def _text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int)
 
 def published_label(figure: str) -> str:
     """What a published figure is called in tables; its key where there is no other name."""
-    return label_of(figure) if split_batch(figure)[0] in FIGURES else figure
+    return label_of(figure)
 
 
 def published_text(entry: Judged, value: float | None) -> str:
     """A published or measured value with its unit."""
-    if split_batch(entry.figure)[0] in FIGURES:
-        return value_text(entry.figure, value)
-    return "-" if value is None else f"{number(value)} {entry.unit}"
+    return value_text(entry.figure, value)
 
 
 def published_with_spread(entry: Judged) -> str:

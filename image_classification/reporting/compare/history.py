@@ -17,7 +17,7 @@ from image_classification.reporting.compare.regression import (
     judge,
 )
 from image_classification.reporting.figures import figure_of
-from image_classification.reporting.report import RecordedRun, find_reports, read_run
+from image_classification.reporting.run_folder import RecordedRun, find_reports, read_run
 
 AGAINST = ("best", "previous")
 Against = Literal["best", "previous"]
@@ -42,7 +42,7 @@ class Entry:
     @property
     def diverged(self) -> bool:
         """Whether it ended with a loss that is not finite."""
-        return bool(self.run.report.exit["code"] == EXIT_DIVERGED)
+        return bool(self.run.report.exit.code == EXIT_DIVERGED)
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ def _flags(
     for key, value in run.figures.items():
         figure = figure_of(key)
         known = [earlier for earlier in before if key in earlier.figures]
-        if figure.judged_by is None or not known:
+        if figure.threshold is None or not known:
             continue
-        earlier = known[-1] if against == "previous" else _best(known, key, figure.less)
+        earlier = known[-1] if against == "previous" else _best(known, key, figure.lower_is_better)
         change = judge(key, earlier.figures[key], value, thresholds)
         if change.verdict == "regressed":
             found.append(Flag(change, against, earlier))

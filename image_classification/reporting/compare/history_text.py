@@ -46,7 +46,7 @@ def _line_json(line: Line) -> dict[str, Any]:
         "runs": [
             {
                 **run_json(entry.run),
-                "status": entry.run.report.exit["status"],
+                "status": entry.run.report.exit.status,
                 "figures": dict(entry.run.figures),
                 "environment": environment_of(entry.run),
                 "flags": [
@@ -160,5 +160,5 @@ def short_environment(entry: Entry) -> dict[str, str]:
 
 def _mark(entry: Entry) -> Text:
     if not entry.run.finished:
-        return Text(str(entry.run.report.exit["status"]), style="bold red")
+        return Text(str(entry.run.report.exit.status), style="bold red")
     return Text("worse", style="bold red") if entry.flags else Text("ok", style="green")

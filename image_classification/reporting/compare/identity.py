@@ -10,7 +10,8 @@ from typing import Any
 from image_classification.config.checks import KEYS, unknown_key
 from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.core.units import printable
-from image_classification.reporting.report import RecordedRun
+from image_classification.reporting.report import to_json
+from image_classification.reporting.run_folder import RecordedRun
 
 # What says how a run is driven and recorded, but neither what is learnt nor how fast.
 _FREE = frozenset(
@@ -50,15 +51,7 @@ class Identity:
     @classmethod
     def of(cls, run: RecordedRun) -> Identity:
         """Return that of ``run``."""
-        name = run.report.name
-        return cls(
-            name["model"],
-            name["precision"],
-            name["mode"],
-            name["platform"],
-            name["recipe"],
-            run.num_devices,
-        )
+        return cls(**asdict(run.report.name), num_devices=run.num_devices)
 
     @property
     def text(self) -> str:
@@ -115,7 +108,7 @@ def differences(
             changed.append(f"{key} {_text(old)} -> {_text(new)}")
     if _on_the_way(before) != _on_the_way(after):
         changed.append(f"on the way: {_on_the_way(before)} -> {_on_the_way(after)}")
-    counts = [run.report.results["validation"]["images"] for run in (before, after)]
+    counts = [run.report.results.validation.images for run in (before, after)]
     if None not in counts and counts[0] != counts[1]:
         changed.append(f"validation images {counts[0]:,} -> {counts[1]:,}")
     return changed
@@ -124,19 +117,16 @@ def differences(
 def _on_the_way(run: RecordedRun) -> str:
     """Settings that were changed when the run was continued, in words."""
     changes = [
-        f"{change} at step {start['step']}"
-        for start in run.report.results.get("starts") or ()
-        for change in start["changes"]
+        f"{change} at step {start.step}"
+        for start in run.report.results.starts or ()
+        for change in start.changes
     ]
     return ", ".join(changes) or "no change"
 
 
 def _changed_names(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[str, str]]:
-    return {
-        key: (before.report.name[key] or "none", after.report.name[key] or "none")
-        for key in before.report.name
-        if before.report.name[key] != after.report.name[key]
-    }
+    old, new = asdict(before.report.name), asdict(after.report.name)
+    return {key: (old[key] or "none", new[key] or "none") for key in old if old[key] != new[key]}
 
 
 def listed(changes: Sequence[str]) -> str:
@@ -172,10 +162,10 @@ def check_finished(run: RecordedRun) -> None:
     """
     if not run.finished:
         ended = run.report.exit
-        message = f" ({ended['message']})" if ended["message"] else ""
+        message = f" ({ended.message})" if ended.message else ""
         raise WorkspaceError(
             f"{printable(str(run.path))} is of a run that ended early, status "
-            f"{ended['status']!r}{message}: continue it, or leave it out"
+            f"{ended.status!r}{message}: continue it, or leave it out"
         )
 
 
@@ -188,7 +178,7 @@ def check_distinct(runs: Sequence[RecordedRun]) -> None:
     seen: dict[str, RecordedRun] = {}
     for run in runs:
         # By content, so that a copy in another folder counts as the same.
-        content = json.dumps(asdict(run.report), sort_keys=True)
+        content = json.dumps(to_json(run.report), sort_keys=True)
         if content in seen:
             raise WorkspaceError(
                 f"{printable(str(seen[content].path))} and {printable(str(run.path))} are the same "
@@ -208,9 +198,8 @@ def _text(value: Any) -> str:
 def device_names(run: RecordedRun) -> str:
     """Return the names of the devices it ran on, or of the processor, without their count."""
     environment = run.report.environment
-    devices = environment["devices"] or []
-    names = sorted({d["name"] if isinstance(d, dict) else d for d in devices})
+    names = environment.device_names
     if run.report.config["platform"]["device"] == "cpu":
         # The count of usable cores belongs to the machine, and decides its speed.
-        return str(environment["cpu"] or ", ".join(names) or "cpu")
+        return str(environment.cpu or ", ".join(names) or "cpu")
     return ", ".join(names) or str(run.report.config["platform"]["device"])

@@ -22,7 +22,8 @@ from image_classification.reporting.compare.identity import (
     listed,
 )
 from image_classification.reporting.figures import figure_of, order
-from image_classification.reporting.report import REPORT_NAME, RecordedRun, find_reports, read_run
+from image_classification.reporting.report import REPORT_NAME
+from image_classification.reporting.run_folder import RecordedRun, find_reports, read_run
 
 Verdict = Literal["ok", "regressed", "improved", "not measured"]
 Thresholds = Mapping[str, float]
@@ -45,7 +46,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "memory": Threshold("peak memory of a device", "percent", 5.0),
     "power": Threshold("mean power of a device", "percent", 10.0),
 }
-"""Every kind, by the name that `Figure.judged_by` has."""
+"""Every kind, by the name that `Figure.threshold` has."""
 
 DEFAULTS: Thresholds = {name: kind.default for name, kind in THRESHOLDS.items()}
 
@@ -121,16 +122,16 @@ def changes_of(
     return [
         judge(key, old.get(key), new.get(key), thresholds)
         for key in keys
-        if figure_of(key).judged_by is not None
+        if figure_of(key).threshold is not None
     ]
 
 
 def judge(key: str, old: float | None, new: float | None, thresholds: Thresholds) -> Change:
     """Judge one figure."""
     figure = figure_of(key)
-    assert figure.judged_by is not None
-    limit = thresholds[figure.judged_by]
-    unit = THRESHOLDS[figure.judged_by].unit
+    assert figure.threshold is not None
+    limit = thresholds[figure.threshold]
+    unit = THRESHOLDS[figure.threshold].unit
     change: float | None = None
     verdict: Verdict = "not measured"
     if old is not None and new is not None:
@@ -139,7 +140,7 @@ def judge(key: str, old: float | None, new: float | None, thresholds: Thresholds
         elif old > 0:
             change = 100 * (new / old - 1)
         # A difference that equals the threshold in print is within it.
-        worse = None if change is None else round(change if figure.less else -change, 6)
+        worse = None if change is None else round(change if figure.lower_is_better else -change, 6)
         if worse is not None:
             verdict = "regressed" if worse > limit else "improved" if worse < -limit else "ok"
     return Change(key, old, new, change, unit, limit, verdict)
@@ -161,8 +162,8 @@ _SOFTWARE = (
 def environment_of(run: RecordedRun) -> dict[str, str]:
     """Return what a run ran on, by key; ``-`` where the report does not say."""
     environment = run.report.environment
-    found = {key: _text(environment.get(key)) for key in _SOFTWARE}
-    return {"device": device_names(run), "cpu": _text(environment["cpu"]), **found}
+    found = {key: _text(getattr(environment, key)) for key in _SOFTWARE}
+    return {"device": device_names(run), "cpu": _text(environment.cpu), **found}
 
 
 def environment_changes(old: RecordedRun, new: RecordedRun) -> dict[str, tuple[str, str]]:
@@ -263,7 +264,7 @@ def _read_folder(
     for path in find_reports(folder):
         try:
             run = read_run(path)
-            if run.report.exit["code"] == EXIT_DIVERGED:
+            if run.report.exit.code == EXIT_DIVERGED:
                 diverged.append(run)
             check_finished(run)
         except WorkspaceError as error:

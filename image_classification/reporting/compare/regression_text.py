@@ -21,7 +21,7 @@ from image_classification.reporting.compare.regression import (
     short_commit,
 )
 from image_classification.reporting.figures import label_of, value_text
-from image_classification.reporting.report import RecordedRun
+from image_classification.reporting.run_folder import RecordedRun
 from image_classification.reporting.table import print_titled
 
 SCHEMA_VERSION = 1
@@ -38,7 +38,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """Return what ``--json`` prints; docs/reports.md has its keys."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "name": dict(comparison.new.report.name),
+        "name": asdict(comparison.new.report.name),
         "num_devices": comparison.new.num_devices,
         "old": {**run_json(comparison.old), "runs": comparison.old_runs},
         "new": {**run_json(comparison.new), "runs": comparison.new_runs},

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from image_classification.reporting.compare.combine import Group
 from image_classification.reporting.compare.identity import Identity, device_names
-from image_classification.reporting.published.load import THROUGHPUT_TOLERANCE
-from image_classification.reporting.published.verdict import load_published
+from image_classification.reporting.published.load import THROUGHPUT_TOLERANCE, load_published
+from image_classification.reporting.published.verdict import grade
+from image_classification.reporting.report import VerdictWord
 
 SPEED = "train_images_per_s"
 
@@ -122,7 +123,7 @@ def _ratio(
     obstacles: list[str],
 ) -> Ratio:
     barred = _barred(over) or _barred(of)
-    verdict = "not-comparable"
+    verdict: VerdictWord = "not-comparable"
     if obstacles:
         why = "; ".join(obstacles)
     elif published is None:
@@ -131,9 +132,7 @@ def _ratio(
         why = barred
     else:
         change = value / published - 1
-        verdict = "better" if change > 0 else "short"
-        if abs(round(change, 6)) <= round(RATIO_TOLERANCE, 6):
-            verdict = "reproduced"
+        verdict = grade(change, RATIO_TOLERANCE)
         why = f"{100 * change:+.1f} %, tolerance {100 * RATIO_TOLERANCE:.0f} %"
     shown = None if obstacles else value
     return Ratio(kind, over.identity, of.identity, shown, published, source, verdict, why)

@@ -42,7 +42,7 @@ def vendor_row(group: Group, scalings: Sequence[Ratio]) -> dict[str, str]:
 
 
 def _criterion(group: Group) -> str:
-    wanted = (group.report.results.get("target") or {}).get("stop_at_top1")
+    wanted = group.report.results.target.stop_at_top1
     if wanted is None:
         if group.identity.mode != "convergence":
             return f"none ({group.identity.mode})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,6 @@ from string import Template
 from typing import Any
 
 from image_classification.core.files import write_atomically
-from image_classification.core.types import RunReport
 from image_classification.core.units import (
     number,
     percent,
@@ -19,9 +19,16 @@ from image_classification.core.units import (
     size,
 )
 from image_classification.reporting.console.results import result_rows
-from image_classification.reporting.figures import figure_name, figure_text
+from image_classification.reporting.figures import LATENCY_NAMES, label_of, value_text
 from image_classification.reporting.pictures.draw import Gallery, gallery_html
 from image_classification.reporting.published.verdict import newest
+from image_classification.reporting.report import (
+    InferenceResults,
+    PublishedComparison,
+    RunReport,
+    Telemetry,
+    to_json,
+)
 
 PAGE_NAME = "report.html"
 PICTURES_PAGE_NAME = "pictures.html"
@@ -54,7 +61,7 @@ def render(
     provenance: Mapping[str, str] | None = None,
 ) -> str:
     """Return the page, which needs no other file."""
-    names = report.name
+    names = asdict(report.name)
     body = [
         f"<h1>{escape(names['model'])} on {escape(names['platform'])}</h1>",
         _names(names),
@@ -62,11 +69,11 @@ def render(
         _published(report.published),
         "<h2>Results</h2>",
         _pairs(result_rows(report)),
-        _inference(report.results["inference"]),
+        _inference(report.results.inference),
         _telemetry(report.telemetry),
         _pictures(gallery),
         "<h2>Environment</h2>",
-        _pairs((key, _plain(value)) for key, value in report.environment.items()),
+        _pairs((key, _plain(value)) for key, value in to_json(report.environment).items()),
         "<h2>Configuration</h2>",
         *(_section(name, values, provenance) for name, values in report.config.items()),
     ]
@@ -96,15 +103,15 @@ def _names(names: Mapping[str, str]) -> str:
 
 
 def _ending(report: RunReport) -> str:
-    if report.exit["code"] == 0:
+    if report.exit.code == 0:
         return ""
     return (
-        f'<p class="failed">This run ended early: <b>{escape(str(report.exit["status"]))}</b>. '
-        f"{escape(str(report.exit['message']))}</p>"
+        f'<p class="failed">This run ended early: <b>{escape(str(report.exit.status))}</b>. '
+        f"{escape(str(report.exit.message))}</p>"
     )
 
 
-def _published(published: Sequence[Mapping[str, Any]]) -> str:
+def _published(published: Sequence[PublishedComparison]) -> str:
     if not published:
         return '<p class="none">No published figure belongs to this configuration.</p>'
     first = newest(published)
@@ -116,16 +123,16 @@ def _published(published: Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
-def _verdicts(entries: Sequence[Mapping[str, Any]]) -> str:
+def _verdicts(entries: Sequence[PublishedComparison]) -> str:
     rows = [
         [
-            f"<span>{escape(figure_name(entry['figure']))}<br>"
-            f'<span class="id">{escape(entry["id"])}</span></span>',
-            escape(figure_text(entry["figure"], entry["published"])),
-            escape(figure_text(entry["figure"], entry["measured"])),
-            "-" if entry["ratio"] is None else escape(number(entry["ratio"], 3)),
-            f'<span class="verdict {escape(entry["verdict"])}">{escape(entry["verdict"])}</span>',
-            f"<span>{escape(entry['why'])}</span>",
+            f"<span>{escape(label_of(entry.figure))}<br>"
+            f'<span class="id">{escape(entry.id)}</span></span>',
+            escape(value_text(entry.figure, entry.published)),
+            escape(value_text(entry.figure, entry.measured)),
+            escape(number(entry.ratio, 3)),
+            f'<span class="verdict {escape(entry.verdict)}">{escape(entry.verdict)}</span>',
+            f"<span>{escape(entry.why)}</span>",
         ]
         for entry in entries
     ]
@@ -134,40 +141,39 @@ def _verdicts(entries: Sequence[Mapping[str, Any]]) -> str:
     return _table(heads, rows, classes, stacked=True)
 
 
-def _inference(rows: Sequence[Mapping[str, Any]] | None) -> str:
+def _inference(rows: Sequence[InferenceResults] | None) -> str:
     if not rows:
         return ""
-    quantiles = ("mean", "p50", "p90", "p95", "p99")
     cells = [
         [
-            escape(str(row["batch"])),
-            escape(rate(row["images_per_s"])),
-            *(escape(number(row["latency_ms"][name])) for name in quantiles),
+            escape(str(row.batch)),
+            escape(rate(row.images_per_s)),
+            *(escape(number(getattr(row.latency_ms, name))) for name in LATENCY_NAMES),
         ]
         for row in rows
     ]
-    heads = ("batch", "images/s", *(f"{name}, ms" for name in quantiles))
+    heads = ("batch", "images/s", *(f"{name}, ms" for name in LATENCY_NAMES))
     return "<h2>Inference</h2>" + _table(heads, cells, ("num",) * len(heads))
 
 
-def _telemetry(telemetry: Mapping[str, Any]) -> str:
-    devices = telemetry["devices"]
+def _telemetry(telemetry: Telemetry) -> str:
+    devices = telemetry.devices
     if not devices:
         return ""
-    found = [c for c in _TELEMETRY_COLUMNS if any(d.get(c[1]) is not None for d in devices)]
+    found = [c for c in _TELEMETRY_COLUMNS if any(getattr(d, c[1]) is not None for d in devices)]
     missing = [column[0] for column in _TELEMETRY_COLUMNS if column not in found]
     heads = ("device", *(head for head, _, _ in found))
     cells = [
         [
-            escape(str(device["name"])),
-            *(escape(_measured(device.get(key), show)) for _, key, show in found),
+            escape(str(device.name)),
+            *(escape(_measured(getattr(device, key), show)) for _, key, show in found),
         ]
         for device in devices
     ]
     totals = [
-        ("energy", _measured(telemetry["energy_j"], _kilojoules)),
-        ("images per joule", _measured(telemetry["images_per_joule"], lambda v: number(v, 3))),
-        ("source", _plain(telemetry["source"])),
+        ("energy", _measured(telemetry.energy_j, _kilojoules)),
+        ("images per joule", _measured(telemetry.images_per_joule, lambda v: number(v, 3))),
+        ("source", _plain(telemetry.source)),
     ]
     if missing:
         totals.insert(-1, ("not measured", ", ".join(missing)))

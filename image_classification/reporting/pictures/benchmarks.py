@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -27,9 +27,8 @@ from image_classification.reporting.pictures.picture import (
     published_look,
     run_looks,
 )
-from image_classification.reporting.pictures.source import RunData, real
-from image_classification.reporting.published.load import PublishedRow
-from image_classification.reporting.published.verdict import load_published
+from image_classification.reporting.pictures.source import RunData
+from image_classification.reporting.published.load import PublishedRow, load_published
 
 # images/s, latency in ms, images per batch
 _LatencyPoint = tuple[float, float, int]
@@ -68,15 +67,11 @@ def _latency_series(
 
 
 def _measured_latency(run: RunData, quantile: str) -> list[_LatencyPoint]:
-    rows = run.value("results", "inference")
     points = []
-    for row in rows if isinstance(rows, Sequence) else ():
-        if not isinstance(row, Mapping) or not isinstance(row.get("latency_ms"), Mapping):
-            continue
-        speed, batch = real(row.get("images_per_s")), real(row.get("batch"))
-        ms = real(row["latency_ms"].get(quantile))
-        if speed and ms and batch:
-            points.append((speed, ms, int(batch)))
+    for row in (run.report and run.report.results.inference) or ():
+        speed, ms = row.images_per_s, getattr(row.latency_ms, quantile)
+        if speed and ms:
+            points.append((speed, ms, row.batch))
     return sorted(points, key=lambda point: point[2])
 
 

@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 
 from image_classification.core.files import explained
-from image_classification.core.types import RunReport
 from image_classification.reporting.pictures import benchmarks, curves
 from image_classification.reporting.pictures.paint import paint
 from image_classification.reporting.pictures.picture import COLORS, LeftOut, Picture
 from image_classification.reporting.pictures.source import RunData, with_labels, with_records
+from image_classification.reporting.report import RunReport
 
 FORMATS = ("png", "svg")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from image_classification.core.errors import WorkspaceError
-from image_classification.core.types import RunReport
 from image_classification.core.units import printable
-from image_classification.reporting import report as run_file
+from image_classification.reporting import run_folder
 from image_classification.reporting.figures import with_batch
-from image_classification.reporting.published.verdict import Band, load_published
-from image_classification.reporting.report import REPORT_NAME
+from image_classification.reporting.published.load import load_published
+from image_classification.reporting.published.verdict import Band, band_of
+from image_classification.reporting.report import REPORT_NAME, RunReport
 from image_classification.reporting.sinks import TimedRecord, read_timed_metrics
 
 METRICS_NAME = "metrics.jsonl"
@@ -35,9 +35,9 @@ class RunData:
 
     def value(self, section: str, *keys: str) -> Any:
         """Return a value of the report, or None if it is missing."""
-        found: Any = None if self.report is None else getattr(self.report, section)
-        for key in keys:
-            found = found.get(key) if isinstance(found, Mapping) else None
+        found: Any = self.report
+        for key in (section, *keys):
+            found = found.get(key) if isinstance(found, Mapping) else getattr(found, key, None)
         return found
 
     def number(self, section: str, *keys: str) -> float | None:
@@ -58,11 +58,9 @@ class RunData:
 
     @property
     def device(self) -> str:
-        """Name of the run's first device, or else of its platform."""
-        devices = self.value("environment", "devices")
-        first = devices[0] if isinstance(devices, Sequence) and devices else None
-        name = first.get("name") if isinstance(first, Mapping) else first
-        return str(name) if name else self.text("name", "platform")
+        """Name of the run's devices, or else of its platform."""
+        names = self.report.environment.device_names if self.report else []
+        return names[0] if names else self.text("name", "platform")
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -97,20 +95,16 @@ class RunData:
     def bands(self, figure: str) -> tuple[Band, ...]:
         """Return the published value of ``figure`` as a band, if the run is comparable with it."""
         comparable = {
-            (entry.get("id"), real(entry.get("published")))
+            (entry.id, entry.published)
             for entry in (self.report.published if self.report else ())
-            if isinstance(entry, Mapping)
-            and entry.get("comparable")
-            and entry.get("figure") == figure
+            if entry.comparable and entry.figure == figure
         }
         if not comparable:
             return ()
         for row in load_published():
             if with_batch(row.figure, row.batch) == figure and (row.id, row.value) in comparable:
                 # Only the newest publication: several bands would hide the curve.
-                label = f"published {row.value:,} ± {row.tolerance:,.3g}"
-                low, high = row.value - row.tolerance, row.value + row.tolerance
-                return (Band(figure, low, high, label),)
+                return (band_of(row),)
         return ()
 
 
@@ -134,7 +128,7 @@ def read_run(path: Path) -> RunData:
             f"{printable(str(path))} has neither {REPORT_NAME} nor {METRICS_NAME}; "
             "give the folder of a run"
         )
-    checked = run_file.read_run(report).report if report.exists() else None
+    checked = run_folder.read_run(report).report if report.exists() else None
     return with_records(folder, checked)
 
 

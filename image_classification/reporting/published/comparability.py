@@ -1,41 +1,32 @@
-"""What keeps a run's figure from being compared with a published one, in words."""
+"""What prevents the comparison of a run's figure with a published one."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import DevicesFound
 from image_classification.reporting.published.load import PublishedRow
+from image_classification.reporting.report import Results
 
 IMAGENET_VAL_IMAGES = 50_000
 IMAGENET_CLASSES = 1000
 
 
-def accuracy_obstacles(
-    row: PublishedRow, config: RunConfig, results: Mapping[str, Any]
-) -> list[str]:
-    """List what differs from the run that gave a published accuracy.
-
-    results: that section of report.json.
-    """
-    train: Mapping[str, Any] = results.get("train") or {}
-    validation: Mapping[str, Any] = results.get("validation") or {}
+def accuracy_obstacles(row: PublishedRow, config: RunConfig, results: Results) -> list[str]:
+    """List what differs from the run that gave a published accuracy."""
     obstacles = _data_obstacles(config) + _shared_obstacles(row, config)
     if config.run.mode == "evaluate":
         obstacles.append("evaluation only: this run did not train the weights")
         return obstacles
     if config.model.pretrained_from_file is not None:
         obstacles.append("training started from pretrained weights")
-    images = validation.get("images")
+    images = results.validation.images
     if images is not None and images != IMAGENET_VAL_IMAGES and not obstacles:
         obstacles.append(f"validated on {images:,} images, not ImageNet's {IMAGENET_VAL_IMAGES:,}")
     if row.epochs is None and row.elsewhere is None:
         obstacles.append("the source does not say how many epochs")
     elif row.epochs not in (None, config.schedule.epochs):
         obstacles.append(f"schedule of {config.schedule.epochs} epochs, published {row.epochs}")
-    epochs = train.get("epochs")
+    epochs = results.train.epochs
     if epochs is None or epochs < config.schedule.epochs:
         done = 0 if epochs is None else epochs
         obstacles.append(f"stopped after {done:g} of {config.schedule.epochs} epochs")
@@ -45,10 +36,10 @@ def accuracy_obstacles(
         obstacles.append(f"learning rate {config.optim.lr:g}, published {row.recipe.lr:g}")
     if row.recipe.mixup is not None and config.mixing.mixup != row.recipe.mixup:
         obstacles.append(f"mixup {config.mixing.mixup:g}, published {row.recipe.mixup:g}")
-    for start in results.get("starts") or ():
-        if start["changes"]:
-            changed = "; ".join(start["changes"])
-            obstacles.append(f"settings changed at step {start['step']} ({changed})")
+    for start in results.starts or ():
+        if start.changes:
+            changed = "; ".join(start.changes)
+            obstacles.append(f"settings changed at step {start.step} ({changed})")
     return obstacles
 
 

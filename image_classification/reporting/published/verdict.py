@@ -1,16 +1,18 @@
-"""The verdict of a run against the published figures.
+"""The verdict of a run, or of the mean of several, against the published figures.
 
-A verdict needs a comparison that means something. Accuracy holds for any machine of the published
-kind of device, as long as data, precision, global batch, learning rate, mixup and number of epochs
-are the published ones. Speed, latency, power and memory hold for the same devices, as many of
-them, with the same batch. Everything else is ``not-comparable``, and ``why`` says what differs.
+Figures are judged only where a comparison means something. Accuracy holds for any machine of the
+published kind of device, as long as data, precision, global batch, learning rate, mixup and number
+of epochs are the published ones. Speed, latency, power and memory hold for the same devices, the
+same number of them and the same batch. Everything else is ``not-comparable``; ``why`` says what
+differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, TypeVar
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import DevicesFound
@@ -18,7 +20,7 @@ from image_classification.reporting.figures import (
     ACCURACY,
     FIGURES,
     INFERENCE,
-    device_figures,
+    measured,
     with_batch,
 )
 from image_classification.reporting.published.comparability import (
@@ -26,23 +28,138 @@ from image_classification.reporting.published.comparability import (
     inference_obstacles,
     training_obstacles,
 )
-from image_classification.reporting.published.load import (
-    SPREADS,
-    TOP1_TOLERANCE_POINTS,
-    PublishedRow,
-    load_published,
-)
+from image_classification.reporting.published.load import SPREADS, PublishedRow
 from image_classification.reporting.published.match import other_rows_for, rows_for
+from image_classification.reporting.report import PublishedComparison, RunReport, VerdictWord
 
-__all__ = [
-    "TOP1_TOLERANCE_POINTS",
-    "Band",
-    "bands",
-    "compare",
-    "load_published",
-    "newest",
-    "rows_for",
-]
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a measured value compares. tolerance: in the figure's unit; None if not judged."""
+
+    verdict: VerdictWord
+    why: str
+    tolerance: float | None = None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the measured value could be judged."""
+        return self.verdict != "not-comparable"
+
+
+def judge(
+    row: PublishedRow | None,
+    value: float | None,
+    obstacles: Sequence[str] = (),
+    *,
+    mean_of: int | None = None,
+) -> Verdict:
+    """Judge a measured value against a published one.
+
+    row: None if the published figure is not in this release. value: in the row's unit, None if not
+    measured. obstacles: what prevents the comparison. mean_of: the number of seeds (accuracy) or
+    runs that ``value`` is the mean of; None for a single run, whose tolerance is explained.
+    """
+    if value is None:
+        return Verdict("not-comparable", "not measured")
+    if obstacles:
+        return Verdict("not-comparable", "; ".join(obstacles))
+    if row is None:
+        return Verdict("not-comparable", "this release does not have the published figure")
+    tolerance = row.tolerance
+    accuracy = row.figure in ACCURACY
+    if accuracy and mean_of is not None:
+        tolerance *= tolerance_factor(mean_of, spread_is_printed=row.spread is not None)
+    difference = value - row.value
+    word = grade(difference, tolerance, FIGURES[row.figure].lower_is_better)
+    detail = ""
+    if mean_of is not None:
+        what = "seed" if accuracy else "run"
+        detail = f" (1 {what})" if mean_of == 1 else f" (mean of {mean_of} {what}s)"
+    elif accuracy and row.spread is None:
+        detail = " (no spread printed)"
+    elif accuracy:
+        detail = f" ({SPREADS:.0f} x the printed spread of {row.spread:.2f})"
+    if accuracy:
+        why = f"{round(difference, 6):+.2f} points, tolerance {tolerance:.2f}{detail}"
+    else:
+        change, allowed = 100 * round(difference, 6) / row.value, 100 * tolerance / row.value
+        why = f"{change:+.1f} %, tolerance {allowed:.0f} %{detail}"
+    return Verdict(word, why, tolerance)
+
+
+def grade(difference: float, tolerance: float, lower_is_better: bool = False) -> VerdictWord:
+    """Return the verdict on a difference, measured minus published, within ``tolerance``."""
+    # Rounded so that a difference that equals the tolerance in print is within it.
+    if abs(round(difference, 6)) <= round(tolerance, 6):
+        return "reproduced"
+    return "short" if (difference > 0) == lower_is_better else "better"
+
+
+def tolerance_factor(n: int, *, spread_is_printed: bool) -> float:
+    """Return the factor on a single run's tolerance in accuracy for a mean over ``n`` seeds.
+
+    The tolerance on the difference of two means is two standard errors, s * sqrt(1/n + 1/m) with
+    m published seeds. Sources do not give m. A printed spread takes at least two seeds; without
+    one there may have been only one. This minimum is assumed, so that ``short`` and ``better``
+    are reported only where even so few published seeds do not explain the difference. The mean is
+    never allowed more than a single run.
+    """
+    published_seeds = 2 if spread_is_printed else 1
+    return min(1.0, math.sqrt(1 / n + 1 / published_seeds))
+
+
+def compare(
+    config: RunConfig, report: RunReport, devices: DevicesFound
+) -> list[PublishedComparison]:
+    """Compare a run with the published figures of its configuration.
+
+    report: its results, telemetry and environment are used. devices: those found on this node.
+
+    Returns one entry per figure: those of `rows_for` come first, then other publications' values
+    of the same figures.
+    """
+    values = measured(report)
+    return [
+        _compare_row(row, config, report, devices, values)
+        for row in (*rows_for(config), *other_rows_for(config))
+    ]
+
+
+def _compare_row(
+    row: PublishedRow,
+    config: RunConfig,
+    report: RunReport,
+    devices: DevicesFound,
+    values: Mapping[str, float],
+) -> PublishedComparison:
+    key = with_batch(row.figure, row.batch)
+    value = values.get(key)
+    if row.figure in ACCURACY:
+        obstacles = accuracy_obstacles(row, config, report.results)
+    elif row.figure in INFERENCE:
+        obstacles = inference_obstacles(row, config, devices)
+    else:
+        obstacles = training_obstacles(row, config, devices)
+    verdict = judge(row, value, obstacles)
+    why = verdict.why
+    software, version = report.environment.torch, row.run.source.speed_version
+    if verdict.comparable and row.figure not in ACCURACY and software and version:
+        why += f"; published with {version}, here torch {software}"
+    note = row.note or (row.run.note if row.elsewhere is None else None)
+    if value is not None and note:
+        why += f" (the published figure: {note})"
+    return PublishedComparison(
+        id=row.id,
+        figure=key,
+        unit=row.unit,
+        published=row.value,
+        measured=value,
+        ratio=None if value is None else value / row.value,
+        comparable=verdict.comparable,
+        why=why,
+        verdict=verdict.verdict,
+    )
 
 
 @dataclass(frozen=True)
@@ -55,127 +172,27 @@ class Band:
     label: str
 
 
-def compare(
-    config: RunConfig,
-    results: Mapping[str, Any],
-    devices: DevicesFound,
-    *,
-    telemetry: Mapping[str, Any] | None = None,
-    environment: Mapping[str, Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Compare a run's results with the published figures of its configuration.
-
-    results, telemetry, environment: those sections of report.json. devices: those of this node, as
-    found.
-
-    Returns one entry a figure, as ``published`` in report.json: id, figure, unit, published,
-    measured, ratio (measured over published), comparable, why, verdict. The figures of `rows_for`
-    come first, then what other publications say of the same.
-    """
-    rows = [*rows_for(config), *other_rows_for(config)]
-    software = (environment or {}).get("torch")
-    return [
-        _compare_row(row, config, results, devices, _measured(row, results, telemetry), software)
-        for row in rows
-    ]
+def band_of(row: PublishedRow) -> Band:
+    """Return a published figure with the tolerance of a single run."""
+    return Band(
+        with_batch(row.figure, row.batch),
+        row.value - row.tolerance,
+        row.value + row.tolerance,
+        f"published {row.value:,} ± {row.tolerance:,.3g}",
+    )
 
 
-def newest(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the first entry of each figure: the one of the newest fitting publication."""
-    first: dict[str, Mapping[str, Any]] = {}
+class _HasFigure(Protocol):
+    @property
+    def figure(self) -> str: ...
+
+
+Entry = TypeVar("Entry", bound=_HasFigure)
+
+
+def newest(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the first entry of each figure: that of the newest publication."""
+    first: dict[str, Entry] = {}
     for entry in entries:
-        first.setdefault(entry["figure"], entry)
+        first.setdefault(entry.figure, entry)
     return list(first.values())
-
-
-def _measured(
-    row: PublishedRow, results: Mapping[str, Any], telemetry: Mapping[str, Any] | None
-) -> float | None:
-    if row.figure in ACCURACY:
-        return _number((results.get("validation") or {}).get(row.figure))
-    if row.figure == "train_images_per_s":
-        return _number((results.get("train") or {}).get("images_per_s"))
-    if row.figure in INFERENCE:
-        found = [r for r in results.get("inference") or () if r["batch"] == row.batch]
-        if not found:
-            return None
-        if row.figure == "inference_images_per_s":
-            return _number(found[0]["images_per_s"])
-        return _number(found[0]["latency_ms"][row.figure.removeprefix("latency_ms_")])
-    return device_figures(telemetry)[row.figure] if telemetry else None
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _compare_row(
-    row: PublishedRow,
-    config: RunConfig,
-    results: Mapping[str, Any],
-    devices: DevicesFound,
-    measured: float | None,
-    software: str | None,
-) -> dict[str, Any]:
-    if row.figure in ACCURACY:
-        obstacles = accuracy_obstacles(row, config, results)
-    elif row.figure in INFERENCE:
-        obstacles = inference_obstacles(row, config, devices)
-    else:
-        obstacles = training_obstacles(row, config, devices)
-    if measured is None:
-        verdict, why = "not-comparable", "not measured"
-    elif obstacles:
-        verdict, why = "not-comparable", "; ".join(obstacles)
-    else:
-        verdict, why = _judge(row, measured)
-        version = row.run.source.speed_version
-        if row.figure not in ACCURACY and software and version:
-            why += f"; published with {version}, here torch {software}"
-    note = row.note or (row.run.note if row.elsewhere is None else None)
-    return {
-        "id": row.id,
-        "figure": with_batch(row.figure, row.batch),
-        "unit": row.unit,
-        "published": row.value,
-        "measured": measured,
-        "ratio": None if measured is None else measured / row.value,
-        "comparable": verdict != "not-comparable",
-        "why": why if measured is None or not note else f"{why} (the published figure: {note})",
-        "verdict": verdict,
-    }
-
-
-def _judge(row: PublishedRow, measured: float) -> tuple[str, str]:
-    # Rounded so that a difference that equals the tolerance in print is within it.
-    difference, tolerance = round(measured - row.value, 6), round(row.tolerance, 6)
-    if abs(difference) <= tolerance:
-        verdict = "reproduced"
-    else:
-        verdict = "short" if (difference > 0) == FIGURES[row.figure].less else "better"
-    if row.figure not in ACCURACY:
-        allowed = 100 * row.relative_tolerance
-        why = f"{100 * difference / row.value:+.1f} %, tolerance {allowed:.0f} %"
-    elif row.spread is None:
-        why = f"{difference:+.2f} points, tolerance {tolerance:.2f} (no spread printed)"
-    else:
-        why = (
-            f"{difference:+.2f} points, tolerance {tolerance:.2f} "
-            f"({SPREADS:.0f} x the printed spread of {row.spread:.2f})"
-        )
-    return verdict, why
-
-
-def bands(config: RunConfig, comparisons: Sequence[Mapping[str, Any]]) -> list[Band]:
-    """Turn the comparable entries of `compare` into bands for the plots."""
-    comparable = {(entry["id"], entry["figure"]) for entry in comparisons if entry["comparable"]}
-    return [
-        Band(
-            figure=with_batch(row.figure, row.batch),
-            low=row.value - row.tolerance,
-            high=row.value + row.tolerance,
-            label=f"published {row.value:,} ± {row.tolerance:,.3g}",
-        )
-        for row in rows_for(config)
-        if (row.id, with_batch(row.figure, row.batch)) in comparable
-    ]

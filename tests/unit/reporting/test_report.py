@@ -7,16 +7,28 @@ import pytest
 
 from image_classification.core.errors import EXIT_DIVERGED, WorkspaceError
 from image_classification.core.host import BASE_VARIABLE, IMAGE_VARIABLE, REVISION_VARIABLE
-from image_classification.reporting.published.verdict import newest
-from image_classification.reporting.report import (
-    _cpu,
+from image_classification.reporting.build_report import (
     build_report,
-    fill_results,
+    cpu_name,
     git_commit,
     host_environment,
+)
+from image_classification.reporting.published.verdict import newest
+from image_classification.reporting.report import (
+    DeviceTelemetry,
+    Exit,
+    Results,
+    Telemetry,
+    complete,
     read_report,
+    to_json,
     write_report,
 )
+
+
+def fill_results(results):
+    return to_json(complete(Results, results, "results"))
+
 
 ENVIRONMENT = {"torch": "2.10.0", "devices": [{"name": "Tesla V100-SXM2-16GB"}]}
 
@@ -73,7 +85,7 @@ def test_a_misspelt_key_is_a_programming_error(results, where):
 def test_the_report_of_a_finished_run(make_config, dgx1, results):
     report = build_report(make_config(), devices=dgx1, environment=ENVIRONMENT, results=results)
     assert report.schema_version == 1
-    assert report.name == {
+    assert to_json(report.name) == {
         "model": "resnet50",
         "precision": "AMP",
         "mode": "convergence",
@@ -81,17 +93,12 @@ def test_the_report_of_a_finished_run(make_config, dgx1, results):
         "recipe": "90e",
     }
     assert report.config["batch"] == {"per_device": 256, "global": 2048, "accumulation": 1}
-    assert report.environment["torch"] == "2.10.0"
-    assert report.environment["dali"] is None
-    assert report.environment["python"] == host_environment()["python"]
-    assert {entry["verdict"] for entry in newest(report.published)} == {"reproduced"}
-    assert report.telemetry == {
-        "devices": None,
-        "energy_j": None,
-        "images_per_joule": None,
-        "source": None,
-    }
-    assert report.exit == {"status": "done", "code": 0, "message": ""}
+    assert report.environment.torch == "2.10.0"
+    assert report.environment.dali is None
+    assert report.environment.python == host_environment()["python"]
+    assert {entry.verdict for entry in newest(report.published)} == {"reproduced"}
+    assert report.telemetry == Telemetry(devices=None, energy_j=None, images_per_joule=None)
+    assert report.exit == Exit(status="done", code=0, message="")
 
 
 def test_telemetry_of_a_device_has_every_key(make_config, dgx1, results):
@@ -102,11 +109,9 @@ def test_telemetry_of_a_device_has_every_key(make_config, dgx1, results):
         results=results,
         telemetry={"devices": [{"name": "V100", "power_w_mean": 250.0}], "source": "nvml"},
     )
-    (device,) = report.telemetry["devices"]
-    assert device["power_w_mean"] == 250.0
-    assert device["throttled"] is None
-    assert device["source"] is None
-    assert len(device) == 13
+    (device,) = report.telemetry.devices
+    assert device == DeviceTelemetry(name="V100", power_w_mean=250.0, memory_peak_bytes=None)
+    assert len(to_json(device)) == 13
 
 
 def test_a_run_that_ended_before_it_measured(make_config, dgx1):
@@ -118,12 +123,8 @@ def test_a_run_that_ended_before_it_measured(make_config, dgx1):
         exit_code=EXIT_DIVERGED,
         exit_message="loss is not finite at step 7",
     )
-    assert report.exit == {
-        "status": "diverged",
-        "code": 3,
-        "message": "loss is not finite at step 7",
-    }
-    assert {entry["why"] for entry in report.published} == {"not measured"}
+    assert report.exit == Exit(status="diverged", code=3, message="loss is not finite at step 7")
+    assert {entry.why for entry in report.published} == {"not measured"}
     with pytest.raises(ValueError, match="no status for exit code 9"):
         build_report(make_config(), devices=dgx1, environment={}, results=None, exit_code=9)
 
@@ -170,7 +171,7 @@ def test_a_failed_write_keeps_the_old_report(tmp_path, make_config, dgx1, result
         ("{", "is not JSON"),
         ('{"schema_version": 2}', "has schema version 2, this release reads 1"),
         ("[]", "has schema version None"),
-        ('{"schema_version": 1, "name": {}}', "is not a whole report"),
+        ('{"schema_version": 1, "name": {}}', "is damaged: name.model is missing"),
     ],
 )
 def test_a_report_that_cannot_be_read_says_why(tmp_path, content, message):
@@ -184,9 +185,9 @@ def test_a_report_that_cannot_be_read_says_why(tmp_path, content, message):
 def test_the_processor_is_named_with_its_usable_cores(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t: fpu\n")
-    assert _cpu(cpuinfo).startswith("AMD EPYC 9B14, ")
-    assert _cpu(cpuinfo).endswith(" usable cores")
-    assert ", " in _cpu(tmp_path / "absent")
+    assert cpu_name(cpuinfo).startswith("AMD EPYC 9B14, ")
+    assert cpu_name(cpuinfo).endswith(" usable cores")
+    assert ", " in cpu_name(tmp_path / "absent")
 
 
 def test_the_container_and_its_image_are_named(monkeypatch):

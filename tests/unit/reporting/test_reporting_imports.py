@@ -2,14 +2,13 @@ import subprocess
 import sys
 
 MODULES = (
+    "build_report",
+    "run_folder",
     "sinks",
-    "dllogger",
-    "console",
-    "results_table",
-    "summary",
-    "published",
+    "console.sink",
+    "console.results",
     "pictures.draw",
-    "render",
+    "page.run_page",
 )
 
 

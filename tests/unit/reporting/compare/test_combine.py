@@ -1,11 +1,14 @@
 import statistics
+from dataclasses import replace
 
 import pytest
 
 from image_classification.core.errors import ConfigError, WorkspaceError
-from image_classification.reporting.compare.combine import group_runs, spread, tolerance_factor
+from image_classification.reporting.compare.combine import group_runs, spread
 from image_classification.reporting.compare.identity import check_ignored, differences
-from image_classification.reporting.report import read_run
+from image_classification.reporting.published.verdict import tolerance_factor
+from image_classification.reporting.report import StartResults
+from image_classification.reporting.run_folder import read_run
 
 PUBLISHED = "nvidia-resnet50-dgx1v-amp-90e"
 
@@ -53,7 +56,7 @@ def test_one_run_has_no_deviation(seeds):
 def test_the_verdict_is_on_the_mean(seeds):
     # Published: 76.88 +- 0.16. One of the runs alone would be short, the mean is not.
     runs = seeds(76.5, 77.0, 76.9)
-    alone = {(e["id"], e["figure"]): e["verdict"] for e in runs[0].report.published}
+    alone = {(e.id, e.figure): e.verdict for e in runs[0].report.published}
     assert alone[PUBLISHED, "top1"] == "short"
     (group,) = group_runs(runs)
     entry = judged(group)
@@ -82,7 +85,7 @@ def test_the_tolerance_of_a_mean(n, printed, factor):
 def test_one_seed_is_judged_as_in_its_own_report(seeds):
     for top1 in (76.5, 76.56, 76.8, 77.2, 77.21):
         (run,) = seeds(top1)
-        own = {(e["id"], e["figure"], e["published"]): e["verdict"] for e in run.report.published}
+        own = {(e.id, e.figure, e.published): e.verdict for e in run.report.published}
         (group,) = group_runs([run])
         assert {(e.id, e.figure, e.published): e.verdict for e in group.published} == own
 
@@ -185,20 +188,28 @@ def test_a_setting_that_came_later_counts_as_its_default(seeds):
     assert differences(one, other) == ["data.antialias True -> False"]
 
 
+def with_results(run, **changes):
+    results = replace(run.report.results, **changes)
+    return replace(run, report=replace(run.report, results=results))
+
+
 def test_another_validation_set_is_another_run(seeds):
     one, other = seeds(76.8, 76.9)
-    other.report.results["validation"]["images"] = 360
-    assert differences(one, other) == ["validation images 50,000 -> 360"]
+    validation = replace(other.report.results.validation, images=360)
+    assert differences(one, with_results(other, validation=validation)) == [
+        "validation images 50,000 -> 360"
+    ]
 
 
 def test_settings_changed_on_the_way_make_another_run(seeds):
     one, other = seeds(76.8, 76.9)
-    start = {"step": 625, "world_size": 8, "resumed_from": "x", "changes": ["optim.lr 2 -> 1"]}
-    other.report.results["starts"] = [start]
-    assert differences(one, other) == ["on the way: no change -> optim.lr 2 -> 1 at step 625"]
+    start = StartResults(step=625, world_size=8, resumed_from="x", changes=("optim.lr 2 -> 1",))
+    assert differences(one, with_results(other, starts=(start,))) == [
+        "on the way: no change -> optim.lr 2 -> 1 at step 625"
+    ]
     # Continued without changes, a run is still the same.
-    other.report.results["starts"] = [start | {"changes": []}]
-    assert differences(one, other) == []
+    same = with_results(other, starts=(replace(start, changes=()),))
+    assert differences(one, same) == []
 
 
 def test_a_run_that_ended_early_and_a_report_given_twice_are_refused(seeds, record_run):

@@ -18,7 +18,7 @@ from image_classification.reporting.compare.history_text import print_history
 from image_classification.reporting.compare.regression import compare_runs
 from image_classification.reporting.compare.regression_text import print_comparison
 from image_classification.reporting.page.combined_page import combined_page
-from image_classification.reporting.report import read_run
+from image_classification.reporting.run_folder import read_run
 
 EXPECTED = Path(__file__).parent / "expected"
 

@@ -5,7 +5,7 @@ import pytest
 from image_classification.core.errors import WorkspaceError
 from image_classification.reporting.compare.regression import DEFAULTS, changes_of, compare_runs
 from image_classification.reporting.compare.regression_text import comparison_json
-from image_classification.reporting.report import read_run
+from image_classification.reporting.run_folder import read_run
 
 
 @pytest.fixture

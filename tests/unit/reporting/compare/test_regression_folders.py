@@ -7,7 +7,7 @@ from rich.console import Console
 from image_classification.core.errors import EXIT_DIVERGED, EXIT_STOPPED, WorkspaceError
 from image_classification.reporting.compare.regression import compare_folders, holds_runs
 from image_classification.reporting.compare.regression_text import folders_json, print_folders
-from image_classification.reporting.report import read_run
+from image_classification.reporting.run_folder import read_run
 
 
 def shown(found) -> str:

@@ -3,7 +3,7 @@ import pytest
 from image_classification.reporting.compare.combine import group_runs
 from image_classification.reporting.compare.combine_text import Combined
 from image_classification.reporting.compare.vendor_table import COLUMNS, vendor_row
-from image_classification.reporting.report import read_run
+from image_classification.reporting.run_folder import read_run
 
 
 @pytest.fixture

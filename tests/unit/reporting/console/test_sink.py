@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from image_classification.core.types import Record
+from image_classification.reporting.build_report import build_report
 from image_classification.reporting.console.results import print_results, result_rows
 from image_classification.reporting.console.sink import LiveSink, PlainSink, open_console_sink
-from image_classification.reporting.report import build_report
+from image_classification.reporting.report import StartResults, TargetResults
 
 EXPECTED = Path(__file__).parent / "expected"
 
@@ -226,22 +227,24 @@ def test_the_table_of_an_inference_run(make_config, dgx1):
     assert "Inference, latency in ms" in shown
     assert "20.00" in shown
     assert "stopped: SIGTERM" in shown
-    assert report.environment["cpu"] in shown
+    assert report.environment.cpu in shown
     assert "training" not in shown.split("Against")[0]
 
 
 def test_the_table_has_the_target_and_the_worlds(report):
     def rows(**results):
-        return dict(result_rows(replace(report, results={**report.results, **results})))
+        return dict(result_rows(replace(report, results=replace(report.results, **results))))
+
+    def starts(*sizes):
+        starts = (StartResults(step=0, world_size=size, changes=()) for size in sizes)
+        return rows(starts=tuple(starts))
 
     assert "target" not in rows()
-    assert "processes" not in rows(starts=[{"world_size": 8}, {"world_size": 8}])
-    target = {"stop_at_top1": 75.9, "top1": None, "epoch": None, "step": None, "time_s": None}
+    assert "processes" not in starts(8, 8)
+    target = TargetResults(stop_at_top1=75.9)
     assert rows(target=target)["target"] == "top-1 75.90 % not reached"
-    target = {"stop_at_top1": 75.9, "top1": 76.0, "epoch": 3, "step": 1200, "time_s": 61.0}
+    target = TargetResults(stop_at_top1=75.9, top1=76.0, epoch=3, step=1200, time_s=61.0)
     assert rows(target=target)["target"] == (
         "top-1 75.90 % reached (76.00 %) after epoch 3, step 1,200, in 1 min 01 s"
     )
-    assert rows(starts=[{"world_size": 8}, {"world_size": 4}])["processes"] == "8 -> 4"
-    earlier = {k: v for k, v in report.results.items() if k not in ("target", "starts")}
-    assert "target" not in dict(result_rows(replace(report, results=earlier)))
+    assert starts(8, 4)["processes"] == "8 -> 4"

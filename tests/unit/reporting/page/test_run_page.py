@@ -5,11 +5,12 @@ from html.parser import HTMLParser
 import pytest
 
 from image_classification.config.resolve import resolve
+from image_classification.reporting.build_report import build_report
 from image_classification.reporting.console.results import result_rows
 from image_classification.reporting.page.run_page import render, write_page
 from image_classification.reporting.pictures.draw import Gallery, draw_run
 from image_classification.reporting.pictures.picture import LeftOut
-from image_classification.reporting.report import build_report, read_report
+from image_classification.reporting.report import read_report
 from tests.support import runs as made
 
 VOID = {"meta", "br", "link", "img"}

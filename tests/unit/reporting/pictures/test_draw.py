@@ -1,12 +1,11 @@
 import re
-from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from image_classification.core.errors import WorkspaceError
 from image_classification.reporting.pictures.draw import draw, draw_run, plan
-from image_classification.reporting.pictures.source import read_run, with_records
+from image_classification.reporting.pictures.source import read_run
 from image_classification.reporting.report import read_report
 from tests.support import runs as made
 from tests.support.runs import TRAINING_PICTURES, Writer, write_inference
@@ -40,17 +39,20 @@ def test_png_alone(tmp_path, make_config):
     assert gallery.drawn[0].svg == ""
 
 
-def test_report_values_of_the_wrong_type_are_ignored(trained):
-    run = trained(inference=made.inference_rows())
-    made.change_report(
-        run, "results", inference=["row", {"batch": 1}, {"latency_ms": {"mean": "x"}}]
-    )
-    made.change_report(run, "environment", devices=5)
-    made.change_report(run, "name", model=7)
-    changed = with_records(run, replace(read_report(run / "report.json"), published=["row", {}]))
-    pictures = {each.name: each for each in plan([changed])}
+def test_missing_inference_and_an_unknown_model_leave_their_pictures_out(trained):
+    run = trained()
+    made.change_report(run, "environment", devices=None)
+    made.change_report(run, "name", model="7")
+    pictures = {each.name: each for each in plan([read_run(run)])}
     assert pictures["latency"].why == "no inference was measured"
     assert pictures["accuracy_cost"].why == "the multiply-adds of 7 at 224 pixels are unknown"
+
+
+def test_damaged_report_is_an_error(trained):
+    run = trained()
+    made.change_report(run, "results", inference=["row"])
+    with pytest.raises(WorkspaceError, match=r"results.inference\[0\] is 'row', not an object"):
+        read_run(run)
 
 
 def test_folder_without_report_and_records_is_an_error(tmp_path):

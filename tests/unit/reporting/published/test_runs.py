@@ -3,7 +3,8 @@ import pytest
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.resolve import resolve
 from image_classification.core.types import DevicesFound
-from image_classification.reporting.published.verdict import compare, rows_for
+from image_classification.reporting.published.match import rows_for
+from tests.support.runs import compared
 
 # The published throughput is of another per-device batch than the listed configuration, which
 # takes the batch that was published with the accuracy.
@@ -39,12 +40,12 @@ def test_a_listed_run_that_gives_the_published_figures_reproduces_them(platform)
             }
             (entry,) = [
                 entry
-                for entry in compare(config, results, devices)
-                if (entry["id"], entry["figure"]) == (row.id, row.figure)
+                for entry in compared(config, results, devices)
+                if (entry.id, entry.figure) == (row.id, row.figure)
             ]
             if (run.model, platform, run.precision, row.figure) in OTHER_BATCH:
-                assert entry["why"].startswith("per-device batch 256, published 128")
+                assert entry.why.startswith("per-device batch 256, published 128")
             else:
-                assert entry["verdict"] == "reproduced", (run, row.id, entry["why"])
+                assert entry.verdict == "reproduced", (run, row.id, entry.why)
                 judged += 1
     assert judged >= 2

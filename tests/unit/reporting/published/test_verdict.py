@@ -3,18 +3,15 @@ from dataclasses import replace
 import pytest
 
 from image_classification.core.types import DevicesFound
-from image_classification.reporting.published.verdict import (
-    TOP1_TOLERANCE_POINTS,
-    bands,
-    compare,
-    load_published,
-    newest,
-    rows_for,
-)
+from image_classification.reporting.published.load import TOP1_TOLERANCE_POINTS, load_published
+from image_classification.reporting.published.match import rows_for
+from image_classification.reporting.published.verdict import band_of, newest
+from image_classification.reporting.report import PublishedComparison
+from tests.support.runs import compared
 
 
 def by_figure(config, results, devices):
-    return {entry["figure"]: entry for entry in newest(compare(config, results, devices))}
+    return {entry.figure: entry for entry in newest(compared(config, results, devices))}
 
 
 def top1(results, value):
@@ -35,20 +32,20 @@ def test_every_named_machine_has_rows_for_its_models():
 
 def test_a_true_reproduction(make_config, results, dgx1):
     entries = by_figure(make_config(), results, dgx1)
-    assert entries["top1"] == {
-        "id": "nvidia-resnet50-dgx1v-amp-90e",
-        "figure": "top1",
-        "unit": "percent",
-        "published": 76.88,
-        "measured": 76.8,
-        "ratio": pytest.approx(76.8 / 76.88),
-        "comparable": True,
-        "why": "-0.08 points, tolerance 0.32 (2 x the printed spread of 0.16)",
-        "verdict": "reproduced",
-    }
-    assert entries["train_images_per_s"]["verdict"] == "reproduced"
-    assert entries["train_images_per_s"]["unit"] == "images/s"
-    assert entries["train_images_per_s"]["why"] == "-0.3 %, tolerance 5 %"
+    assert entries["top1"] == PublishedComparison(
+        id="nvidia-resnet50-dgx1v-amp-90e",
+        figure="top1",
+        unit="percent",
+        published=76.88,
+        measured=76.8,
+        ratio=76.8 / 76.88,
+        comparable=True,
+        why="-0.08 points, tolerance 0.32 (2 x the printed spread of 0.16)",
+        verdict="reproduced",
+    )
+    assert entries["train_images_per_s"].verdict == "reproduced"
+    assert entries["train_images_per_s"].unit == "images/s"
+    assert entries["train_images_per_s"].why == "-0.3 %, tolerance 5 %"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +60,7 @@ def test_a_true_reproduction(make_config, results, dgx1):
 )
 def test_accuracy_is_judged_by_two_printed_spreads(make_config, results, dgx1, measured, verdict):
     entry = by_figure(make_config(), top1(results, measured), dgx1)["top1"]
-    assert (entry["verdict"], entry["comparable"]) == (verdict, True)
+    assert (entry.verdict, entry.comparable) == (verdict, True)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +69,7 @@ def test_accuracy_is_judged_by_two_printed_spreads(make_config, results, dgx1, m
 )
 def test_throughput_is_judged_by_five_percent(make_config, results, dgx1, measured, verdict):
     entry = by_figure(make_config(), speed(results, measured), dgx1)["train_images_per_s"]
-    assert entry["verdict"] == verdict
+    assert entry.verdict == verdict
 
 
 def test_without_a_printed_spread_the_stated_tolerance_holds(make_config, results):
@@ -85,9 +82,9 @@ def test_without_a_printed_spread_the_stated_tolerance_holds(make_config, result
     iluvatar = DevicesFound("cuda", ("Iluvatar BI-V100",) * 8)
     least = 74.98 - TOP1_TOLERANCE_POINTS
     entry = by_figure(config, top1(results, least), iluvatar)["top1"]
-    assert entry["verdict"] == "reproduced"
-    assert "no spread printed" in entry["why"]
-    assert by_figure(config, top1(results, least - 0.01), iluvatar)["top1"]["verdict"] == "short"
+    assert entry.verdict == "reproduced"
+    assert "no spread printed" in entry.why
+    assert by_figure(config, top1(results, least - 0.01), iluvatar)["top1"].verdict == "short"
 
 
 @pytest.mark.parametrize(
@@ -122,39 +119,37 @@ def test_what_differs_makes_it_not_comparable(make_config, results, dgx1, change
     entries = by_figure(make_config(**changes), results, dgx1)
     for figure, entry in entries.items():
         if figures in ("both", figure):
-            assert (entry["verdict"], entry["comparable"]) == ("not-comparable", False)
-            assert why in entry["why"]
-            assert entry["ratio"] is not None
+            assert (entry.verdict, entry.comparable) == ("not-comparable", False)
+            assert why in entry.why
+            assert entry.ratio is not None
         else:
-            assert entry["comparable"], f"{figure}: {entry['why']}"
+            assert entry.comparable, f"{figure}: {entry['why']}"
 
 
 def test_another_gpu_bars_throughput_but_not_accuracy(make_config, results):
     entries = by_figure(make_config(), results, DevicesFound("cuda", ("NVIDIA H200",) * 8))
-    assert entries["top1"]["comparable"]
-    assert entries["train_images_per_s"]["why"] == (
-        "ran on NVIDIA H200, published on DGX-1 V100 16GB"
-    )
+    assert entries["top1"].comparable
+    assert entries["train_images_per_s"].why == ("ran on NVIDIA H200, published on DGX-1 V100 16GB")
 
 
 def test_one_device_is_measured_against_the_figure_for_one(make_config, results, dgx1):
     config = make_config(platform={"num_devices": 1}, batch={"accumulation": 8})
     entry = by_figure(config, speed(results, 1210.0), dgx1)["train_images_per_s"]
-    assert (entry["published"], entry["verdict"]) == (1200, "reproduced")
+    assert (entry.published, entry.verdict) == (1200, "reproduced")
 
 
 def test_a_run_stopped_early_or_on_fewer_images_is_not_comparable(make_config, results, dgx1):
     early = {**results, "train": {**results["train"], "epochs": 12.5}}
-    assert "stopped after 12.5 of 90" in by_figure(make_config(), early, dgx1)["top1"]["why"]
+    assert "stopped after 12.5 of 90" in by_figure(make_config(), early, dgx1)["top1"].why
     fewer = {**results, "validation": {**results["validation"], "images": 1000}}
-    assert "validated on 1,000 images" in by_figure(make_config(), fewer, dgx1)["top1"]["why"]
+    assert "validated on 1,000 images" in by_figure(make_config(), fewer, dgx1)["top1"].why
 
 
 @pytest.mark.parametrize("nothing", [{}, {"train": None, "validation": None}])
 def test_what_was_not_measured_has_null_and_says_so(make_config, dgx1, nothing):
-    for entry in newest(compare(make_config(), nothing, dgx1)):
-        assert entry["measured"] is None and entry["ratio"] is None
-        assert (entry["verdict"], entry["why"]) == ("not-comparable", "not measured")
+    for entry in newest(compared(make_config(), nothing, dgx1)):
+        assert entry.measured is None and entry.ratio is None
+        assert (entry.verdict, entry.why) == ("not-comparable", "not measured")
 
 
 def test_without_sources_the_newest_rows_of_the_same_names_are_used(make_config):
@@ -173,9 +168,9 @@ def test_the_number_of_epochs_chooses_the_row_not_the_name_of_the_recipe(
     config = make_config(names={"recipe": "250e"})
     config = replace(config, sources=("nvidia-resnet50-dgx1v-amp-250e",))
     entries = by_figure(config, results, dgx1)
-    assert entries["top1"]["id"] == "nvidia-resnet50-dgx1v-amp-90e"
-    assert entries["top1"]["verdict"] == "reproduced"
-    assert entries["train_images_per_s"]["id"] == "nvidia-resnet50-dgx1v-amp-250e"
+    assert entries["top1"].id == "nvidia-resnet50-dgx1v-amp-90e"
+    assert entries["top1"].verdict == "reproduced"
+    assert entries["train_images_per_s"].id == "nvidia-resnet50-dgx1v-amp-250e"
 
 
 def test_a_figure_the_source_lacks_comes_from_another_publication(make_config):
@@ -200,23 +195,21 @@ def test_a_figure_that_two_documents_print_is_taken_once(make_config):
 
 def test_a_doubtful_figure_carries_its_note(make_config, results, dgx1):
     config = replace(make_config(), sources=("iluvatar-resnet50-bi-v100-x4-amp-nhwc-90e",))
-    assert "implausible" in by_figure(config, results, dgx1)["top1"]["why"]
+    assert "implausible" in by_figure(config, results, dgx1)["top1"].why
 
 
-def test_bands_are_drawn_for_comparable_figures_only(make_config, results, dgx1):
-    config = make_config()
-    comparisons = compare(config, results, dgx1)
-    drawn = {band.figure: band for band in bands(config, comparisons)}
+def test_the_band_of_a_published_figure_is_its_tolerance(make_config):
+    drawn = {row.figure: band_of(row) for row in rows_for(make_config())}
     assert (drawn["top1"].low, drawn["top1"].high) == pytest.approx((76.56, 77.2))
     assert drawn["train_images_per_s"].low == pytest.approx(0.95 * 8322)
-    assert bands(config, compare(config, {}, dgx1)) == []
+    assert drawn["top1"].label == "published 76.88 ± 0.32"
 
 
 def test_settings_changed_on_the_way_bar_the_accuracy(make_config, results, dgx1):
     starts = [{"step": 0, "world_size": 8, "resumed_from": None, "changes": []}]
     run = top1({**results, "starts": starts}, 76.88)
-    assert by_figure(make_config(), run, dgx1)["top1"]["comparable"]
+    assert by_figure(make_config(), run, dgx1)["top1"].comparable
     starts.append({**starts[0], "step": 700, "changes": ["optim.lr 0.1 -> 2.048"]})
     found = by_figure(make_config(), run, dgx1)["top1"]
-    assert not found["comparable"]
-    assert "settings changed at step 700 (optim.lr 0.1 -> 2.048)" in found["why"]
+    assert not found.comparable
+    assert "settings changed at step 700 (optim.lr 0.1 -> 2.048)" in found.why

@@ -1,0 +1,116 @@
+"""Assemble the report of a run: what was measured, on what, and how it compares."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from image_classification.config.explain import to_dict
+from image_classification.config.schema import RunConfig
+from image_classification.core.errors import EXIT_DONE
+from image_classification.core.host import (
+    REVISION_VARIABLE,
+    container_kind,
+    container_text,
+    read_mounts,
+)
+from image_classification.core.types import DevicesFound
+from image_classification.core.units import finite
+from image_classification.reporting.published.verdict import compare
+from image_classification.reporting.report import (
+    STATUSES,
+    Environment,
+    Exit,
+    Results,
+    RunReport,
+    Telemetry,
+    complete,
+)
+
+
+def build_report(
+    config: RunConfig,
+    *,
+    devices: DevicesFound,
+    environment: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
+    telemetry: Mapping[str, Any] | None = None,
+    exit_code: int = EXIT_DONE,
+    exit_message: str = "",
+) -> RunReport:
+    """Assemble the report of a run.
+
+    devices: those of this node, for the comparison with published figures. environment: what only
+    the engine knows (torch, torchvision, dali, cuda, cudnn, driver, devices); the rest is
+    collected here. results, telemetry: those sections of report.json as far as measured; results
+    None for a run that ended before it measured anything.
+
+    Raises:
+        ValueError: a key that the report's schema does not have, or an exit code without a status.
+    """
+    if exit_code not in STATUSES:
+        raise ValueError(f"no status for exit code {exit_code}")
+    report = RunReport(
+        name=config.names,
+        config=finite(to_dict(config)),
+        environment=complete(Environment, {**host_environment(), **environment}, "environment"),
+        results=complete(Results, results or {}, "results"),
+        telemetry=complete(Telemetry, telemetry or {}, "telemetry"),
+        published=(),
+        exit=Exit(status=STATUSES[exit_code], code=exit_code, message=exit_message),
+    )
+    return replace(report, published=tuple(compare(config, report, devices)))
+
+
+def host_environment() -> dict[str, Any]:
+    """Return what is known without torch: python, cpu, container, git_commit, ended_at.
+
+    ended_at is now, in UTC as ISO 8601: a report is made at the end of its run.
+    """
+    kind = container_kind(os.environ, read_mounts())
+    return {
+        "python": platform.python_version(),
+        "cpu": cpu_name(Path("/proc/cpuinfo")),
+        "container": container_text(kind, os.environ) or None,
+        "git_commit": git_commit(Path(__file__).resolve().parents[2], os.environ),
+        "ended_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def cpu_name(cpuinfo: Path) -> str:
+    """Return the processor's model and the number of cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+                break
+    # A container or Slurm often grants fewer cores than the machine has.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {usable} usable cores"
+
+
+def git_commit(checkout: Path, environ: Mapping[str, str]) -> str | None:
+    """Return the commit of ``checkout``, with ``-dirty`` if files differ; None if unknown.
+
+    Without ``.git`` in ``checkout`` it is the commit that the image was built from, by
+    ``environ``.
+    """
+    # For a package installed inside another repository, that repository's commit says nothing.
+    if not (checkout / ".git").exists():
+        return environ.get(REVISION_VARIABLE) or None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
