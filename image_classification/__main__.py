@@ -7,8 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from image_classification import __version__
-from image_classification.cli.parser import CommandParser, words_to_complete
-from image_classification.cli.user_errors import exit_with_one_line
+from image_classification.cli.command_line import (
+    CommandParser,
+    exit_with_one_line,
+    words_to_complete,
+)
 from image_classification.core.errors import ConfigError, unknown
 from image_classification.core.program import command
 from image_classification.core.registry import Registry

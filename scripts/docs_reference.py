@@ -17,9 +17,9 @@ from unittest import mock
 from pages.published import table
 
 from image_classification.__main__ import main as run_verb
-from image_classification.cli.parse import build_parser
+from image_classification.cli.launch import build_parser
 from image_classification.config.catalogue import load_catalogue
-from image_classification.config.checks import KEYS, Key
+from image_classification.config.keys import KEYS, Key
 from image_classification.config.options import OPTIONS
 from image_classification.config.schema import MODES, SECTIONS
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 def write_configs() -> None:
     """Write every listed run's resolved configuration."""
-    from image_classification.config.golden import dump_golden, golden_configs
+    from tests.support.golden_configs import dump_golden, golden_configs
 
     path = GOLDEN / "configs" / "runs.json"
     path.parent.mkdir(parents=True, exist_ok=True)

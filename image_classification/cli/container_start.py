@@ -248,6 +248,6 @@ def _shared_memory(folder: Path) -> Check:
 
 
 if __name__ == "__main__":
-    from image_classification.cli.user_errors import exit_with_one_line
+    from image_classification.cli.command_line import exit_with_one_line
 
     sys.exit(exit_with_one_line(main, sys.argv[1:]))

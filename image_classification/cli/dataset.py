@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from image_classification.cli.parser import CommandParser
+from image_classification.cli.command_line import CommandParser
 from image_classification.core.errors import EXIT_DONE, ConfigError, DataError
 from image_classification.core.terminal import mute_stdout, show
 from image_classification.data.tools import quarantine

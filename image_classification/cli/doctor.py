@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from image_classification.cli.parser import CommandParser
+from image_classification.cli.command_line import CommandParser
 from image_classification.config.catalogue import load_catalogue
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError, unknown
 from image_classification.core.terminal import mute_stdout, show

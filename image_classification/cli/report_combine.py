@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from image_classification.cli.parser import CommandParser
+from image_classification.cli.command_line import CommandParser
 from image_classification.cli.report_parser import add_ignore, show_json, show_tables
 from image_classification.core.errors import EXIT_DONE, WorkspaceError
 from image_classification.core.files import write_atomically

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from image_classification.cli.parser import CommandParser
+from image_classification.cli.command_line import CommandParser
 from image_classification.cli.report_parser import (
     add_ignore,
     add_thresholds,

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from image_classification.cli.parser import CommandParser
+from image_classification.cli.command_line import CommandParser
 from image_classification.core.terminal import mute_stdout, show
 from image_classification.reporting.compare.regression import THRESHOLDS, Thresholds
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from image_classification.cli.parser import CommandParser
+from image_classification.cli.command_line import CommandParser
 from image_classification.cli.report_parser import show_text
 from image_classification.core.errors import EXIT_DONE, ConfigError, unknown
 from image_classification.reporting.page.run_page import write_pictures_page

@@ -1,4 +1,4 @@
-"""A resolved configuration as plain data: for ``--explain --json``, config.yml and reports."""
+"""A resolved configuration as plain data, for ``--explain --json``, config.yml and reports."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import re
 from typing import Any
 
-from image_classification.config.checks import KEYS
+from image_classification.config.keys import KEYS
 from image_classification.config.schema import RunConfig
 
 
 def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return ``{section: {key: value}}`` under the names ``--set`` takes, ready for JSON."""
+    """Return ``{section: {key: value}}`` for JSON, with the keys of ``--set``."""
     content: dict[str, dict[str, Any]] = {}
     for key in KEYS.values():
         value = getattr(getattr(config, key.section), key.field)
@@ -33,10 +33,9 @@ def explanation(config: RunConfig) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Return the configuration as YAML with each value's origin in a comment beside it.
+    """Return the configuration as YAML, each value with its origin as a comment.
 
-    Any YAML reader gives back ``to_dict`` plus the top-level ``name``, ``sources`` and
-    ``warnings``.
+    Its content is that of `to_dict` plus ``name``, ``sources`` and ``warnings``.
     """
     lines = ["# Resolved configuration; each value with where it came from."]
     lines.append(f"name: {json.dumps(dataclasses.asdict(config.names), ensure_ascii=False)}")
@@ -55,6 +54,6 @@ def _scalar(value: Any) -> str:
         return f"[{', '.join(map(_scalar, value))}]"
     text = json.dumps(value, ensure_ascii=False)
     if isinstance(value, float):
-        # YAML 1.1 takes 5e-05 for text: a float needs its dot.
+        # YAML 1.1 reads 5e-05, which has no dot, as text.
         text = re.sub(r"^(-?\d+)e", r"\1.0e", text)
     return text

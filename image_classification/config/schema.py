@@ -1,13 +1,8 @@
-"""How a setting is declared in the configuration's dataclasses.
+"""Every setting of a run: one frozen dataclass per section, with defaults, docs and constraints.
 
-The section ``data`` of a run's configuration; see `image_classification.config.schema`.
-
-The frozen configuration of a run: one dataclass a section, units in names.
-
-Every field is reachable as ``section.key`` from configs.yml and from ``--set``. The key is the
-field's name unless its metadata says otherwise (``batch.global`` is `BatchConfig.global_batch`,
-since ``global`` is a Python keyword). ``choices``, ``min`` and ``max`` in the metadata are
-checked by `image_classification.config.checks`.
+A setting is written as ``section.key`` in configs.yml and in ``--set``. The key is the field's
+name, except ``batch.global`` and ``batch.per_device``, whose fields are `BatchConfig.global_batch`
+and `BatchConfig.per_device_batch`. Units are in the names.
 """
 
 from __future__ import annotations
@@ -15,112 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-
-def setting(default: Any = ..., *, doc: str, **meta: Any) -> Any:
-    """Return a dataclass field with its help text; without a default it must be given.
-
-    meta: ``choices``, ``min``, ``max`` and the like, checked by
-    `image_classification.config.checks`.
-    """
-    metadata = {"doc": doc, **meta}
-    if default is ...:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the images are and what is done to them. Sizes in pixels."""
-
-    path: str = setting("/imagenet", doc="folder with train/ and val/, or 'demo', or 'synthetic'")
-    backend: str = setting("pytorch", doc="registered data backend")
-    format: str = setting(
-        "auto",
-        doc="how the folder holds the images; auto looks at what is there",
-        choices=("auto", "folder", "tfrecord", "recordio", "webdataset"),
-    )
-    image_size: int = setting(224, doc="side of the training crop and the validation crop", min=8)
-    resize: int = setting(256, doc="validation resize before the centre crop", min=8)
-    resize_mode: str = setting(
-        "short_side",
-        doc="short_side keeps the aspect ratio; squash resizes to resize x resize",
-        choices=("short_side", "squash"),
-    )
-    interpolation: str = setting(
-        "bilinear", doc="resampling kernel", choices=("bilinear", "bicubic", "nearest")
-    )
-    antialias: bool = setting(True, doc="low-pass before downscaling, as PIL does")
-    crop_area_min: float = setting(0.08, doc="least area share of the random crop", min=0.0)
-    crop_area_max: float = setting(1.0, doc="largest area share of the random crop", min=0.0)
-    crop_ratio_min: float = setting(3 / 4, doc="least width/height of the random crop", min=0.0)
-    crop_ratio_max: float = setting(4 / 3, doc="largest width/height of the random crop", min=0.0)
-    hflip_prob: float = setting(0.5, doc="probability of a horizontal flip", min=0.0, max=1.0)
-    augmentation: str = setting(
-        "none",
-        doc="policy applied to the training images after crop and flip (AutoAugment "
-        "arXiv:1805.09501, RandAugment arXiv:1909.13719, TrivialAugment wide arXiv:2103.10158)",
-        choices=("none", "autoaugment", "randaugment", "trivialaugment"),
-    )
-    augmentation_fill: int = setting(
-        128, doc="grey value the policy fills with where it moves the image away", min=0, max=255
-    )
-    randaugment_ops: int = setting(2, doc="operations an image (randaugment only)", min=1, max=16)
-    randaugment_magnitude: int = setting(
-        9, doc="strength of the operations, of 31 steps (randaugment only)", min=0, max=30
-    )
-    colour_jitter_brightness: float = setting(
-        0.0, doc="x: brightness times a factor in max(0, 1-x)..1+x; 0: off", min=0.0
-    )
-    colour_jitter_contrast: float = setting(
-        0.0, doc="x: contrast times a factor in max(0, 1-x)..1+x; 0: off", min=0.0
-    )
-    colour_jitter_saturation: float = setting(
-        0.0, doc="x: saturation times a factor in max(0, 1-x)..1+x; 0: off", min=0.0
-    )
-    colour_jitter_hue: float = setting(
-        0.0, doc="x: hue turned by a share of the circle in -x..x; 0: off", min=0.0, max=0.5
-    )
-    random_erasing: float = setting(
-        0.0,
-        doc="probability of filling a random rectangle with the mean colour (arXiv:1708.04896)",
-        min=0.0,
-        max=1.0,
-    )
-    mean: tuple[float, float, float] = setting(
-        (0.485, 0.456, 0.406), doc="per-channel mean of images in 0..1, subtracted"
-    )
-    std: tuple[float, float, float] = setting(
-        (0.229, 0.224, 0.225), doc="per-channel deviation of images in 0..1, divided by"
-    )
-    workers: int = setting(
-        8,
-        doc="loader processes (dali: threads) a device; 0: none but the run's own (dali: 1)",
-        min=0,
-    )
-    prefetch: int = setting(
-        2, doc="batches prepared ahead: by each worker, or (dali) by all together", min=1
-    )
-    hw_decoder_load: float = setting(
-        0.65,
-        doc="share of the JPEGs given to the GPU's hardware decoder (dali-gpu only)",
-        min=0.0,
-        max=1.0,
-    )
-    device_memory_padding_mib: int = setting(
-        16, doc="GPU memory a decoding thread takes at the start (dali-gpu only)", min=0
-    )
-    error_budget: float = setting(
-        0.001,
-        doc="share of the train images that may fail to decode before the run ends",
-        min=0.0,
-        max=1.0,
-    )
-    synthetic_train_images: int = setting(1_281_167, doc="train images of 'synthetic'", min=1)
-    synthetic_val_images: int = setting(50_000, doc="validation images of 'synthetic'", min=1)
-
-
-DataConfig = DataConfig
 
 PRECISIONS = ("FP32", "TF32", "AMP", "BF16")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -134,9 +23,21 @@ MODES = (
 )
 
 
+def setting(default: Any = ..., *, doc: str, **constraints: Any) -> Any:
+    """Return a dataclass field for a setting; without a default, configs.yml must set it.
+
+    constraints: ``choices``, ``min``, ``max``, ``pattern`` (of the whole text), ``nonempty`` (of a
+    list), ``computed`` (nobody may set it), ``key`` (if it differs from the field's name).
+    """
+    metadata = {"doc": doc, **constraints}
+    if default is ...:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class RunNames:
-    """The names a run was asked for by."""
+    """The names that select a run."""
 
     model: str
     precision: str
@@ -147,72 +48,177 @@ class RunNames:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network, and how its weights start."""
+    """The network and its initial weights."""
 
-    name: str = setting(doc="registered model name")
-    num_classes: int = setting(1000, doc="width of the classifier", min=1)
-    memory_format: str = setting("nchw", doc="layout of activations", choices=("nchw", "nhwc"))
+    name: str = setting(doc="name of the model")
+    num_classes: int = setting(1000, doc="number of classes", min=1)
+    memory_format: str = setting(
+        "nchw", doc="memory layout of activations", choices=("nchw", "nhwc")
+    )
     init: str = setting(
         "fan_in",
-        doc="mode of the convolutions' kaiming-normal initialisation",
+        doc="mode of the Kaiming normal initialization of convolutions",
         choices=("fan_in", "fan_out"),
     )
     zero_init_last_gamma: bool = setting(
-        False, doc="start every residual block's last BN gamma at zero (arXiv:1706.02677)"
+        False,
+        doc="initialize the last batch-norm gamma of every residual block to 0 (arXiv:1706.02677)",
     )
     se_reduction: str = setting(
         "paper",
-        doc="squeeze width: the paper's channels/16, or a constant 16 units as the PyTorch "
-        "predecessor has it",
+        doc="squeeze-and-excitation width: paper: channels / 16; fixed16: 16 units everywhere, as "
+        "in the PyTorch source of the published runs",
         choices=("paper", "fixed16"),
     )
     pretrained_from_file: str | None = setting(
-        None, doc="safetensors file the weights start from; strict: every tensor must match"
+        None, doc="safetensors file with initial weights; every tensor must match"
     )
-    compile: bool = setting(False, doc="torch.compile the training step's model")
+    compile: bool = setting(False, doc="use torch.compile for the model in the training step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data set, preprocessing and augmentation. Sizes in pixels."""
+
+    path: str = setting("/imagenet", doc="folder with train/ and val/, or 'demo', or 'synthetic'")
+    backend: str = setting("pytorch", doc="data loader: pytorch, dali-cpu, dali-gpu or synthetic")
+    format: str = setting(
+        "auto",
+        doc="format of the folder; auto: detect it",
+        choices=("auto", "folder", "tfrecord", "recordio", "webdataset"),
+    )
+    image_size: int = setting(224, doc="side length of training and validation crops", min=8)
+    resize: int = setting(
+        256, doc="size that validation images are resized to before the crop", min=8
+    )
+    resize_mode: str = setting(
+        "short_side",
+        doc="short_side: resize the short side, keep the aspect ratio; squash: resize both sides",
+        choices=("short_side", "squash"),
+    )
+    interpolation: str = setting(
+        "bilinear", doc="interpolation of resizing", choices=("bilinear", "bicubic", "nearest")
+    )
+    antialias: bool = setting(True, doc="low-pass filter before downscaling, as PIL does")
+    crop_area_min: float = setting(0.08, doc="min area fraction of the random crop", min=0.0)
+    crop_area_max: float = setting(1.0, doc="max area fraction of the random crop", min=0.0)
+    crop_ratio_min: float = setting(3 / 4, doc="min aspect ratio of the random crop", min=0.0)
+    crop_ratio_max: float = setting(4 / 3, doc="max aspect ratio of the random crop", min=0.0)
+    hflip_prob: float = setting(0.5, doc="probability of a horizontal flip", min=0.0, max=1.0)
+    augmentation: str = setting(
+        "none",
+        doc="policy applied to training images after crop and flip (AutoAugment arXiv:1805.09501, "
+        "RandAugment arXiv:1909.13719, TrivialAugment wide arXiv:2103.10158)",
+        choices=("none", "autoaugment", "randaugment", "trivialaugment"),
+    )
+    augmentation_fill: int = setting(
+        128, doc="gray value of pixels that the policy moves in from outside", min=0, max=255
+    )
+    randaugment_ops: int = setting(2, doc="operations per image (randaugment)", min=1, max=16)
+    randaugment_magnitude: int = setting(
+        9, doc="strength of the operations, of 31 levels (randaugment)", min=0, max=30
+    )
+    colour_jitter_brightness: float = setting(
+        0.0, doc="x: scale brightness by a random factor in max(0, 1-x)..1+x; 0: off", min=0.0
+    )
+    colour_jitter_contrast: float = setting(
+        0.0, doc="x: scale contrast by a random factor in max(0, 1-x)..1+x; 0: off", min=0.0
+    )
+    colour_jitter_saturation: float = setting(
+        0.0, doc="x: scale saturation by a random factor in max(0, 1-x)..1+x; 0: off", min=0.0
+    )
+    colour_jitter_hue: float = setting(
+        0.0,
+        doc="x: shift hue by a random fraction of the color circle in -x..x; 0: off",
+        min=0.0,
+        max=0.5,
+    )
+    random_erasing: float = setting(
+        0.0,
+        doc="probability of filling a random rectangle with the mean color (arXiv:1708.04896)",
+        min=0.0,
+        max=1.0,
+    )
+    mean: tuple[float, float, float] = setting(
+        (0.485, 0.456, 0.406), doc="mean per channel, subtracted; images in 0..1"
+    )
+    std: tuple[float, float, float] = setting(
+        (0.229, 0.224, 0.225), doc="standard deviation per channel, divided by; images in 0..1"
+    )
+    workers: int = setting(
+        8,
+        doc="loader processes per device (dali: threads); 0: load in the training process (dali: "
+        "1 thread)",
+        min=0,
+    )
+    prefetch: int = setting(
+        2, doc="batches prepared ahead, per worker (dali: by all threads together)", min=1
+    )
+    hw_decoder_load: float = setting(
+        0.65,
+        doc="fraction of JPEGs decoded by the GPU's hardware decoder (dali-gpu)",
+        min=0.0,
+        max=1.0,
+    )
+    device_memory_padding_mib: int = setting(
+        16, doc="GPU memory that each decoding thread allocates at the start (dali-gpu)", min=0
+    )
+    error_budget: float = setting(
+        0.001,
+        doc="max fraction of train images that may fail to decode before the run stops",
+        min=0.0,
+        max=1.0,
+    )
+    synthetic_train_images: int = setting(1_281_167, doc="train images of 'synthetic'", min=1)
+    synthetic_val_images: int = setting(50_000, doc="validation images of 'synthetic'", min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """Batch arithmetic: accumulation = global / (per_device x world), a positive integer."""
+    """Batch sizes in images: accumulation = global / (per_device x number of processes)."""
 
-    per_device_batch: int = setting(doc="images a device a micro-batch", key="per_device", min=1)
-    global_batch: int = setting(doc="images an optimizer step, all devices", key="global", min=1)
-    accumulation: int = setting(doc="micro-batches an optimizer step; computed", computed=True)
+    per_device_batch: int = setting(
+        doc="images per device per micro-batch", key="per_device", min=1
+    )
+    global_batch: int = setting(
+        doc="images per optimizer step over all devices", key="global", min=1
+    )
+    accumulation: int = setting(doc="micro-batches per optimizer step; computed", computed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimizer. lr is the peak value at the global batch; never rescaled silently."""
+    """The optimizer. The learning rate is never scaled automatically."""
 
-    name: str = setting("sgd", doc="registered optimizer", choices=("sgd", "rmsprop"))
-    lr: float = setting(doc="peak learning rate at the global batch", min=0.0)
+    name: str = setting("sgd", doc="optimizer", choices=("sgd", "rmsprop"))
+    lr: float = setting(doc="peak learning rate, for the global batch", min=0.0)
     momentum: float = setting(0.9, doc="momentum", min=0.0, max=1.0)
-    nesterov: bool = setting(False, doc="Nesterov momentum (sgd only)")
-    weight_decay: float = setting(doc="L2 added to the gradient of the decayed parameters", min=0.0)
+    nesterov: bool = setting(False, doc="Nesterov momentum (sgd)")
+    weight_decay: float = setting(doc="L2 penalty of the decayed parameters", min=0.0)
     decay_rule: str = setting(
         "no_norm_bias",
-        doc="which parameters decay: by module type; the predecessor's rule (all whose name has "
-        "no 'bn', so downsample.1 and biases decay); or all",
+        doc="parameters with weight decay: no_norm_bias: neither normalization layers nor biases; "
+        "legacy_bn_name: those without 'bn' in the name, as in the source of the published runs "
+        "(downsample.1 and biases decay); all",
         choices=("no_norm_bias", "legacy_bn_name", "all"),
     )
-    rmsprop_alpha: float = setting(0.9, doc="rmsprop smoothing", min=0.0, max=1.0)
-    rmsprop_eps: float = setting(1e-3, doc="rmsprop epsilon", min=0.0)
+    rmsprop_alpha: float = setting(0.9, doc="smoothing constant (rmsprop)", min=0.0, max=1.0)
+    rmsprop_eps: float = setting(1e-3, doc="epsilon (rmsprop)", min=0.0)
     implementation: str = setting(
         "torch",
-        doc="whose optimizer: torch's, or NVIDIA Apex's fused one (sgd on cuda only)",
+        doc="torch: PyTorch's optimizer; apex: NVIDIA Apex's fused one (sgd on cuda)",
         choices=("torch", "apex"),
     )
     gradient_compression: str = setting(
         "none",
-        doc="number format in which processes exchange gradients; changes what is learnt",
+        doc="data type in which processes exchange gradients; changes results",
         choices=("none", "fp16", "bf16"),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over time. Its length never follows the stopping point."""
+    """The learning rate over time. Stopping a run early does not change it."""
 
     name: str = setting(
         "cosine",
@@ -220,15 +226,17 @@ class ScheduleConfig:
         choices=("constant", "step", "cosine", "linear", "exponential", "polynomial", "list"),
     )
     epochs: int = setting(doc="length of the schedule", min=1)
-    warmup_epochs: float = setting(0.0, doc="linear warm-up from 0, per iteration", min=0.0)
-    end_lr: float = setting(0.0, doc="value at the end", min=0.0)
-    power: float = setting(2.0, doc="exponent of 'polynomial'", min=0.0)
-    milestone_epochs: tuple[float, ...] = setting(
-        (30.0, 60.0, 80.0), doc="where 'step' and 'list' change", min=0.0
+    warmup_epochs: float = setting(
+        0.0, doc="epochs of linear warm-up from 0, updated every step", min=0.0
     )
-    gamma: float = setting(0.1, doc="factor of 'step' at each milestone", min=0.0)
+    end_lr: float = setting(0.0, doc="learning rate at the end", min=0.0)
+    power: float = setting(2.0, doc="exponent (polynomial)", min=0.0)
+    milestone_epochs: tuple[float, ...] = setting(
+        (30.0, 60.0, 80.0), doc="epochs at which the learning rate changes (step, list)", min=0.0
+    )
+    gamma: float = setting(0.1, doc="factor at each milestone (step)", min=0.0)
     milestone_lrs: tuple[float, ...] = setting(
-        (), doc="values of 'list' from each milestone on", min=0.0
+        (), doc="learning rate from each milestone on (list)", min=0.0
     )
 
 
@@ -236,22 +244,26 @@ class ScheduleConfig:
 class LossConfig:
     """Softmax cross-entropy."""
 
-    label_smoothing: float = setting(0.0, doc="mass spread over all classes", min=0.0, max=1.0)
+    label_smoothing: float = setting(
+        0.0, doc="probability spread over all classes", min=0.0, max=1.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixingConfig:
-    """Mixing of images within a micro-batch, on the device."""
+    """Mixing of the images of a micro-batch, on the device."""
 
-    mixup: float = setting(0.0, doc="alpha of mixup's Beta (arXiv:1710.09412); 0: off", min=0.0)
-    cutmix: float = setting(0.0, doc="alpha of CutMix's Beta (arXiv:1905.04899); 0: off", min=0.0)
+    mixup: float = setting(0.0, doc="alpha of mixup (arXiv:1710.09412); 0: off", min=0.0)
+    cutmix: float = setting(0.0, doc="alpha of CutMix (arXiv:1905.04899); 0: off", min=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
     """Exponential moving average of the weights."""
 
-    decay: float | None = setting(None, doc="decay an optimizer step; null: off", min=0.0, max=1.0)
+    decay: float | None = setting(
+        None, doc="decay per optimizer step; null: no average", min=0.0, max=1.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,27 +277,29 @@ class PrecisionConfig:
         choices=("float32", "float16", "bfloat16"),
     )
     loss_scale: float | str | None = setting(
-        None, doc="static scale, 'dynamic', or null; only with float16"
+        None, doc="static loss scale, 'dynamic', or null: none (float16)"
     )
     amp_backend: str = setting(
         "torch",
-        doc="whose mixed precision: torch's autocast, or NVIDIA Apex's amp at O1 (float16 on cuda)",
+        doc="torch: PyTorch's autocast; apex: NVIDIA Apex's amp at O1 (float16 on cuda)",
         choices=("torch", "apex"),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlatformConfig:
-    """The hardware a run was published on, or is to run on."""
+    """The hardware of the run."""
 
-    name: str = setting(doc="platform name")
-    device: str = setting("cuda", doc="device kind", choices=("cuda", "cpu", "hpu", "xpu"))
-    device_name: str = setting("", doc="what the device's own name must hold to be comparable")
-    num_devices: int = setting(1, doc="devices a node, one process each", min=1)
-    num_nodes: int = setting(1, doc="machines", min=1)
+    name: str = setting(doc="name of the platform")
+    device: str = setting("cuda", doc="type of device", choices=("cuda", "cpu", "hpu", "xpu"))
+    device_name: str = setting(
+        "", doc="words that a device's name must contain for comparable throughput"
+    )
+    num_devices: int = setting(1, doc="devices per node, one process each", min=1)
+    num_nodes: int = setting(1, doc="number of nodes", min=1)
     gpu_affinity: str = setting(
         "none",
-        doc="CPU cores of each process",
+        doc="CPU cores that each process is bound to",
         choices=(
             "none",
             "socket",
@@ -299,61 +313,66 @@ class PlatformConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunControl:
-    """How a run is driven; nothing here changes what is learnt in a step."""
+    """How the run proceeds; nothing here changes what an optimizer step computes."""
 
-    mode: str = setting(doc="what to do", choices=MODES)
+    mode: str = setting(doc="what the run does", choices=MODES)
     seed: int = setting(
-        0, doc="of weights, sample order, augmentation and mixing", min=0, max=2**63 - 1
+        0, doc="seed of weights, sample order, augmentation and mixing", min=0, max=2**63 - 1
     )
     workspace: str | None = setting(None, doc="the run's folder; null: runs/<names>-<UTC time>")
-    resume: str | None = setting(None, doc="checkpoint folder, or 'auto': the newest good one")
-    allow_changes: bool = setting(
-        False, doc="resume under other settings or on other data; the differences are recorded"
+    resume: str | None = setting(
+        None, doc="checkpoint folder to resume from, or 'auto': the newest intact one"
     )
-    stop_epoch: int | None = setting(None, doc="stop after this many epochs", min=1)
-    run_epochs: int | None = setting(None, doc="stop after this many epochs from here on", min=1)
-    max_steps: int | None = setting(None, doc="stop at this optimizer step", min=1)
+    allow_changes: bool = setting(
+        False, doc="resume with other settings or other data; the differences are recorded"
+    )
+    stop_epoch: int | None = setting(None, doc="stop after this epoch", min=1)
+    run_epochs: int | None = setting(
+        None, doc="stop after this many epochs, counted from the start or the resume", min=1
+    )
+    max_steps: int | None = setting(None, doc="stop after this optimizer step", min=1)
     early_stopping_patience: int | None = setting(
-        None, doc="stop after this many validations without a better top-1", min=1
+        None, doc="stop after this many validations in a row without a better top-1", min=1
     )
     stop_at_top1: float | None = setting(
         None,
-        doc="stop after the first validation whose top-1 (the average's, where there is one) "
-        "reaches this many percent",
+        doc="stop after the first validation with at least this top-1 in percent (of the weight "
+        "average if ema.decay is set)",
         min=0.0,
         max=100.0,
     )
-    validate: bool = setting(True, doc="evaluate after each epoch")
-    topk: int = setting(5, doc="the k of top-k", min=1)
+    validate: bool = setting(True, doc="validate after every epoch")
+    topk: int = setting(5, doc="k of the additional top-k accuracy", min=1)
     save_checkpoints: bool = setting(True, doc="write checkpoints")
     save_every: str = setting(
         "1 epochs",
-        doc="'N steps', 'N minutes' or 'N epochs'",
+        doc="interval of checkpoints: 'N steps', 'N minutes' or 'N epochs'",
         pattern=r"[1-9][0-9]* (steps|minutes|epochs)",
     )
     checkpoint_name: str = setting(
         "step",
-        doc="what the names of checkpoint folders start with; their step follows",
+        doc="prefix of checkpoint folder names; the step number follows",
         pattern=r"[A-Za-z0-9_][A-Za-z0-9_.-]*",
     )
     keep_checkpoints: int = setting(
-        1, doc="how many of the newest to keep beside the best; -1: all", min=-1
+        1, doc="number of newest checkpoints to keep besides the best; -1: all", min=-1
     )
     on_save_error: str = setting(
         "stop",
-        doc="when a checkpoint cannot be written: stop, or warn and try again at the next save",
+        doc="if a checkpoint cannot be written: stop, or warn and retry at the next save",
         choices=("stop", "warn"),
     )
     max_skipped_steps_in_a_row: int = setting(
         25,
-        doc="fp16 overflows in a row that end the run as diverged; each halves the loss scale",
+        doc="fp16 overflows in a row after which the run counts as diverged; each halves the loss "
+        "scale",
         min=1,
         max=100,
     )
-    log_every_steps: int = setting(20, doc="optimizer steps between records", min=1)
-    raport_file: str | None = setting(None, doc="DLLogger lines go to this file as well")
+    log_every_steps: int = setting(20, doc="optimizer steps between log records", min=1)
+    raport_file: str | None = setting(None, doc="file for additional records in DLLogger format")
     trackers: tuple[str, ...] = setting(
-        (), doc="experiment trackers the records go to as well", choices=TRACKERS
+        (), doc="experiment trackers that receive the records", choices=TRACKERS
     )
     inference_batches: tuple[int, ...] = setting(
         (1, 2, 4, 8, 16, 32, 64, 128, 256),
@@ -361,31 +380,29 @@ class RunControl:
         min=1,
         nonempty=True,
     )
-    inference_iterations: int = setting(100, doc="timed forward passes a batch size", min=1)
+    inference_iterations: int = setting(100, doc="timed forward passes per batch size", min=1)
     benchmark_warmup_steps: int = setting(20, doc="steps before the measured window", min=0)
     max_restarts: int = setting(
         0,
-        doc="how often all processes are started again, from the newest checkpoint, after one "
-        "has died",
+        doc="how many times to restart all processes from the newest checkpoint after one fails",
         min=0,
         max=1000,
     )
     collective_timeout_s: float = setting(
         600.0,
-        doc="seconds after which a process that does not answer the others counts as lost",
+        doc="seconds after which a process that does not respond to the others counts as lost",
         min=1.0,
         max=86_400.0,
     )
     deterministic: bool = setting(
         False,
-        doc="refuse kernels whose result varies from run to run (slower on a GPU; the CPU's "
-        "do not)",
+        doc="use only kernels with reproducible results (slower on GPUs; CPU kernels always are)",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything a run needs, resolved; nothing rereads YAML after this."""
+    """The complete, resolved configuration of a run."""
 
     names: RunNames
     model: ModelConfig
@@ -400,13 +417,14 @@ class RunConfig:
     platform: PlatformConfig
     run: RunControl
     provenance: Mapping[str, str] = field(default_factory=dict)
+    """``section.key`` -> where the value came from."""
     warnings: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
-    """Ids of the published runs this configuration rests on."""
+    """Ids of the published runs that this configuration reproduces."""
 
     @property
     def world_size(self) -> int:
-        """Processes of the run: one a device, over all nodes."""
+        """Number of processes: one per device on all nodes."""
         return self.platform.num_devices * self.platform.num_nodes
 
 

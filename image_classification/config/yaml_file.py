@@ -1,7 +1,7 @@
-"""Safe YAML in which every value knows its line.
+"""Read YAML safely, with the line number of every value.
 
-Only plain scalars, lists and mappings are read; no tag can construct anything else. Anchors,
-aliases and merge keys (``<<``) work, and a merged value keeps the line it is written on.
+Only plain scalars, lists and mappings are allowed, no tags that construct objects. Anchors, aliases
+and merge keys (``<<``) work; a merged value keeps its own line number.
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ Content: TypeAlias = "str | int | float | bool | list[Located] | dict[str, Locat
 
 @dataclass(frozen=True)
 class Located:
-    """A value and the line it is written on, counted from 1.
-
-    text: a scalar as it stands in the file, before YAML reads ``no`` as false.
-    """
+    """A value and its line number, from 1. text: a scalar as written, such as ``no`` for false."""
 
     value: Content
     line: int
     text: str = ""
 
 
-# Far above any real configuration, far below what would take a second or overflow a stack.
+# Far above any real configuration, far below what takes a second or overflows the stack.
 MAX_BYTES = 2**21
 MAX_DEPTH = 32
 MAX_VALUES = 200_000
@@ -58,7 +55,7 @@ class _Reader:
         before = self._values
         self._count(1, line)
         if id(node) in self._open:
-            raise self.fail(line, "this anchor holds itself")
+            raise self.fail(line, "this anchor contains itself")
         self._open.add(id(node))
         if isinstance(node, yaml.MappingNode):
             self._expect_tag(node, "map", line)
@@ -75,11 +72,11 @@ class _Reader:
         return result
 
     def _count(self, values: int, line: int) -> None:
-        # An alias counts as all it stands for: whoever walks the result meets each of them.
+        # An alias counts as all the values it stands for: code that walks the result visits each.
         self._values += values
         if self._values > MAX_VALUES:
             raise self.fail(
-                line, f"more than {MAX_VALUES:,} values, aliases written out; use fewer"
+                line, f"more than {MAX_VALUES:,} values with aliases expanded; use fewer"
             )
 
     def _expect_tag(self, node: yaml.Node, kind: str, line: int) -> None:
@@ -136,11 +133,7 @@ class _Reader:
 
 
 def _check_depth(text: str, name: str) -> None:
-    """Refuse what is nested so deep that building it would overflow the C stack.
-
-    Raises:
-        ConfigError: deeper than `MAX_DEPTH`. yaml.YAMLError: not YAML.
-    """
+    """Raise ConfigError for nesting beyond `MAX_DEPTH`, which could overflow the C stack."""
     depth = 0
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -154,18 +147,17 @@ def _check_depth(text: str, name: str) -> None:
 
 
 def load_yaml(path: Path, name: str) -> Located:
-    """Read one YAML document; ``name`` stands for the file in messages.
+    """Read one YAML document. name: the file's name in messages.
 
     Raises:
-        ConfigError: unreadable, not UTF-8, not YAML, a duplicate key (with both lines), a tag
-            beyond plain values, an anchor that holds itself, or more of it than `MAX_BYTES`,
-            `MAX_DEPTH` and `MAX_VALUES` allow.
+        ConfigError: unreadable, not UTF-8, not YAML, a duplicate key (with both lines), a tag, an
+            anchor that contains itself, or beyond `MAX_BYTES`, `MAX_DEPTH` or `MAX_VALUES`.
     """
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise ConfigError(f"{name}: larger than {MAX_BYTES:,} bytes: no configuration file")
+            raise ConfigError(f"{name}: larger than {MAX_BYTES:,} bytes; not a configuration file")
         text = content.decode("utf-8")
     except OSError as e:
         reason = (e.strerror or str(e)).lower()

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from image_classification.config.provenance import Override
-from image_classification.config.resolve import Request
+from image_classification.config.keys import Override
+from image_classification.config.resolve import LayeredRun
 from image_classification.config.schema import RunConfig
 from image_classification.core.errors import (
     EXIT_BUG,
@@ -52,12 +52,11 @@ from image_classification.launch.workspace import held
 from image_classification.reporting.trackers.sink import check_trackers
 
 
-def drive(request: Request, words: Sequence[str], argv: Sequence[str]) -> int:
-    """Run what was asked for; return the exit code.
+def drive(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) -> int:
+    """Run ``layered`` on this machine's devices; return the exit code.
 
-    words: what follows ``python`` to start this program again. argv: its arguments.
-
-    Starts one process a device unless one is enough or torchrun, Slurm or MPI started this one.
+    Starts one process per device, unless one is enough, or torchrun, Slurm or MPI started this
+    process. words: what follows ``python`` to start this program again. argv: its arguments.
 
     Raises:
         UserError: to be shown as one line.
@@ -65,41 +64,34 @@ def drive(request: Request, words: Sequence[str], argv: Sequence[str]) -> int:
     end_with_launcher()
     world = detect_world(os.environ)
     if world is None and "NODE_RANK" in os.environ:
-        request = _on_several_nodes(request)
-    # The names first: a wrong one shows before any device is touched.
-    asked = request.resolve()
+        layered = layered.replace(_nodes_from_environment(layered))
     if world is None or world.rank == 0:
-        check_trackers(asked.run.trackers)
-    accelerator = get_accelerator(asked.platform.device)
+        check_trackers(layered["run.trackers"])
+    accelerator = get_accelerator(layered["platform.device"])
     found = accelerator.found()
-    # Any number of processes can share a CPU, so there it limits nothing.
+    # Any number of processes can share a CPU, so its count is no limit.
     available = None if found.kind == "cpu" else found
-    if world is not None:
-        config = request.resolve(
-            available=available, world_size=world.world_size, num_nodes=world.num_nodes
-        )
+    if world is None:
+        config = layered.on(available)
+        if config.world_size > 1 or config.run.max_restarts > 0:
+            _check_before_launch(config, accelerator)
+            return launch(config, (*words, *argv))
+        if config.optim.gradient_compression != "none":
+            unused = "optim.gradient_compression has no effect: one process exchanges no gradients"
+            config = replace(config, warnings=(*config.warnings, unused))
     else:
-        config = request.resolve(available=available)
-    if world is None and (config.world_size > 1 or config.run.max_restarts > 0):
-        _check_before_launch(config, accelerator)
-        return launch(config, (*words, *argv))
-    if world is not None:
+        config = layered.on(available, world.world_size, world.num_nodes)
         check_restarts(config, os.environ)
-    elif config.optim.gradient_compression != "none":
-        idle = "optim.gradient_compression has no effect: one process exchanges no gradients"
-        config = replace(config, warnings=(*config.warnings, idle))
     return _run_rank(config, world or WorldInfo(), accelerator, found)
 
 
-def _on_several_nodes(request: Request) -> Request:
-    """Take the number of machines from NNODES, or the platform's, where NODE_RANK is set."""
-    text = os.environ.get("NNODES", str(request.resolve().platform.num_nodes))
+def _nodes_from_environment(layered: LayeredRun) -> Override:
+    """Return the number of nodes: NNODES, or the platform's, where NODE_RANK is set."""
+    text = os.environ.get("NNODES", str(layered["platform.num_nodes"]))
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"NNODES={text} in the environment is not a number of machines")
     origin = "NNODES and NODE_RANK in the environment"
-    nodes = Override("platform.num_nodes", int(text), origin)
-    others = (o for o in request.overrides if o.key != nodes.key)
-    return replace(request, overrides=(*others, nodes))
+    return Override("platform.num_nodes", int(text), origin)
 
 
 def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:

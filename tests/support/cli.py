@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from image_classification.__main__ import main
-from image_classification.cli.user_errors import exit_with_one_line
+from image_classification.cli.command_line import exit_with_one_line
 
 
 def launch(argv: Sequence[str]) -> int:

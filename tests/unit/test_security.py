@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from image_classification.cli.command_line import exit_with_one_line
 from image_classification.cli.dataset import main as dataset_main
-from image_classification.cli.user_errors import exit_with_one_line
 from image_classification.core.errors import CheckpointError
 from image_classification.data.tools.imagenet import ARCHIVES
 from image_classification.engine.checkpoints import files as checkpoint

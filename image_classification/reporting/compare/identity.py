@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from image_classification.config.checks import KEYS, unknown_key
-from image_classification.core.errors import ConfigError, WorkspaceError
+from image_classification.config.keys import KEYS, find_key
+from image_classification.core.errors import WorkspaceError
 from image_classification.core.units import printable
 from image_classification.reporting.report import to_json
 from image_classification.reporting.run_folder import RecordedRun
@@ -68,8 +68,7 @@ def check_ignored(keys: Collection[str]) -> frozenset[str]:
         ConfigError: there is no such setting.
     """
     for key in keys:
-        if key not in KEYS:
-            raise ConfigError(f"--ignore: {unknown_key(key)}")
+        find_key(key, "--ignore")
     return frozenset(keys)
 
 

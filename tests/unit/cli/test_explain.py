@@ -1,8 +1,8 @@
 import json
 
-from image_classification.cli.listing import render_explanation
+from image_classification.cli.launch import render_explanation
 from image_classification.config import explanation, resolve
-from image_classification.config.checks import KEYS
+from image_classification.config.keys import KEYS
 
 
 def test_json_is_the_contracts() -> None:

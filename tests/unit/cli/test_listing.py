@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from image_classification.cli.listing import listing, render_listing
-from image_classification.cli.parse import LISTS
+from image_classification.cli.launch import LISTS, listing, render_listing
 from image_classification.config.catalogue import load_catalogue
 from image_classification.models import list_models
 

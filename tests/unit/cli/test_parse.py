@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.cli.parse import parse
+from image_classification.cli.launch import Request, parse
 from image_classification.config.options import OPTIONS
-from image_classification.config.resolve import Request
 from image_classification.core.errors import ConfigError
 
 NAMES = [
@@ -93,16 +92,16 @@ def test_every_published_option_is_taken_and_resolves(option: str) -> None:
     value = PUBLISHED[option]
     request = parse([*NAMES, option, *([] if value is None else [value]), "/imagenet"])
     assert request.data == "/imagenet"
-    config = request.resolve()
+    config = request.read().on()
     assert config.data.path == "/imagenet"
 
 
 def test_the_amp_backend_is_an_option() -> None:
     names = ["--model=resnet50", "--mode=convergence", "--platform=DGX1V", "/imagenet"]
-    config = parse([*names, "--precision=AMP", "--amp-backend", "apex"]).resolve()
+    config = parse([*names, "--precision=AMP", "--amp-backend", "apex"]).read().on()
     assert config.precision.amp_backend == "apex"
     with pytest.raises(ConfigError, match=r"--amp-backend.*AMP in float16"):
-        parse([*names, "--precision=FP32", "--amp-backend=apex"]).resolve()
+        parse([*names, "--precision=FP32", "--amp-backend=apex"]).read().on()
 
 
 def test_no_option_of_the_table_is_without_a_test() -> None:
@@ -121,7 +120,7 @@ RELIABILITY = {
 @pytest.mark.parametrize("option", RELIABILITY)
 def test_reliability_options_reach_their_keys(option: str) -> None:
     text, key, value = RELIABILITY[option]
-    config = parse([*NAMES, option, text]).resolve()
+    config = parse([*NAMES, option, text]).read().on()
     section, field = key.split(".")
     assert vars(vars(config)[section])[field] == value
     assert config.provenance[key] == f"{option} on the command line"
@@ -146,7 +145,7 @@ def test_a_published_command_line_runs_verbatim() -> None:
         "--model resnet50 --precision AMP --mode convergence --platform DGX1V /imagenet "
         "--workspace /out --raport-file raport.json --epochs 90 --mixup 0.0"
     )
-    config = parse(line.split()).resolve()
+    config = parse(line.split()).read().on()
     assert (config.schedule.epochs, config.mixing.mixup) == (90, 0.0)
     assert config.provenance["schedule.epochs"] == "--epochs on the command line"
     assert (config.run.workspace, config.run.raport_file) == ("/out", "raport.json")
@@ -157,7 +156,7 @@ def test_a_published_benchmark_stops_early_on_the_published_schedule() -> None:
         "--model resnet50 --precision AMP --mode benchmark_training --platform DGX1V "
         "/imagenet --raport-file benchmark.json --epochs 1 --prof 100"
     )
-    config = parse(line.split()).resolve()
+    config = parse(line.split()).read().on()
     assert (config.run.stop_epoch, config.run.max_steps) == (1, 100)
     assert config.schedule.epochs == 250
 
@@ -180,7 +179,7 @@ def test_names_and_flags() -> None:
 
 
 def test_set_reaches_every_setting() -> None:
-    config = parse([*NAMES, "--set", "run.deterministic=true", "--set=data.resize=288"]).resolve()
+    config = parse([*NAMES, "--set", "run.deterministic=true", "--set=data.resize=288"]).read().on()
     assert (config.run.deterministic, config.data.resize) == (True, 288)
 
 
@@ -198,14 +197,14 @@ def test_amp_is_a_precision_and_evaluate_a_mode() -> None:
 
 def test_a_dynamic_loss_scale_goes_before_a_static_one() -> None:
     line = [*NAMES, "--dynamic-loss-scale", "--static-loss-scale", "128"]
-    assert parse(line).resolve().precision.loss_scale == "dynamic"
+    assert parse(line).read().on().precision.loss_scale == "dynamic"
 
 
 def test_the_last_of_a_repeated_option_counts_but_set_may_not_contradict() -> None:
-    assert parse([*NAMES, "--lr", "1", "--lr", "2"]).resolve().optim.lr == 2.0
+    assert parse([*NAMES, "--lr", "1", "--lr", "2"]).read().on().optim.lr == 2.0
     request = parse([*NAMES, "--lr", "1", "--set", "optim.lr=2"])
     with pytest.raises(ConfigError, match="given twice"):
-        request.resolve()
+        request.read().on()
 
 
 def test_one_parse_does_not_leak_into_the_next() -> None:
@@ -279,11 +278,11 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_values_that_no_run_can_have(line: str, part: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse([*NAMES, *line.split()]).resolve()
+        parse([*NAMES, *line.split()]).read().on()
     assert part in caught.value.message
     assert len(caught.value.message) < 300
 
 
 def test_an_empty_recipe_is_not_the_default() -> None:
     with pytest.raises(ConfigError, match="unknown recipe"):
-        parse([*NAMES, "--recipe", ""]).resolve()
+        parse([*NAMES, "--recipe", ""]).read().on()

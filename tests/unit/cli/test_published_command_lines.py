@@ -11,7 +11,7 @@ import itertools
 
 import pytest
 
-from image_classification.cli.parse import parse
+from image_classification.cli.launch import parse
 from image_classification.config.explain import to_dict
 from image_classification.config.schema import RunConfig
 
@@ -60,7 +60,7 @@ DECIDING = ("model", "data", "batch", "optim", "schedule", "loss", "mixing", "em
 
 
 def resolve(line: str) -> RunConfig:
-    return parse(line.split()).resolve()
+    return parse(line.split()).read().on()
 
 
 def learnt(config: RunConfig) -> dict[str, object]:

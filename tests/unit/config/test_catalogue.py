@@ -87,7 +87,7 @@ def test_runs_list_every_combination_with_its_default(tmp_path: Path) -> None:
         ("optim.lr: 0.1", "optim.lr: fast", "/c.yml:18: optim.lr must be a number, got 'fast'"),
         ("optim.lr: 0.1", "optim.lr: -1", "/c.yml:18: optim.lr must be 0 or more"),
         ("optim.lr: 0.1", "optim.lr: {a: 1}", "/c.yml:18: optim.lr must be a value"),
-        ("optim.lr: 0.1", "model.name: x", "/c.yml:18: model.name is set by --model, not here"),
+        ("optim.lr: 0.1", "model.name: x", "/c.yml:18: model.name is set by --model; use that"),
         ("optim.lr: 0.1", "batch.accumulation: 2", "/c.yml:18: batch.accumulation is computed"),
         ("sources: run-1", "source: run-1", "/c.yml:20: unknown key 'source'; did you mean"),
         ("default_recipe: 30e", "default_recipe: 31e", "/c.yml:22: unknown default_recipe"),
@@ -103,7 +103,7 @@ def test_runs_list_every_combination_with_its_default(tmp_path: Path) -> None:
         ("  net:\n", "  net: 3\n  other:\n", "/c.yml:13: platform must be a mapping"),
     ],
 )
-def test_what_is_wrong_is_shown_with_file_and_line(
+def test_an_invalid_file_is_an_error_with_file_and_line(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     assert refuse(tmp_path, old, new).startswith(message)
@@ -114,10 +114,10 @@ def test_the_whole_message_for_a_misspelt_key(tmp_path: Path) -> None:
     assert message == ("/c.yml:19: unknown key 'optim.weight_decya'; did you mean 'weight_decay'?")
 
 
-def test_an_entry_that_leaves_a_key_open_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_entry_without_a_required_key_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
     path.write_text(MINIMAL.replace("        optim.weight_decay: 1e-4\n", ""), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"net BOX FP32 leaves optim\.weight_decay open"):
+    with pytest.raises(ConfigError, match=r"net BOX FP32 has no value for optim\.weight_decay"):
         resolve("net", "FP32", "convergence", "BOX", config_file=path)
 
 

@@ -1,92 +1,70 @@
-from typing import Any
-
 import pytest
 
-from image_classification.config.checks import KEYS, check_value, find_key, from_text
+from image_classification.config import RunConfig, resolve
+from image_classification.config.checks import check_augmentation
 from image_classification.core.errors import ConfigError
 
 
-@pytest.mark.parametrize(
-    ("key", "text", "value"),
-    [
-        ("optim.lr", "2", 2.0),
-        ("optim.lr", "1e-4", 1e-4),
-        ("schedule.epochs", "90", 90),
-        ("optim.nesterov", "true", True),
-        ("optim.nesterov", "no", False),
-        ("data.path", "no", "no"),
-        ("run.resume", "null", None),
-        ("ema.decay", "none", None),
-        ("precision.loss_scale", "dynamic", "dynamic"),
-        ("precision.loss_scale", "128", 128.0),
-        ("data.mean", "0.5,0.5,0.25", (0.5, 0.5, 0.25)),
-        ("schedule.milestone_epochs", "[30, 60]", (30.0, 60.0)),
-        ("schedule.milestone_lrs", "[]", ()),
-        ("run.inference_batches", "1,8", (1, 8)),
-        ("run.save_every", "3 steps", "3 steps"),
-    ],
-)
-def test_text_of_a_command_line_becomes_the_keys_type(key: str, text: str, value: Any) -> None:
-    got = from_text(KEYS[key], text, "--set")
-    assert got == value
-    assert type(got) is type(value)
+def resolved(**overrides: object) -> RunConfig:
+    return resolve(
+        "resnet50",
+        "AMP",
+        "convergence",
+        "DGX1V",
+        overrides={f"data.{key}": value for key, value in overrides.items()},
+    )
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "part"),
+    ("overrides", "remedy"),
     [
-        ("optim.lr", "fast", "must be a number, got 'fast'"),
-        ("optim.lr", True, "must be a number"),
-        ("optim.lr", float("nan"), "must be a number"),
-        ("optim.lr", "inf", "must be a number"),
-        ("optim.lr", None, "must be a number, got null"),
-        ("optim.lr", -0.1, "the nearest valid value is 0"),
-        ("ema.decay", 1.5, "the nearest valid value is 1"),
-        ("schedule.epochs", 90.0, "must be a whole number"),
-        ("schedule.epochs", "90", "must be a whole number"),
-        ("optim.nesterov", 1, "must be true or false"),
-        ("model.memory_format", "nhcw", "did you mean 'nhwc'? (valid: nchw, nhwc)"),
-        ("precision.loss_scale", "static", "a number or 'dynamic'"),
-        ("data.mean", [0.5, 0.5], "must have 3 values, got 2"),
-        ("data.mean", 0.5, "must be a list"),
-        ("run.save_every", "3 bananas", "'N steps', 'N minutes' or 'N epochs'"),
-        ("run.checkpoint_name", "../elsewhere", "cannot be"),
-        ("data.path", "", "must be text"),
+        ({"randaugment_magnitude": 12}, "set data.augmentation to randaugment or leave it out"),
+        ({"randaugment_ops": 3, "augmentation": "autoaugment"}, "with data.augmentation autoaug"),
+        ({"augmentation_fill": 0}, "set data.augmentation to a policy or leave it out"),
     ],
 )
-def test_a_bad_value_names_key_and_remedy(key: str, value: Any, part: str) -> None:
+def test_a_setting_of_an_augmentation_policy_that_is_off_is_an_error(
+    overrides: dict[str, object], remedy: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_value(KEYS[key], value, "f.yml:7")
-    assert caught.value.message.startswith(f"f.yml:7: {key} ")
-    assert part in caught.value.message
+        resolved(**overrides)
+    assert remedy in caught.value.message
+    assert "overrides argument" in caught.value.message
+
+
+def test_settings_of_an_active_augmentation_policy() -> None:
+    data = resolved(
+        augmentation="randaugment", randaugment_magnitude=12, randaugment_ops=3, augmentation_fill=0
+    ).data
+    assert (data.randaugment_magnitude, data.randaugment_ops, data.augmentation_fill) == (12, 3, 0)
+    assert resolved(augmentation="trivialaugment", augmentation_fill=0).data.augmentation_fill == 0
+
+
+def test_switching_off_a_recipes_policy_leaves_its_other_settings() -> None:
+    values = {
+        "data.augmentation": "none",
+        "data.augmentation_fill": 0,
+        "data.randaugment_ops": 3,
+        "data.randaugment_magnitude": 7,
+    }
+    origins = dict.fromkeys(values, "somewhere")
+    check_augmentation(values, origins, {"data.augmentation"})
+    with pytest.raises(ConfigError, match="randaugment_magnitude 7"):
+        check_augmentation(values, origins, {"data.randaugment_magnitude"})
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
+    ("overrides", "part"),
     [
-        ("optim.weight_decya", "did you mean 'weight_decay'?"),
-        ("optin.lr", "did you mean 'optim.lr'?"),
-        ("lr", "did you mean 'optim.lr'?"),
-        ("epochs", "did you mean 'schedule.epochs'?"),
-        ("optim", "is a section"),
-        ("zzz.zzz", "sections are model, data"),
-        ("ema.frobnicate", "ema has decay"),
+        ({"augmentation": "autoaugmentt"}, "did you mean 'autoaugment'"),
+        ({"augmentation": "randaugment", "randaugment_magnitude": 31}, "30 or less"),
+        ({"augmentation": "randaugment", "randaugment_ops": 0}, "1 or more"),
+        ({"colour_jitter_hue": 0.6}, "0.5 or less"),
+        ({"colour_jitter_contrast": -0.1}, "0 or more"),
+        ({"random_erasing": 1.5}, "1 or less"),
     ],
 )
-def test_an_unknown_key_meets_the_nearest_one(name: str, part: str) -> None:
+def test_augmentation_values_out_of_range(overrides: dict[str, object], part: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        find_key(name, "here")
+        resolved(**overrides)
     assert part in caught.value.message
-
-
-def test_keys_are_named_as_in_the_contract() -> None:
-    for name in ("batch.per_device", "batch.global", "batch.accumulation"):
-        assert KEYS[name].section == "batch"
-    assert KEYS["batch.global"].field == "global_batch"
-    assert KEYS["batch.accumulation"].computed
-
-
-def test_every_default_of_the_schema_passes_its_own_check() -> None:
-    for key in KEYS.values():
-        if key.has_default and key.default not in ("", None):
-            assert check_value(key, key.default, key.name) == key.default

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import image_classification
-from image_classification.config.checks import KEYS
+from image_classification.config.keys import KEYS
 from image_classification.config.schema import SECTIONS
 
 PACKAGE = Path(image_classification.__file__).parent

@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 
 from image_classification.config.catalogue import load_catalogue
-from image_classification.config.golden import dump_golden, golden_configs
-from image_classification.config.provenance import without_line
+from image_classification.config.resolve import without_line
 from image_classification.config.schema import MODES
+from tests.support.golden_configs import dump_golden, golden_configs
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "configs" / "runs.json"
 

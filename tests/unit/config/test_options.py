@@ -2,17 +2,17 @@ from typing import Any
 
 import pytest
 
-from image_classification.config.checks import KEYS
+from image_classification.config.keys import KEYS
 from image_classification.config.options import (
-    BY_NAME,
     OPTIONS,
-    read_setting,
-    translate,
+    read_option,
 )
 from image_classification.core.errors import ConfigError
 
+BY_NAME = {option.name: option for option in OPTIONS}
 
-def test_every_option_names_a_key_and_no_spelling_twice() -> None:
+
+def test_every_option_has_a_key_and_no_flag_occurs_twice() -> None:
     spellings = [flag for option in OPTIONS for flag in option.flags]
     assert len(spellings) == len(set(spellings))
     for option in OPTIONS:
@@ -56,11 +56,12 @@ def test_every_option_names_a_key_and_no_spelling_twice() -> None:
         ),
     ],
 )
-def test_an_option_becomes_its_setting(name: str, text: str | None, key: str, value: Any) -> None:
-    (override,), notes = translate(BY_NAME[name], text, "convergence")
+def test_an_option_is_read_as_a_setting(name: str, text: str | None, key: str, value: Any) -> None:
+    override, note = read_option(BY_NAME[name], text, "convergence")
+    assert override is not None
     assert (override.key, override.value) == (key, value)
     assert override.origin == f"{name} on the command line"
-    assert notes == []
+    assert note == ""
 
 
 @pytest.mark.parametrize(
@@ -73,10 +74,11 @@ def test_an_option_becomes_its_setting(name: str, text: str | None, key: str, va
         ("benchmark_inference", "--prof", "9", "run.inference_iterations", 9),
     ],
 )
-def test_a_benchmark_never_changes_the_schedule(
+def test_options_with_another_meaning_in_benchmarks(
     mode: str, name: str, text: str, key: str, value: Any
 ) -> None:
-    (override,), _ = translate(BY_NAME[name], text, mode)
+    override, _ = read_option(BY_NAME[name], text, mode)
+    assert override is not None
     assert (override.key, override.value) == (key, value)
 
 
@@ -89,9 +91,9 @@ def test_a_benchmark_never_changes_the_schedule(
         ("benchmark_inference", "--stop-at-top1"),
     ],
 )
-def test_an_option_without_effect_is_noted(mode: str, name: str) -> None:
-    overrides, (note,) = translate(BY_NAME[name], "1", mode)
-    assert overrides == []
+def test_an_option_without_effect_returns_a_note(mode: str, name: str) -> None:
+    override, note = read_option(BY_NAME[name], "1", mode)
+    assert override is None
     assert note.startswith(f"{name} 1 has no effect in mode {mode}: ")
 
 
@@ -108,18 +110,8 @@ def test_an_option_without_effect_is_noted(mode: str, name: str) -> None:
         ("--gpu-affinity", "sockets", "did you mean 'socket'?"),
     ],
 )
-def test_a_bad_argument_names_the_option(name: str, text: str, part: str) -> None:
+def test_an_invalid_argument_is_an_error_with_the_option(name: str, text: str, part: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        translate(BY_NAME[name], text, "convergence")
+        read_option(BY_NAME[name], text, "convergence")
     assert caught.value.message.startswith(name)
     assert part in caught.value.message
-
-
-def test_a_setting_is_read_with_its_own_words_as_origin() -> None:
-    override = read_setting("optim.lr=0.5")
-    assert (override.key, override.value) == ("optim.lr", 0.5)
-    assert override.origin == "--set optim.lr=0.5"
-    assert read_setting("run.workspace=a=b").value == "a=b"
-    for text, part in (("optim.lr", "write section.key=value"), ("lr=1", "did you mean")):
-        with pytest.raises(ConfigError, match=part):
-            read_setting(text)

@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from image_classification.config import Override, RunConfig, resolve
-from image_classification.config.checks import KEYS
+from image_classification.config.keys import KEYS
 from image_classification.core.errors import ConfigError, DeviceError
 from image_classification.core.types import DevicesFound
 
@@ -263,7 +263,7 @@ def test_more_processes_share_the_global_batch() -> None:
     )
     assert (config.batch.per_device_batch, config.batch.global_batch) == (16, 32)
     assert config.batch.accumulation == 1
-    assert any(w.startswith("16 images a device instead of 32") for w in config.warnings)
+    assert any(w.startswith("16 images per device instead of 32") for w in config.warnings)
     assert "platform.num_devices=16" not in refused(
         overrides={"platform.num_devices": 16, "batch.per_device": 256}
     )
@@ -272,9 +272,9 @@ def test_more_processes_share_the_global_batch() -> None:
 def test_a_joined_world_wins() -> None:
     config = dgx1v(available=cuda(4), world_size=4)
     assert (config.world_size, config.batch.accumulation) == (4, 2)
-    assert config.provenance["platform.num_devices"] == "the joined world"
+    assert config.provenance["platform.num_devices"] == "the processes started"
     (warning,) = config.warnings
-    assert warning.startswith("DGX1V has 8 processes, the joined world 4: ")
+    assert warning.startswith("DGX1V has 8 processes, this run 4: ")
     assert dgx1v(available=cuda(8), world_size=8).warnings == ()
     two = resolve("resnet50", "FP32", "convergence", "BI-V100x16", world_size=16, num_nodes=2)
     assert (two.platform.num_devices, two.platform.num_nodes) == (8, 2)

@@ -57,15 +57,15 @@ def test_text_keeps_what_yaml_would_reinterpret(tmp_path: Path) -> None:
         ("a: [1\nb: 2\n", "f.yml:2: not valid YAML"),
         ("a: !!python/object/apply:os.getcwd []\n", "f.yml:1: the tag"),
         ("a: !thing x\n", "f.yml:1: the tag '!thing' is not allowed"),
-        ("a: &x\n  b: *x\n", "f.yml:1: this anchor holds itself"),
-        ("a: &x [1, *x]\n", "f.yml:1: this anchor holds itself"),
+        ("a: &x\n  b: *x\n", "f.yml:1: this anchor contains itself"),
+        ("a: &x [1, *x]\n", "f.yml:1: this anchor contains itself"),
         ("a: 1\nb:\n  <<: 3\n", "f.yml:3: << must name a mapping"),
         ("[1]: 2\n", "f.yml:1: a key must be plain text"),
         ("# nothing\n", "f.yml: the file is empty"),
         ("a: *nowhere\n", "f.yml:1: not valid YAML: found undefined alias"),
     ],
 )
-def test_what_is_refused_names_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_yaml_is_an_error_with_the_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert caught.value.message.startswith(message)

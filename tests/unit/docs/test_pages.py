@@ -13,9 +13,8 @@ import pytest
 from image_classification import models
 from image_classification.__main__ import VERBS
 from image_classification.cli import report
-from image_classification.cli.listing import render_explanation
-from image_classification.cli.parse import parse
-from image_classification.config.checks import KEYS
+from image_classification.cli.launch import parse, render_explanation
+from image_classification.config.keys import KEYS
 from image_classification.core.errors import ConfigError
 from image_classification.models.weights import model_metadata, save_model
 
@@ -75,7 +74,7 @@ def launches(path: Path) -> list[str]:
 def check_resolves(line: str) -> None:
     request = parse(launch_arguments(line) or [])
     if request.list_what is None:
-        assert request.resolve().names.model == request.model
+        assert request.read().on().names.model == request.model
 
 
 def test_readme_is_at_most_200_lines():
@@ -190,7 +189,7 @@ def test_the_explanation_shown_is_the_real_one():
     text = text_of(README)
     command = next(line for line in shell_lines(text) if "--explain" in line)
     request = parse(launch_arguments(command) or [])
-    real = {normal(line) for line in render_explanation(request.resolve()).splitlines()}
+    real = {normal(line) for line in render_explanation(request.read().on()).splitlines()}
     shown = re.findall(r"^```text\n(--model.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(shown) == 1
     assert {normal(line) for line in shown[0].splitlines()} <= real
@@ -199,7 +198,7 @@ def test_the_explanation_shown_is_the_real_one():
 def test_the_error_shown_is_the_real_one():
     names = "--model resnet50 --precision AMP --mode convergence --platform DGX1V"
     with pytest.raises(ConfigError) as found:
-        parse([*names.split(), "--batch-size", "192"]).resolve()
+        parse([*names.split(), "--batch-size", "192"]).read().on()
     page = text_of(ROOT / "docs" / "published-runs.md")
     assert f"\nerror: {found.value.message}\n" in page
 

@@ -11,7 +11,7 @@ import pytest
 
 from image_classification.__main__ import VERBS
 from image_classification.config.catalogue import load_catalogue
-from image_classification.config.checks import KEYS
+from image_classification.config.keys import KEYS
 from image_classification.config.options import OPTIONS
 
 ROOT = Path(__file__).parents[3]

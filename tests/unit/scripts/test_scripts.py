@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from image_classification.cli.emit.render import render_emission
-from image_classification.cli.parse import parse
+from image_classification.cli.launch import parse
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "scripts"
@@ -250,7 +250,7 @@ def strangers(value: Any, schema: Any, where: str = "") -> list[str]:
 
 def manifest(*argv: str) -> dict[str, Any]:
     request = parse(["--emit=kubernetes", *argv])
-    text = render_emission("kubernetes", request.resolve(), argv, ["launch.py"])
+    text = render_emission("kubernetes", request.read().on(), argv, ["launch.py"])
     found: dict[str, Any] = yaml.safe_load(text)
     return found
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from image_classification.cli.emit.render import KINDS, render_emission, without_emit
-from image_classification.cli.parse import parse
+from image_classification.cli.launch import parse
 from image_classification.core.errors import ConfigError
 from image_classification.reporting.sinks import read_metrics
 from tests.support.cli import launch as main
@@ -30,7 +30,7 @@ SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)])
 
 def emit(kind: str, *argv: str, script: str = "launch.py") -> str:
     request = parse([f"--emit={kind}", *argv])
-    config = request.resolve()
+    config = request.read().on()
     return render_emission(
         kind, config, ["--emit", kind, *argv], [script], config_file=request.config_file
     )

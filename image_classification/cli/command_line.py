@@ -1,16 +1,19 @@
-"""The argument parser of every verb: errors as `ConfigError`, and completion in the shell."""
+"""What all verbs share: argument parser, shell completion, and one line for a user's error."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from image_classification.core.errors import ConfigError
+from image_classification.core.errors import ConfigError, UserError
 from image_classification.core.program import command
+from image_classification.core.terminal import mute_stdout
 
-_COMPLETING = "_ARGCOMPLETE"  # set by the shell: the number of the word that names the program
+_COMPLETING = "_ARGCOMPLETE"  # set by the shell: which word names the program, from 1
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -72,3 +75,22 @@ def words_to_complete() -> list[str] | None:
 
     *_, words, _ = split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))
     return [str(word) for word in words[int(os.environ[_COMPLETING]) :]]
+
+
+def exit_with_one_line(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run ``main(argv)``; for a UserError, print one line ``error: …`` and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Replace characters that the terminal's encoding lacks, instead of failing.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        return main(argv)
+    except UserError as error:
+        # Under torchrun every process prints its error.
+        rank = os.environ.get("RANK", "0")
+        where = f"[rank {rank}] " if rank != "0" else ""
+        print(f"error: {where}{error.message}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader (head, less) has ended; Python must not fail on the rest at exit.
+        mute_stdout()
+        return 0

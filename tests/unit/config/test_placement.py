@@ -2,7 +2,6 @@ import pytest
 
 from image_classification.config.placement import (
     accumulation,
-    formula,
     largest_per_device,
     nearest_global,
     nearest_per_device,
@@ -18,7 +17,7 @@ def test_accumulation(global_batch: int, per_device: int, world: int, count: int
     assert accumulation(global_batch, per_device, world) == count
 
 
-def test_too_many_devices_is_an_error_not_zero() -> None:
+def test_more_images_per_micro_batch_than_the_global_batch_is_an_error() -> None:
     with pytest.raises(ConfigError) as caught:
         accumulation(2048, 256, 16)
     message = caught.value.message
@@ -28,7 +27,7 @@ def test_too_many_devices_is_an_error_not_zero() -> None:
     assert "platform.num_devices=8" in message
 
 
-def test_every_remedy_of_the_message_works() -> None:
+def test_every_suggested_batch_works() -> None:
     for world in range(1, 20):
         for per_device in (1, 7, 30, 256):
             for size in nearest_per_device(2048, per_device, world):
@@ -37,7 +36,7 @@ def test_every_remedy_of_the_message_works() -> None:
                 assert accumulation(whole, per_device, world) >= 1
 
 
-def test_nearest_choices_enclose_what_was_asked() -> None:
+def test_nearest_batches_below_and_above() -> None:
     assert nearest_per_device(2048, 100, 8) == [64, 128]
     assert nearest_per_device(2048, 100, 3) == []
     assert nearest_global(2048, 100, 8) == [1600, 2400]
@@ -48,7 +47,3 @@ def test_largest_per_device() -> None:
     assert largest_per_device(32, 32, 2) == 16
     assert largest_per_device(896, 112, 7) == 64
     assert largest_per_device(2048, 256, 3) is None
-
-
-def test_formula_shows_the_arithmetic() -> None:
-    assert formula(2048, 256, 8) == "formula: 2048 / (256 x 8)"

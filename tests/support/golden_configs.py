@@ -1,6 +1,6 @@
-"""Every listed run's resolved configuration in a form to store and to compare.
+"""The resolved configurations of all listed runs, in the form of tests/golden/configs/runs.json.
 
-Line numbers are left out of the origins: moving a line in configs.yml changes no run.
+Origins are without line numbers: moving a line in configs.yml does not change a run.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any, TypeAlias
 
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.explain import explanation
-from image_classification.config.provenance import without_line
-from image_classification.config.resolve import resolve
+from image_classification.config.resolve import resolve, without_line
 from image_classification.config.schema import MODES, RunConfig
 
 Flat: TypeAlias = dict[str, Any]
@@ -20,29 +19,28 @@ Flat: TypeAlias = dict[str, Any]
 
 def flatten(config: RunConfig) -> Flat:
     """Return ``{"section.key": [value, origin]}`` plus ``warnings`` and ``sources``."""
-    told, names = explanation(config), config.names
+    content, names = explanation(config), config.names
 
     def layer(key: str) -> str:
-        origin = without_line(told["provenance"][key])
+        origin = without_line(content["provenance"][key])
         origin = origin.replace(f"{names.model} {names.platform} {names.precision}", "the entry")
         return origin.replace(f", platform {names.platform}", ", the platform")
 
     flat: Flat = {
         f"{section}.{key}": [value, layer(f"{section}.{key}")]
-        for section, content in told["config"].items()
-        for key, value in content.items()
+        for section, values in content["config"].items()
+        for key, value in values.items()
     }
-    flat["warnings"] = told["warnings"]
+    flat["warnings"] = content["warnings"]
     flat["sources"] = list(config.sources)
     return flat
 
 
 def golden_configs() -> dict[str, Any]:
-    """Return every listed run, in convergence mode, and one run in every mode.
+    """Return every listed run in convergence mode, and one run in every mode.
 
-    ``common`` holds the most frequent value of every key, ``runs`` and ``modes`` what differs
-    from it, so that a change of one value shows as the few lines it is. Origins call the run's
-    own entry and platform that, instead of by name.
+    ``common`` has the most frequent value of every key, ``runs`` and ``modes`` the differences from
+    it. Origins have "the entry" and "the platform" instead of the run's names.
     """
     runs = {
         f"{r.model} {r.platform} {r.precision} {r.recipe}": flatten(
@@ -63,7 +61,7 @@ def golden_configs() -> dict[str, Any]:
 
 
 def dump_golden(golden: dict[str, Any]) -> str:
-    """Return the golden configurations as JSON with one line a key."""
+    """Return the golden configurations as JSON with one line per key."""
     parts = [f'"common": {_dump_flat(golden["common"])}']
     for group in ("runs", "modes"):
         runs = [f"{json.dumps(name)}: {_dump_flat(flat)}" for name, flat in golden[group].items()]
