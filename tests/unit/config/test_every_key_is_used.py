@@ -31,8 +31,13 @@ def aliases(tree: ast.Module) -> set[tuple[str, str]]:
     section_of = {cls.__name__: section for section, cls in SECTIONS.items()}
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute):
-            found |= {(last_name(target), node.value.attr) for target in node.targets}
+        if isinstance(node, ast.Assign):
+            values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+            for target in node.targets:
+                names = target.elts if isinstance(target, ast.Tuple) else [target]
+                for name, value in zip(names, values, strict=False):
+                    if isinstance(value, ast.Attribute):
+                        found.add((last_name(name), value.attr))
         elif isinstance(node, ast.arg):
             found.add((node.arg, section_of.get(last_name(node.annotation), "")))
         elif isinstance(node, ast.AnnAssign):
