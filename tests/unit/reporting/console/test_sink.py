@@ -58,7 +58,7 @@ def test_plain_lines_one_a_record(make_config, records):
         "data    /imagenet, 8,192 train images, 50,000 validation images",
         "batch   global 2048 = per device 256 x devices 8 x accumulation 1",
         "model   resnet50, 25,557,032 parameters",
-        "length  8 steps of 4 an epoch; schedule of 2 epochs",
+        "length  8 steps, 4 per epoch; schedule of 2 epochs",
     ]
     assert len(lines) == 6 + len(records) - 1
     assert lines[6] == (
