@@ -20,15 +20,6 @@ from image_classification import __version__
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError
 from image_classification.core.host import REVISION_VARIABLE, image_text
 from image_classification.devices.architectures import build_lacks
-from image_classification.doctor.check import (
-    FAIL,
-    WARN,
-    Check,
-    fail,
-    ok,
-    skipped,
-    warn,
-)
 from image_classification.doctor.gpu import (
     Driver,
     check_driver,
@@ -37,7 +28,16 @@ from image_classification.doctor.gpu import (
     read_driver,
 )
 from image_classification.doctor.host import check_shared_memory
-from image_classification.doctor.report import check_line
+from image_classification.doctor.report import (
+    FAIL,
+    WARN,
+    CheckResult,
+    fail,
+    ok,
+    result_line,
+    skipped,
+    warn,
+)
 
 BUILD_FILE = Path("/opt/image-classification/build.json")
 
@@ -97,7 +97,7 @@ def main(command: Sequence[str], place: Place | None = None) -> int:
     checks = look(command, place, read_driver())
     print(title(os.environ))
     for check in checks:
-        print(check_line(check))
+        print(result_line(check))
     print(flush=True)
     failed = next((check for check in checks if check.status == FAIL), None)
     if failed is None or not refuses or not is_run(command):
@@ -116,7 +116,7 @@ def title(environ: Mapping[str, str]) -> str:
     return f"{name}, revision {revision[:12]}" if revision else name
 
 
-def look(command: Sequence[str], place: Place, driver: Driver) -> list[Check]:
+def look(command: Sequence[str], place: Place, driver: Driver) -> list[CheckResult]:
     """Return what there is. A check fails only for what ``command`` would use."""
     checks = [_software(place.build), _gpus(driver)]
     if driver.version and place.build is not None:
@@ -151,7 +151,7 @@ def _refuses(environ: Mapping[str, str]) -> bool:
     return said == "refuse"
 
 
-def _software(build: BuildFacts | None) -> Check:
+def _software(build: BuildFacts | None) -> CheckResult:
     name, python = "software", f"python {platform.python_version()}"
     if build is None:
         return warn(name, f"{python}; the image does not say what it holds", "run the doctor")
@@ -172,7 +172,7 @@ def _built_for(build: BuildFacts) -> str:
     return f"CUDA {build.cuda}, {first} to {last}"
 
 
-def _gpus(driver: Driver) -> Check:
+def _gpus(driver: Driver) -> CheckResult:
     name = "gpus"
     if driver.is_absent:
         return skipped(name, "no NVIDIA driver in here (docker run --gpus all brings it)")
@@ -189,7 +189,7 @@ def _gpus(driver: Driver) -> Check:
     return ok(name, f"{counted(driver.gpus)}, driver {state.found}")
 
 
-def _fit(build: BuildFacts, driver: Driver, compat: Path, on_cpu: bool) -> list[Check]:
+def _fit(build: BuildFacts, driver: Driver, compat: Path, on_cpu: bool) -> list[CheckResult]:
     """Hold the image against the GPUs and the driver; only what does not fit is a line."""
     checks = []
     known = (gpu for gpu in driver.gpus if gpu.capability != (0, 0))
@@ -211,7 +211,7 @@ def _fit(build: BuildFacts, driver: Driver, compat: Path, on_cpu: bool) -> list[
     return checks
 
 
-def _data(folder: Path) -> Check:
+def _data(folder: Path) -> CheckResult:
     name = "data"
     if not folder.is_dir():
         return skipped(name, f"{folder} is not mounted (docker run -v DIR:{folder}:ro)")
@@ -226,7 +226,7 @@ def _data(folder: Path) -> Check:
     return ok(name, f"{folder}: {shown}")
 
 
-def _runs(folder: Path) -> Check:
+def _runs(folder: Path) -> CheckResult:
     name, user = "runs", f"{os.getuid()}:{os.getgid()}"
     if os.access(folder, os.W_OK | os.X_OK):
         mounted = "" if os.path.ismount(folder) else ", not mounted: lost with the container"
@@ -239,7 +239,7 @@ def _runs(folder: Path) -> Check:
     )
 
 
-def _shared_memory(folder: Path) -> Check:
+def _shared_memory(folder: Path) -> CheckResult:
     check = check_shared_memory(None, folder)
     # Docker's default: loader processes and NCCL would run out of it in the middle of a run.
     if check.status == WARN:

@@ -1,10 +1,10 @@
-"""``python -m image_classification doctor``: what would break a long run, before it starts."""
+"""``python -m image_classification doctor``: find what would break a long run before it starts."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -13,13 +13,13 @@ from image_classification.cli.command_line import CommandParser
 from image_classification.config.catalogue import load_catalogue
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError, unknown
 from image_classification.core.terminal import mute_stdout, show
-from image_classification.doctor.check import FAIL, Check, overall
-from image_classification.doctor.checks import Asked, Checkup
-from image_classification.doctor.probe import any_stuck
+from image_classification.doctor.checks import Options, run_checks
 from image_classification.doctor.report import (
-    check_line,
-    checks_json,
-    print_check,
+    FAIL,
+    overall,
+    print_result,
+    result_line,
+    results_json,
     verdict,
 )
 
@@ -28,65 +28,61 @@ def build_parser() -> CommandParser:
     """Return the parser; its errors are ConfigError."""
     parser = CommandParser(
         "doctor",
-        description="Look for what would break a long run on this machine: GPUs, driver, DALI, "
+        description="Check this machine for what would break a long run: GPUs, driver, DALI, "
         "collectives, shared memory, limits, disk, data set, clock, CPUs, container. Each line is "
-        "ok, warn, fail or skipped, with the remedy. Exits with 2 if any fails.",
+        "ok, warn, fail or skipped, with the remedy. Exits with 2 if any check fails.",
     )
     parser.add_argument(
-        "--platform", metavar="P", help="compare with what this platform's runs need"
+        "--platform", metavar="P", help="compare with what the runs of this platform need"
     )
     parser.add_argument(
-        "--data", metavar="DIR", help="data set, or 'demo' (default: the platform's own)"
+        "--data", metavar="DIR", help="data set, or 'demo' (default: that of the platform)"
     )
     parser.add_argument(
-        "--workspace", metavar="DIR", default="runs", help="where runs write to (default: runs)"
+        "--workspace", metavar="DIR", default="runs", help="where runs write (default: runs)"
     )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--json", action="store_true", help="print all results as JSON")
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """Check the machine; return the exit code: 2 where anything failed.
+    """Check the machine; return the exit code, 2 if anything failed.
 
     Raises:
-        ConfigError: the command line cannot be understood, or no such platform.
+        ConfigError: the command line is invalid, or there is no such platform.
     """
     arguments = build_parser().parse_args(argv)
     platforms = load_catalogue().platforms
     if arguments.platform is not None and arguments.platform not in platforms:
         raise ConfigError(unknown("platform", arguments.platform, platforms))
-    asked = Asked(arguments.platform, arguments.data, Path(arguments.workspace))
+    options = Options(arguments.platform, arguments.data, Path(arguments.workspace))
     try:
-        code = _examine(Checkup(asked), arguments.json)
+        return _run(options, arguments.json)
     except KeyboardInterrupt:
-        # Processes are gone by now; end as SIGINT ends a program, without a traceback.
+        # End as SIGINT ends a program, without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
         raise
-    if any_stuck():
-        # Python would wait for it, and it hangs in the kernel.
-        sys.stdout.flush()
-        os._exit(code)
-    return code
 
 
-def _examine(checkup: Checkup, as_json: bool) -> int:
-    checks: list[Check] = []
+def _run(options: Options, as_json: bool) -> int:
+    results = []
     console = Console()
-    for check in checkup.run():
-        checks.append(check)
-        if not as_json:
-            _print(console, check_line(check), check)
-    _print(console, checks_json(checks) if as_json else f"\n{verdict(checks)}")
-    return EXIT_USER if overall(checks) == FAIL else EXIT_DONE
-
-
-def _print(console: Console, line: str, check: Check | None = None) -> None:
-    """Show ``line``, or ``check`` on a terminal; a reader that has gone changes no exit code."""
-    try:
-        if check is not None and console.is_terminal:
-            print_check(console, check)
+    for result in run_checks(options):
+        results.append(result)
+        if as_json:
+            continue
+        if console.is_terminal:
+            _print(print_result, console, result)
         else:
-            show(line)
+            _print(show, result_line(result))
+    _print(show, results_json(results) if as_json else f"\n{verdict(results)}")
+    return EXIT_USER if overall(results) == FAIL else EXIT_DONE
+
+
+def _print(function: Callable[..., None], *arguments: object) -> None:
+    """Call ``function``; a reader that stops reading does not change the exit code."""
+    try:
+        function(*arguments)
     except BrokenPipeError:
         mute_stdout()

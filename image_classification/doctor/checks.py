@@ -1,10 +1,8 @@
-"""The doctor's look at NVIDIA Apex.
+"""The doctor's checks in order, and their runner.
 
-The doctor's look at the data set, in processes of their own: a network disk can hang.
-
-The doctor's checks in their order, each one guarded: whatever goes wrong is a line, no crash.
-
-What needs torch, DALI or a disk that may hang runs in a process of its own.
+Each check is a function that yields results. Whatever needs torch, DALI or a disk that may hang is
+a probe: it runs in a child process, within the check's time limit. An exception in a check is one
+failed result, and the next checks still run.
 """
 
 from __future__ import annotations
@@ -26,123 +24,15 @@ from image_classification.core.host import (
     read_mounts,
 )
 from image_classification.core.types import DevicesFound
-from image_classification.doctor import (
-    collectives as probe_collectives,
-)
-from image_classification.doctor import data_set as probe_data_set
-from image_classification.doctor import (
-    disk as probe_disk,
-)
-from image_classification.doctor import (
-    gpu as probe_driver,
-)
-from image_classification.doctor import (
-    gpu as probe_gpu,
-)
-from image_classification.doctor import (
-    host as probe_clock,
-)
-from image_classification.doctor import (
-    host as probe_container,
-)
-from image_classification.doctor import (
-    host as probe_cpu,
-)
-from image_classification.doctor import (
-    host as probe_limits,
-)
-from image_classification.doctor import (
-    host as probe_memory,
-)
-from image_classification.doctor import software as probe_dali
-from image_classification.doctor import software as probe_software
-from image_classification.doctor.check import (
-    Check,
-    fail,
-    ok,
-    skipped,
-    warn,
-)
-from image_classification.doctor.probe import (
-    Call,
-    IsolatedError,
-    call,
-    call_together,
-    one_line,
-)
-from image_classification.doctor.requirements import OPEN_FILES_BASE, RunNeeds, platform_needs
-from image_classification.engine.precision.apex import find_apex
-
-_LIMIT_S = 60.0
-
-
-def check_apex() -> Check:
-    """Look for Apex, and where it could be used, import it in a process of its own."""
-    apex, error = find_apex(), ""
-    if apex is not None and apex.is_nvidia and apex.has_kernels:
-        try:
-            call("image_classification.doctor.software:import_apex", limit_s=_LIMIT_S)
-        except IsolatedError as failed:
-            error = str(failed)
-    return probe_software.check_apex(apex, error)
-
-
-_PROBE = "image_classification.doctor.data_set"
-_DATA_LIMIT_S = 20.0
-
-
-def data_set_checks(data: str | None, needs: RunNeeds | None) -> Iterator[Check]:
-    """Yield data-set and data-sample. data: where the user says; None: the platform's own."""
-    path = data or (needs.data_path if needs is not None else None)
-    if path is None or path == "synthetic":
-        why = "neither --data nor --platform given" if path is None else "synthetic data"
-        yield skipped("data-set", why)
-        return
-    layout = "auto" if needs is None else needs.data_format
-    classes = None if needs is None else needs.num_classes
-    try:
-        target = f"{_PROBE}:look"
-        found: probe_data_set.Layout = call(target, path, layout, classes, limit_s=_DATA_LIMIT_S)
-    except IsolatedError as error:
-        yield _data_failure("data-set", path, error)
-        return
-    yield probe_data_set.check_layout(found)
-    # Shards are indexed whole; the validation split is the small one.
-    is_folder = found.formats["train"] == "folder"
-    split = "train" if is_folder or "val" not in found.formats else "val"
-    try:
-        target = f"{_PROBE}:sample"
-        sampled = call(target, found.root, split, found.formats[split], limit_s=_DATA_LIMIT_S)
-    except IsolatedError as error:
-        if error.is_late and not is_folder:
-            later = "a run indexes the shards at its start and takes as long; later runs do not"
-            yield warn("data-sample", f"not indexed within {_DATA_LIMIT_S:g} s", later)
-        else:
-            yield _data_failure("data-sample", found.root, error)
-        return
-    yield probe_data_set.check_sample(sampled, found.root)
-
-
-def _data_failure(name: str, path: str, error: IsolatedError) -> Check:
-    if error.is_late:
-        found = f"{path} did not answer within {_DATA_LIMIT_S:g} s"
-        return fail(name, found, "check the disk or its mount (df, ls)")
-    found, _, remedy = str(error).partition(": ")
-    if not error.is_user_error or not remedy:
-        return fail(name, f"{path}: {error}", "check the disk, its mount and its permissions")
-    return fail(name, found, remedy)
-
-
-_PACKAGE = "image_classification"
-_COLLECTIVE_LIMIT_S = 20.0
-_DISK_LIMIT_S = 20.0
-_GLOO_PROCESSES = 2
-_REPORT_IT = "a fault of the doctor, or of a file of the system it read: please report it"
+from image_classification.doctor import collectives, data_set, gpu, host, software
+from image_classification.doctor.probe import ProbeError, Prober, call_together, one_line
+from image_classification.doctor.report import CheckResult, fail, ok, skipped, warn
+from image_classification.doctor.requirements import RunNeeds, largest_state, platform_needs
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the doctor was asked. platform, data: None where not given. workspace: the run's."""
+class Options:
+    """The doctor's options. platform, data: None if not given. workspace: of the run."""
 
     platform: str | None = None
     data: str | None = None
@@ -150,298 +40,363 @@ class Asked:
 
 
 @dataclass
-class Checkup:
-    """One visit; what an earlier check found out is here for the later ones."""
+class Context:
+    """What checks share: the options, and what earlier checks found."""
 
-    asked: Asked
-    start: probe_clock.Instant = field(default_factory=probe_clock.Instant.now)
-    driver: probe_driver.Driver = field(default_factory=probe_driver.Driver)
-    gpus: probe_gpu.TorchGpus | None = None
-    needs: RunNeeds | None = None
-    largest_state: tuple[str, int] | None = None
+    options: Options
+    prober: Prober = field(default_factory=Prober)
+    limit_s: float = 0.0
+    start: host.Instant = field(default_factory=host.Instant.now)
+    driver: gpu.Driver = field(default_factory=gpu.Driver)
+    torch: gpu.TorchGpus | None = None
+    needs: RunNeeds = field(default_factory=RunNeeds)
+    largest_model: str = ""
+    checkpoint_bytes: int | None = None
 
-    def run(self) -> Iterator[Check]:
-        """Yield the checks as they are made."""
-        steps: tuple[tuple[str, Callable[[], Iterable[Check]]], ...] = (
-            ("software", self.software),
-            ("gpus", self.devices),
-            ("platform", self.platform),
-            ("dali", self.dali),
-            ("gloo", self.gloo),
-            ("nccl", self.nccl),
-            ("memory", self.memory),
-            ("limits", self.limits),
-            ("cpus", self.processors),
-            ("disk", self.disk),
-            ("data-set", self.data_set),
-            ("container", self.container),
-            ("clock", self.clock),
-        )
-        for name, step in steps:
-            yield from guarded(name, step)
-
-    def software(self) -> Iterator[Check]:
-        """Yield python, torch, torchvision, pillow, nvidia-ml-py, apex."""
-        yield probe_software.check_python()
-        try:
-            versions = call(f"{_PACKAGE}.doctor.software:import_versions", limit_s=_LIMIT_S)
-        except IsolatedError as error:
-            yield fail("torch", f"cannot be imported: {error}", probe_software.import_remedy())
-        else:
-            yield probe_software.check_torch(versions)
-            yield probe_software.check_torchvision(versions, probe_software.torchvision_wants())
-            yield probe_software.check_pillow(versions)
-        yield probe_software.check_nvml_package()
-        yield check_apex()
-
-    def devices(self) -> Iterator[Check]:
-        """Yield driver, gpu-health, gpu-memory; look at torch's GPUs for the checks after."""
-        platform = platform_settings(self.asked.platform)
-        needs_gpu = platform.get("platform.device") == "cuda"
-        self.driver = probe_driver.read_driver()  # before a CUDA context takes memory
-        try:
-            self.gpus = call(f"{_PACKAGE}.doctor.gpu:look", limit_s=_LIMIT_S)
-        except IsolatedError as error:
-            yield probe_driver.check_driver(self.driver, needs_gpu)
-            yield from probe_driver.check_gpus(self.driver)
-            remedy = "nvidia-smi and dmesg (Xid) tell of the GPU, python -c 'import torch' of torch"
-            yield fail("gpus", f"torch could not look: {error}", remedy)
-            return
-        assert self.gpus is not None
-        # GPUs of other makers answer to torch's CUDA interface without NVIDIA's driver.
-        yield probe_driver.check_driver(self.driver, needs_gpu and not self.gpus.gpus)
-        yield from probe_driver.check_gpus(self.driver)
-        name = str(platform.get("platform.device_name", ""))
-        count = platform.get("platform.num_devices", 1) if needs_gpu else None
-        hint = ""
-        if "V100" in name and probe_driver.too_new_for_volta(self.driver):
-            hint = f"install driver 580, the last for V100, instead of {self.driver.version}"
-        yield probe_gpu.check_devices(self.gpus, name, count, hint)
-        yield probe_gpu.check_kernels(self.gpus)
-        if self.gpus.cuda is not None and self.driver.version:
-            yield probe_driver.check_driver_runs_cuda(
-                "driver-cuda", _release(self.gpus.cuda), self.driver, self._has_run(), "torch"
-            )
-
-    def platform(self) -> Iterator[Check]:
-        """Yield platform: its runs, resolved on the devices there are."""
-        name = self.asked.platform
-        if name is None:
-            yield skipped("platform", "none given: nothing is compared with a run's needs")
-            return
-        device = str(platform_settings(name).get("platform.device"))
-        found_here: DevicesFound | None = None
-        if device == "cuda":
-            found_here = self._found()
-        elif device != "cpu":
-            try:
-                call(
-                    f"{_PACKAGE}.devices.accelerator:get_accelerator",
-                    device,
-                    limit_s=_LIMIT_S,
-                )
-            except IsolatedError as error:
-                remedy = "choose another platform: launch.py --list platforms"
-                yield fail("platform", f"{name}: {error}", remedy)
-                return
-        try:
-            self.needs = platform_needs(name, found_here, self.asked.data)
-        except UserError as error:
-            remedy = "python launch.py --list platforms shows the others"
-            yield fail("platform", error.message, remedy)
-            return
-        needs = self.needs
-        devices = f"{needs.num_devices} x {needs.device_name or needs.device}"
-        found = f"{name}: {needs.num_runs} configurations on {devices}, {needs.backend}"
-        if needs.refused:
-            run, why = next(iter(needs.refused.items()))
-            found += f"; {len(needs.refused)} more cannot run here ({run}: {why})"
-            yield warn("platform", found, "choose one of those that can, or other devices")
-        else:
-            yield ok("platform", found)
-        self.largest_state = call(
-            f"{_PACKAGE}.models.size:largest_state_bytes",
-            list(needs.states),
-            limit_s=_LIMIT_S,
-        )
-
-    def dali(self) -> Iterator[Check]:
-        """Yield dali, dali-cpu, dali-gpu and dali-cuda."""
-        wheels = probe_dali.installed_wheels()
-        needed = self.needs is not None and self.needs.is_on_dali
-        installed = probe_dali.check_installed(wheels, needed)
-        yield installed
-        if not wheels:
-            return
-        decoded = None
-        for name, on_gpu in (("dali-cpu", False), ("dali-gpu", True)):
-            if on_gpu and not self._num_gpus:
-                yield skipped(name, "no GPU to try it on")
-                continue
-            try:
-                target = f"{_PACKAGE}.doctor.software:decode"
-                result: probe_dali.Decoded = call(target, on_gpu, limit_s=_LIMIT_S)
-            except IsolatedError as error:
-                yield fail(name, f"DALI did not decode: {error}", probe_dali.decode_remedy(name))
-                continue
-            decoded = result
-            yield probe_dali.check_decoded(name, result)
-            if on_gpu and self.driver.version:
-                yield probe_driver.check_driver_runs_cuda(
-                    "dali-cuda", decoded.cuda, self.driver, True, "DALI"
-                )
-
-    def gloo(self) -> Iterator[Check]:
-        """Yield gloo: two processes on the CPU."""
-        yield self._collective("gloo", _GLOO_PROCESSES, "processes on the CPU")
-
-    def nccl(self) -> Iterator[Check]:
-        """Yield nccl: every GPU."""
-        if self._num_gpus < 2:
-            yield skipped("nccl", f"needs 2 GPUs or more, here: {self._num_gpus}")
-            return
-        yield self._collective("nccl", self._num_gpus, "GPUs")
-
-    def memory(self) -> Iterator[Check]:
-        """Yield shared-memory and memory."""
-        needs = self.needs
-        loader = None if needs is None else needs.loader_shm_bytes
-        yield probe_memory.check_shared_memory(loader)
-        least = None
-        if needs is not None and self.largest_state is not None:
-            least = needs.loader_shm_bytes
-            # Weights, their gradients and the optimizer's values, where they are on the host.
-            if needs.device == "cpu":
-                least += 2 * needs.num_devices * self.largest_state[1]
-        available = probe_memory.available_memory_bytes()
-        yield probe_memory.check_memory(available, read_cgroup(), least or None)
-
-    def limits(self) -> Iterator[Check]:
-        """Yield open-files, locked-memory, stack, processes, core-files."""
-        needs = self.needs
-        cpus = len(probe_cpu.allowed_cpus())
-        processes = 1 if needs is None else needs.num_devices
-        limit_needs = probe_limits.LimitNeeds(
-            open_files=OPEN_FILES_BASE if needs is None else needs.open_files,
-            threads=2 * cpus + 8 * processes + (0 if needs is None else 2 * needs.loader_threads),
-            has_gpus=self._num_gpus > 0,
-        )
-        yield from probe_limits.check_limits(
-            probe_limits.read_soft_limits(),
-            read_cgroup(),
-            limit_needs,
-            probe_limits.core_pattern(),
-        )
-
-    def processors(self) -> Iterator[Check]:
-        """Yield cpus, numa, omp-threads, gpu-affinity."""
-        needs = self.needs
-        allowed = probe_cpu.allowed_cpus()
-        cpu_needs = None
-        if needs is not None:
-            cpu_needs = probe_cpu.CpuNeeds(needs.num_devices, needs.loader_threads)
-        present = os.cpu_count() or len(allowed)
-        yield probe_cpu.check_cores(len(allowed), present, read_cgroup(), cpu_needs)
-        yield probe_cpu.check_numa(probe_cpu.numa_nodes(), allowed)
-        yield probe_cpu.check_omp_threads(
-            os.environ,
-            len(allowed),
-            1 if needs is None else needs.num_devices,
-            needs is not None and needs.device == "cpu",
-        )
-        if not self._num_gpus:
-            yield skipped("gpu-affinity", "no GPU here")
-            return
-        count = self._num_gpus if needs is None else needs.num_devices
-        modes = call(f"{_PACKAGE}.doctor.gpu:affinity_modes", count, limit_s=_LIMIT_S)
-        yield probe_gpu.check_affinity(modes, "none" if needs is None else needs.gpu_affinity)
-
-    def disk(self) -> Iterator[Check]:
-        """Yield file-system, disk-space, disk-speed of the workspace."""
-        workspace = self.asked.workspace
-        folder = str(probe_disk.existing_folder(workspace))
-        mounts = read_mounts()
-        kind = container_kind(os.environ, mounts)
-        mount = mount_of(Path(folder), mounts)
-        yield probe_disk.check_file_system(folder, mount, in_container=bool(kind))
-        try:
-            target = f"{_PACKAGE}.doctor.disk:write_and_sync"
-            written: probe_disk.Written = call(target, folder, limit_s=_DISK_LIMIT_S)
-        except IsolatedError as error:
-            remedy = "give a --workspace that can be written and has room"
-            yield fail("disk-space", f"cannot write to {folder}: {error}", remedy)
-            return
-        name, size = self.largest_state or ("", None)
-        kept = 1 if self.needs is None else self.needs.kept
-        yield probe_disk.check_space(written, size, kept, name)
-        yield probe_disk.check_speed(written, size)
-
-    def data_set(self) -> Iterator[Check]:
-        """Yield data-set and data-sample."""
-        yield from data_set_checks(self.asked.data, self.needs)
-
-    def container(self) -> Iterator[Check]:
-        """Yield container, user, home."""
-        mounts = read_mounts()
-        kind = container_kind(os.environ, mounts)
-        yield probe_container.check_container(kind, image_text(os.environ), mounts)
-        yield probe_container.check_user(kind, os.getuid())
-        yield probe_container.check_home(os.environ)
-
-    def clock(self) -> list[Check]:
-        """Return clock and clock-offset; the clocks are compared over the whole visit."""
-        return probe_clock.check_clock(self.start, probe_clock.Instant.now())
+    def probe(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``function`` in the child process, within the time limit of the current check."""
+        return self.prober.call(function, *arguments, limit_s=self.limit_s)
 
     @property
-    def _num_gpus(self) -> int:
-        return 0 if self.gpus is None else len(self.gpus.gpus)
+    def num_gpus(self) -> int:
+        """Number of GPUs that torch sees."""
+        return 0 if self.torch is None else len(self.torch.gpus)
 
-    def _has_run(self) -> bool:
-        gpus = () if self.gpus is None else self.gpus.gpus
-        return bool(gpus) and not any(gpu.error or gpu.lacks for gpu in gpus)
+    @property
+    def platform_settings(self) -> Mapping[str, Any]:
+        """The platform's own settings by key; none without a platform."""
+        if self.options.platform is None:
+            return {}
+        block = load_catalogue().platforms[self.options.platform]
+        return {key: setting.value for key, setting in block.settings.items()}
 
-    def _found(self) -> DevicesFound | None:
-        """Return the GPUs a run would be fitted to; None leaves the platform as published."""
-        if self.gpus is None or not self.gpus.gpus:
-            return None
-        return DevicesFound(
-            "cuda",
-            tuple(gpu.name for gpu in self.gpus.gpus),
-            tuple("{}.{}".format(*gpu.capability) for gpu in self.gpus.gpus),
+
+CheckFunction = Callable[[Context], Iterable[CheckResult]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """limit_s: time limit of each of the check's probes."""
+
+    name: str
+    function: CheckFunction
+    limit_s: float
+
+
+CHECKS: list[Check] = []
+"""All checks, in the order in which they run."""
+
+
+def check(name: str, limit_s: float = 0.0) -> Callable[[CheckFunction], CheckFunction]:
+    """Register a function as the next check."""
+
+    def register(function: CheckFunction) -> CheckFunction:
+        CHECKS.append(Check(name, function, limit_s))
+        return function
+
+    return register
+
+
+def run_checks(options: Options) -> Iterator[CheckResult]:
+    """Yield the results of all checks as they are made."""
+    context = Context(options)
+    try:
+        for each in CHECKS:
+            yield from run_check(each, context)
+    finally:
+        context.prober.close()
+
+
+def run_check(each: Check, context: Context) -> Iterator[CheckResult]:
+    """Yield the results of one check; an exception becomes a failed result."""
+    context.limit_s = each.limit_s
+    try:
+        yield from each.function(context)
+    except Exception as error:
+        remedy = "an error in the doctor, or in a system file that it read: please report it"
+        yield fail(each.name, f"the check itself failed: {one_line(error)}", remedy)
+
+
+@check("python")
+def _python(context: Context) -> Iterator[CheckResult]:
+    yield software.check_python()
+
+
+@check("torch", limit_s=60)
+def _torch(context: Context) -> Iterator[CheckResult]:
+    """Yield torch, torchvision, pillow."""
+    try:
+        versions = context.probe(software.import_versions)
+    except ProbeError as error:
+        yield fail("torch", f"cannot be imported: {error}", software.TORCH_REMEDY)
+        return
+    yield software.check_torch(versions)
+    yield software.check_torchvision(versions, software.torchvision_wants())
+    yield ok("pillow", versions["pillow"])
+
+
+@check("nvidia-ml-py")
+def _nvml_package(context: Context) -> Iterator[CheckResult]:
+    yield software.check_nvml_package()
+
+
+@check("apex", limit_s=60)
+def _apex(context: Context) -> Iterator[CheckResult]:
+    try:
+        apex = software.ApexState(**context.probe(software.import_apex))
+    except ProbeError as error:
+        apex = software.ApexState("Apex", error=str(error))
+    yield software.check_apex(apex)
+
+
+@check("gpus", limit_s=60)
+def _gpus(context: Context) -> Iterator[CheckResult]:
+    """Yield driver, gpu-health, gpu-memory, gpus, gpu-kernels, driver-cuda."""
+    platform = context.platform_settings
+    needs_gpu = platform.get("platform.device") == "cuda"
+    driver = context.driver = gpu.read_driver()  # before a CUDA context uses memory
+    error = ""
+    try:
+        found = context.probe(gpu.try_kernels)
+        gpus = tuple(
+            gpu.TorchGpu(**{**each, "capability": tuple(each["capability"])})
+            for each in found["gpus"]
+        )
+        context.torch = gpu.TorchGpus(found["torch"], found["cuda"], gpus)
+    except ProbeError as failed:
+        error = str(failed)
+    # Other makers' GPUs support torch's CUDA interface without NVIDIA's driver.
+    yield gpu.check_driver(driver, needs_gpu and not context.num_gpus)
+    yield from gpu.check_gpus(driver)
+    torch = context.torch
+    if torch is None:
+        remedy = "see nvidia-smi and dmesg (Xid) for the GPU, python -c 'import torch' for torch"
+        yield fail("gpus", f"torch cannot list them: {error}", remedy)
+        return
+    name = str(platform.get("platform.device_name", ""))
+    count = platform.get("platform.num_devices", 1) if needs_gpu else None
+    hint = ""
+    if "V100" in name and gpu.too_new_for_volta(driver):
+        hint = f"install driver 580, the last for V100, instead of {driver.version}"
+    yield gpu.check_devices(torch, name, count, hint)
+    yield gpu.check_kernels(torch)
+    if torch.cuda is not None and driver.version:
+        major, minor = (int(part) for part in f"{torch.cuda}.0".split(".")[:2])
+        yield gpu.check_driver_runs_cuda(
+            "driver-cuda", (major, minor), driver, torch.kernels_run, "torch"
         )
 
-    def _collective(self, name: str, count: int, devices: str) -> Check:
-        with tempfile.TemporaryDirectory(prefix="image-classification-") as folder:
-            target = f"{_PACKAGE}.doctor.collectives:all_reduce"
-            meeting = str(Path(folder) / "ranks")
-            calls = [
-                Call(target, (rank, count, name, meeting, _COLLECTIVE_LIMIT_S))
-                for rank in range(count)
-            ]
-            try:
-                measured = call_together(calls, 2 * _COLLECTIVE_LIMIT_S)
-            except IsolatedError as error:
-                found = f"{count} {devices}: {error}"
-                return fail(name, found, probe_collectives.collective_remedy(name))
-        return probe_collectives.check_collective(name, measured, devices)
 
-
-def guarded(name: str, step: Callable[[], Iterable[Check]]) -> Iterator[Check]:
-    """Yield what ``step`` yields; an exception of it becomes a check ``name`` that failed."""
+@check("platform", limit_s=60)
+def _platform(context: Context) -> Iterator[CheckResult]:
+    """Resolve the platform's runs on the devices found; later checks use what they need."""
+    name = context.options.platform
+    if name is None:
+        yield skipped("platform", "none given: the needs of a run are not compared")
+        return
+    device = str(context.platform_settings.get("platform.device"))
+    if device not in ("cuda", "cpu"):
+        try:
+            context.probe(gpu.check_accelerator, device)
+        except ProbeError as error:
+            remedy = "choose another platform: launch.py --list platforms"
+            yield fail("platform", f"{name}: {error}", remedy)
+            return
+    found = None  # as published
+    if device == "cuda" and context.torch is not None and context.torch.gpus:
+        gpus = context.torch.gpus
+        capabilities = tuple("{}.{}".format(*each.capability) for each in gpus)
+        found = DevicesFound("cuda", tuple(each.name for each in gpus), capabilities)
     try:
-        yield from step()
-    except Exception as error:
-        yield fail(name, f"the check itself failed: {one_line(error)}", _REPORT_IT)
+        needs = context.needs = platform_needs(name, found, context.options.data)
+    except UserError as error:
+        yield fail("platform", error.message, "launch.py --list platforms has others")
+        return
+    devices = f"{needs.num_devices} x {needs.device_name or needs.device}"
+    text = f"{name}: {needs.num_runs} configurations on {devices}, {needs.backend}"
+    if needs.refused:
+        run, why = next(iter(needs.refused.items()))
+        text += f"; {len(needs.refused)} more cannot run here ({run}: {why})"
+        yield warn("platform", text, "choose one of those that can, or other devices")
+    else:
+        yield ok("platform", text)
+    state = context.probe(largest_state, needs.states)
+    context.largest_model, context.checkpoint_bytes = state
 
 
-def platform_settings(platform: str | None) -> Mapping[str, Any]:
-    """Return a platform's own settings by key, from the catalogue; none for None."""
-    if platform is None:
-        return {}
-    block = load_catalogue().platforms[platform]
-    return {key: setting.value for key, setting in block.settings.items()}
+@check("dali", limit_s=60)
+def _dali(context: Context) -> Iterator[CheckResult]:
+    """Yield dali, dali-cpu, dali-gpu, dali-cuda."""
+    wheels = software.installed_dali_wheels()
+    yield software.check_dali_package(wheels, context.needs.is_on_dali)
+    if not wheels:
+        return
+    for name, on_gpu in (("dali-cpu", False), ("dali-gpu", True)):
+        if on_gpu and not context.num_gpus:
+            yield skipped(name, "no GPU to decode on")
+            continue
+        try:
+            decoded = software.Decoded(**context.probe(software.decode_with_dali, on_gpu))
+        except ProbeError as error:
+            yield fail(name, f"DALI did not decode: {error}", software.DALI_REMEDIES[name])
+            continue
+        yield software.check_decoded(name, decoded)
+        if on_gpu and context.driver.version:
+            major, minor = decoded.cuda
+            yield gpu.check_driver_runs_cuda(
+                "dali-cuda", (major, minor), context.driver, True, "DALI"
+            )
 
 
-def _release(text: str) -> tuple[int, int]:
-    major, _, minor = text.partition(".")
-    return int(major), int(minor.partition(".")[0] or 0)
+@check("gloo", limit_s=90)
+def _gloo(context: Context) -> Iterator[CheckResult]:
+    yield _collective("gloo", 2, "processes on the CPU", context.limit_s)
+
+
+@check("nccl", limit_s=90)
+def _nccl(context: Context) -> Iterator[CheckResult]:
+    if context.num_gpus < 2:
+        yield skipped("nccl", f"needs 2 GPUs or more, here: {context.num_gpus}")
+        return
+    yield _collective("nccl", context.num_gpus, "GPUs", context.limit_s)
+
+
+def _collective(name: str, count: int, devices: str, limit_s: float) -> CheckResult:
+    with tempfile.TemporaryDirectory(prefix="image-classification-") as folder:
+        arguments = [(rank, count, name, f"{folder}/store") for rank in range(count)]
+        try:
+            answers = call_together(collectives.all_reduce, arguments, limit_s)
+        except ProbeError as error:
+            return fail(name, f"{count} {devices}: {error}", collectives.REMEDIES[name])
+    measured = [collectives.AllReduce(**answer) for answer in answers]
+    return collectives.check_collective(name, measured, devices)
+
+
+@check("shared-memory")
+def _shared_memory(context: Context) -> Iterator[CheckResult]:
+    yield host.check_shared_memory(context.needs.loader_shm_bytes)
+
+
+@check("memory")
+def _memory(context: Context) -> Iterator[CheckResult]:
+    needs, needed_bytes = context.needs, 0
+    if context.checkpoint_bytes is not None:
+        needed_bytes = needs.loader_shm_bytes or 0
+        # Weights, gradients and the optimizer's values, which a CPU platform has on the host.
+        if needs.device == "cpu":
+            needed_bytes += 2 * needs.num_devices * context.checkpoint_bytes
+    yield host.check_memory(host.available_memory_bytes(), read_cgroup(), needed_bytes or None)
+
+
+@check("limits")
+def _limits(context: Context) -> Iterator[CheckResult]:
+    """Yield open-files, locked-memory, stack, processes, core-files."""
+    needs = context.needs
+    num_cpus = len(os.sched_getaffinity(0))
+    threads = 2 * num_cpus + 8 * needs.num_devices + 2 * needs.loader_threads
+    yield from host.check_limits(
+        host.read_soft_limits(),
+        read_cgroup(),
+        needs.open_files,
+        threads,
+        context.num_gpus > 0,
+        host.core_pattern(),
+    )
+
+
+@check("cpus")
+def _cpus(context: Context) -> Iterator[CheckResult]:
+    """Yield cpus, numa, omp-threads."""
+    needs, allowed = context.needs, os.sched_getaffinity(0)
+    present = os.cpu_count() or len(allowed)
+    loader_threads = needs.loader_threads if needs.platform else None
+    yield host.check_cores(len(allowed), present, read_cgroup(), needs.num_devices, loader_threads)
+    yield host.check_numa(host.numa_nodes(), allowed)
+    computes_on_cpu = needs.device == "cpu"
+    yield host.check_omp_threads(os.environ, len(allowed), needs.num_devices, computes_on_cpu)
+
+
+@check("gpu-affinity", limit_s=60)
+def _gpu_affinity(context: Context) -> Iterator[CheckResult]:
+    if not context.num_gpus:
+        yield skipped("gpu-affinity", "no GPU here")
+        return
+    needs = context.needs
+    count = needs.num_devices if needs.platform else context.num_gpus
+    errors = context.probe(gpu.try_affinity_modes, count)
+    yield gpu.check_affinity(errors, needs.gpu_affinity)
+
+
+@check("disk", limit_s=20)
+def _disk(context: Context) -> Iterator[CheckResult]:
+    """Yield file-system, disk-space, disk-speed of the workspace."""
+    folder = str(host.existing_folder(context.options.workspace))
+    mounts = read_mounts()
+    kind = container_kind(os.environ, mounts)
+    yield host.check_file_system(folder, mount_of(Path(folder), mounts), bool(kind))
+    try:
+        test = host.WriteTest(**context.probe(host.write_and_sync, folder))
+    except ProbeError as error:
+        remedy = "give a --workspace that is writable and has space"
+        yield fail("disk-space", f"cannot write to {folder}: {error}", remedy)
+        return
+    size = context.checkpoint_bytes
+    yield host.check_disk_space(test, size, context.needs.kept, context.largest_model)
+    yield host.check_disk_speed(test, size)
+
+
+@check("data-set", limit_s=20)
+def _data_set(context: Context) -> Iterator[CheckResult]:
+    """Yield data-set, data-sample."""
+    needs = context.needs
+    path = context.options.data or needs.data_path
+    if path is None or path == "synthetic":
+        why = "neither --data nor --platform given" if path is None else "synthetic data"
+        yield skipped("data-set", why)
+        return
+    try:
+        answer = context.probe(data_set.find_layout, path, needs.data_format, needs.num_classes)
+    except ProbeError as error:
+        yield _data_failure("data-set", path, error, context.limit_s)
+        return
+    layout = data_set.Layout(**answer)
+    yield data_set.check_layout(layout)
+    # Shards must be indexed whole, so the sample is of the smaller validation split.
+    is_folder = layout.formats["train"] == "folder"
+    split = "train" if is_folder or "val" not in layout.formats else "val"
+    try:
+        answer = context.probe(data_set.read_sample, layout.root, split, layout.formats[split])
+    except ProbeError as error:
+        if error.is_late and not is_folder:
+            remedy = "a run indexes the shards at its start and takes as long; later runs do not"
+            yield warn("data-sample", f"not indexed within {context.limit_s:g} s", remedy)
+        else:
+            yield _data_failure("data-sample", layout.root, error, context.limit_s)
+        return
+    yield data_set.check_sample(data_set.Sample(**answer), layout.root)
+
+
+def _data_failure(name: str, path: str, error: ProbeError, limit_s: float) -> CheckResult:
+    if error.is_late:
+        found = f"{path} did not answer within {limit_s:g} s"
+        return fail(name, found, "check the disk or its mount (df, ls)")
+    found, _, remedy = str(error).partition(": ")
+    if not error.is_user_error or not remedy:
+        return fail(name, f"{path}: {error}", "check the disk, its mount and its permissions")
+    return fail(name, found, remedy)
+
+
+@check("container")
+def _container(context: Context) -> Iterator[CheckResult]:
+    """Yield container, user, home."""
+    mounts = read_mounts()
+    kind = container_kind(os.environ, mounts)
+    yield host.check_container(kind, image_text(os.environ), mounts)
+    yield host.check_user(kind, os.getuid())
+    yield host.check_home(os.environ)
+
+
+@check("clock")
+def _clock(context: Context) -> Iterator[CheckResult]:
+    """Yield clock and clock-offset, over the time since the first check."""
+    yield from host.check_clock(context.start, host.Instant.now())

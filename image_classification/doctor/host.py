@@ -1,83 +1,69 @@
-"""Checks of the processors: how many this job may use, NUMA nodes, threads.
-
-Checks of shared memory and main memory.
-
-Checks of the limits a shell or container sets: ulimit and the control group's processes.
-
-Checks of the clock.
-
-Checks of what this process is inside of: the container, its user, its home folder.
-"""
+"""Checks of the host: CPUs, memory, limits, the workspace's disk, the clock, the container."""
 
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import resource
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from image_classification.core.host import CgroupLimits, Mount, mount_of, parse_cpu_list
-from image_classification.core.units import size_text
-from image_classification.doctor.check import (
-    Check,
-    fail,
-    ok,
-    skipped,
-    warn,
+from image_classification.core.host import (
+    IN_MEMORY,
+    NETWORK,
+    OVERLAY,
+    CgroupLimits,
+    Mount,
+    mount_of,
+    parse_cpu_list,
 )
+from image_classification.core.units import size_text
+from image_classification.doctor.report import CheckResult, fail, judge, ok, skipped, warn
 
 
-@dataclass(frozen=True)
-class CpuNeeds:
-    """processes: ranks of this node. loader_threads: loader processes or threads of all."""
+def check_cores(
+    allowed: int, present: int, cgroup: CgroupLimits, processes: int, loader_threads: int | None
+) -> CheckResult:
+    """Compare the logical CPUs that this job may use with those of the machine and of a run.
 
-    processes: int
-    loader_threads: int
-
-
-def check_cores(allowed: int, present: int, cgroup: CgroupLimits, needs: CpuNeeds | None) -> Check:
-    """Compare the logical CPUs this job may use with those there are, and with a run's loader."""
+    processes: ranks of this node. loader_threads: loader processes or threads of all ranks; None
+    without a platform.
+    """
     name = "cpus"
     found = f"{allowed} of {present} may be used"
     usable = float(allowed)
     if cgroup.cpus is not None and cgroup.cpus < allowed:
         usable = cgroup.cpus
-        found += f", for the time of {cgroup.cpus:g} (limit of the control group)"
-    if needs is None:
+        found += f", with a quota of {cgroup.cpus:g} CPUs (control group)"
+    if loader_threads is None:
         return ok(name, found)
-    asked = needs.processes + needs.loader_threads
-    found += f"; a run has {needs.processes} + {needs.loader_threads} loader processes or threads"
-    if usable < asked and (needs.processes > 1 or usable < needs.loader_threads):
-        return warn(
-            name,
-            found,
-            "let the job use more (docker run --cpus, --cpuset-cpus; srun -c), or lower "
-            "data.workers",
-        )
+    found += f"; a run has {processes} + {loader_threads} loader processes or threads"
+    needed = processes + loader_threads
+    if usable < needed and (processes > 1 or usable < loader_threads):
+        remedy = "let the job use more (docker run --cpus, --cpuset-cpus; srun -c), or lower "
+        return warn(name, found, f"{remedy}data.workers")
     return ok(name, found)
 
 
 def numa_nodes(root: Path = Path("/")) -> dict[int, set[int]]:
-    """Return NUMA node -> its logical CPUs; empty where the system does not say."""
-    nodes = {}
-    for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
-        nodes[int(folder.name.removeprefix("node"))] = parse_cpu_list(
-            (folder / "cpulist").read_text()
-        )
-    return dict(sorted(nodes.items()))
+    """Return NUMA node -> its logical CPUs; empty if the system does not list them."""
+    folders = (root / "sys/devices/system/node").glob("node[0-9]*")
+    nodes = {int(f.name.removeprefix("node")): (f / "cpulist").read_text() for f in folders}
+    return {node: parse_cpu_list(text) for node, text in sorted(nodes.items())}
 
 
-def check_numa(nodes: Mapping[int, Set[int]], allowed: Set[int]) -> Check:
-    """Say how this job's CPUs lie on the NUMA nodes."""
+def check_numa(nodes: Mapping[int, Set[int]], allowed: Set[int]) -> CheckResult:
+    """Describe how this job's CPUs are distributed over the NUMA nodes."""
     name = "numa"
     with_cpus = {node: cpus for node, cpus in nodes.items() if cpus}
     if not with_cpus:
-        return skipped(name, "the system does not tell its NUMA nodes")
+        return skipped(name, "the system does not list its NUMA nodes")
     parts = [f"node {node}: {len(cpus & allowed)}" for node, cpus in with_cpus.items()]
     count = f"{len(with_cpus)} node{'s' if len(with_cpus) > 1 else ''} with CPUs"
     return ok(name, f"{count}; usable here: {', '.join(parts)}")
@@ -85,109 +71,95 @@ def check_numa(nodes: Mapping[int, Set[int]], allowed: Set[int]) -> Check:
 
 def check_omp_threads(
     environ: Mapping[str, str], allowed: int, processes: int, computes_on_cpu: bool
-) -> Check:
+) -> CheckResult:
     """Judge ``OMP_NUM_THREADS``, which every process of a run inherits."""
     name, text = "omp-threads", environ.get("OMP_NUM_THREADS")
     share = max(1, allowed // processes)
     if text is None:
-        threads_text = f"{share} thread{'s' if share > 1 else ''} a process"
-        return ok(name, f"OMP_NUM_THREADS is not set: {threads_text}")
+        plural = "s" if share > 1 else ""
+        return ok(name, f"OMP_NUM_THREADS is not set: {share} thread{plural} per process")
     found = f"OMP_NUM_THREADS={text}"
     if not text.split(",")[0].isdecimal():
-        return warn(name, f"{found}, which is no number", "unset OMP_NUM_THREADS")
+        return warn(name, f"{found}, which is not a number", "unset OMP_NUM_THREADS")
     threads = int(text.split(",")[0])
+    remedy = f"unset it, or export OMP_NUM_THREADS={share}"
     if threads * processes > allowed and processes > 1:
-        found += f" in {processes} processes on {allowed} CPUs"
-        return warn(name, found, f"unset it, or export OMP_NUM_THREADS={share}")
+        return warn(name, f"{found} in {processes} processes on {allowed} CPUs", remedy)
     if computes_on_cpu and threads < share:
-        found += f", though {share} CPUs a process may be used"
-        return warn(name, found, f"unset it, or export OMP_NUM_THREADS={share}")
+        return warn(name, f"{found}, but {share} CPUs per process may be used", remedy)
     return ok(name, found)
 
 
-def allowed_cpus() -> set[int]:
-    """Return the logical CPUs this process may run on."""
-    return os.sched_getaffinity(0)
-
-
 DOCKER_DEFAULT_SHM_BYTES = 64 * 2**20
-_MORE_SHM = (
+_SHM_REMEDY = (
     "docker run --ipc=host, or --shm-size={size} (Kubernetes: an emptyDir of medium Memory on "
     "/dev/shm)"
 )
-_MEMORY_REMEDY = (
-    "free memory, raise the container's limit (docker run --memory), or lower batch.per_device "
-    "and data.workers"
-)
 
 
-def check_shared_memory(needed_bytes: int | None, folder: Path = Path("/dev/shm")) -> Check:
-    """Compare ``/dev/shm`` with what the loader puts there; None: no run is asked about."""
+def check_shared_memory(needed_bytes: int | None, folder: Path = Path("/dev/shm")) -> CheckResult:
+    """Compare ``/dev/shm`` with what the loader puts there; None: without a platform.
+
+    Docker's default size is too small for loader processes and NCCL.
+    """
     name = "shared-memory"
     try:
         status = os.statvfs(folder)
     except OSError as error:
-        remedy = f"mount a tmpfs on {folder}; loader processes and NCCL hand data over through it"
+        remedy = f"mount a tmpfs on {folder}, through which loader processes and NCCL exchange data"
         return fail(name, f"{folder}: {error.strerror}", remedy)
-    total = status.f_blocks * status.f_frsize
-    free = status.f_bavail * status.f_frsize
-    return judge_shared_memory(str(folder), total, free, needed_bytes)
-
-
-def judge_shared_memory(folder: str, total: int, free: int, needed_bytes: int | None) -> Check:
-    """Judge free bytes against needed; Docker's default size is never enough for processes."""
-    name = "shared-memory"
+    total, free = (n * status.f_frsize for n in (status.f_blocks, status.f_bavail))
     found = f"{folder}: {size_text(free)} free of {size_text(total)}"
     if needed_bytes:
         found += f"; the loader needs up to {size_text(needed_bytes)}"
         if free < needed_bytes:
             gib = max(1, -(-5 * needed_bytes // (4 * 2**30)))
-            less = ", or lower data.workers or data.prefetch"
-            return fail(name, found, _MORE_SHM.format(size=f"{gib}g") + less)
+            remedy = _SHM_REMEDY.format(size=f"{gib}g")
+            return fail(name, found, f"{remedy}, or lower data.workers or data.prefetch")
     elif needed_bytes == 0:
         found += "; this platform's loader uses none"
     if total <= DOCKER_DEFAULT_SHM_BYTES:
-        return warn(name, f"{found} (Docker's default size)", _MORE_SHM.format(size="8g"))
+        return warn(name, f"{found} (Docker's default size)", _SHM_REMEDY.format(size="8g"))
     return ok(name, found)
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int | None:
-    """Return what the kernel says can be taken without swapping; None where it does not say."""
+    """Return the memory that is available without swapping; None if the kernel does not say."""
     file = root / "proc/meminfo"
-    if not file.is_file():
-        return None
-    for line in file.read_text().splitlines():
+    for line in file.read_text().splitlines() if file.is_file() else ():
         key, _, value = line.partition(":")
         if key == "MemAvailable":
             return int(value.split()[0]) * 1024
     return None
 
 
-def check_memory(available: int | None, limits: CgroupLimits, least_bytes: int | None) -> Check:
-    """Compare the memory that is left with the least a run takes; None: not known."""
+def check_memory(
+    available: int | None, cgroup: CgroupLimits, needed_bytes: int | None
+) -> CheckResult:
+    """Compare the available memory with the least that a run needs; None: unknown."""
     name = "memory"
-    if available is None and limits.memory_headroom_bytes is None:
-        return skipped(name, "neither /proc/meminfo nor a control group tells")
-    candidates = [b for b in (available, limits.memory_headroom_bytes) if b is not None]
-    headroom = min(candidates)
-    found = f"{size_text(headroom)} can be taken before something is killed"
-    if limits.memory_bytes is not None:
-        found += f" (limit of the control group: {size_text(limits.memory_bytes)})"
-    if least_bytes is None:
+    known = [b for b in (available, cgroup.memory_headroom_bytes) if b is not None]
+    if not known:
+        return skipped(name, "neither /proc/meminfo nor a control group says how much there is")
+    headroom = min(known)
+    found = f"{size_text(headroom)} available"
+    if cgroup.memory_bytes is not None:
+        found += f" (limit of the control group: {size_text(cgroup.memory_bytes)})"
+    if needed_bytes is None:
         return ok(name, found)
-    found += f"; a run takes at least {size_text(least_bytes)}"
-    if headroom < least_bytes:
-        return fail(name, found, _MEMORY_REMEDY)
-    if headroom < 1.5 * least_bytes:
-        return warn(name, found, _MEMORY_REMEDY)
-    return ok(name, found)
+    found += f"; a run needs at least {size_text(needed_bytes)}"
+    remedy = (
+        "free memory, raise the container's limit (docker run --memory), or lower batch.per_device "
+        "and data.workers"
+    )
+    return judge(name, found, headroom, needed_bytes, 1.5 * needed_bytes, remedy)
 
 
-_LEAST_OPEN_FILES = 1024
-_LEAST_STACK_BYTES = 8 * 2**20
+_MIN_OPEN_FILES = 1024
+_MIN_STACK_BYTES = 8 * 2**20
 UNLIMITED = resource.RLIM_INFINITY
 
-KINDS = {
+LIMITS = {
     "open-files": resource.RLIMIT_NOFILE,
     "locked-memory": resource.RLIMIT_MEMLOCK,
     "stack": resource.RLIMIT_STACK,
@@ -196,107 +168,196 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class LimitNeeds:
-    """What a run takes of the limits.
-
-    open_files: descriptors of one process. threads: processes and threads of all ranks of a node.
-    has_gpus: whether locked memory matters.
-    """
-
-    open_files: int
-    threads: int
-    has_gpus: bool
-
-
 def read_soft_limits() -> dict[str, int]:
-    """Return each of `KINDS` as it holds now; `UNLIMITED` where there is no limit."""
-    return {name: resource.getrlimit(kind)[0] for name, kind in KINDS.items()}
+    """Return the current value of each of `LIMITS`; `UNLIMITED` if there is no limit."""
+    return {name: resource.getrlimit(kind)[0] for name, kind in LIMITS.items()}
 
 
 def core_pattern(root: Path = Path("/")) -> str:
-    """Return where the kernel writes core files to; "" where it does not say."""
+    """Return where the kernel writes core files; "" if it does not say."""
     file = root / "proc/sys/kernel/core_pattern"
     return file.read_text().strip() if file.is_file() else ""
 
 
 def check_limits(
-    soft: Mapping[str, int], cgroup: CgroupLimits, needs: LimitNeeds, pattern: str
-) -> list[Check]:
-    """Judge the soft limits of `read_soft_limits`."""
+    soft: Mapping[str, int],
+    cgroup: CgroupLimits,
+    open_files: int,
+    threads: int,
+    has_gpus: bool,
+    pattern: str,
+) -> list[CheckResult]:
+    """Judge the soft limits of `read_soft_limits`.
+
+    open_files: that one process of a run needs. threads: of all processes of this node. pattern:
+    see `core_pattern`.
+    """
+    limits = {name: math.inf if limit == UNLIMITED else limit for name, limit in soft.items()}
+
+    def text(value: float, unit: Callable[[int], str] = "{:,}".format) -> str:
+        return "unlimited" if value == math.inf else unit(int(value))
+
+    files, locked, stack = limits["open-files"], limits["locked-memory"], limits["stack"]
+    locked_text = f"{text(locked, size_text)} (relevant only with GPUs)"
+    if has_gpus:
+        locked_text = text(locked, size_text)
+        if locked < math.inf:
+            locked_text += "; NCCL registers more memory than this with network cards"
+    processes = min(limits["processes"], math.inf if cgroup.processes is None else cgroup.processes)
     return [
-        _open_files(soft["open-files"], needs),
-        _locked_memory(soft["locked-memory"], needs),
-        _stack(soft["stack"]),
-        _processes(soft["processes"], cgroup.processes, needs),
-        _core_files(soft["core-files"], pattern),
+        judge(
+            "open-files",
+            f"{text(files)} per process; a run needs up to {open_files:,}",
+            files,
+            open_files,
+            _MIN_OPEN_FILES,
+            "ulimit -n 65536 (Docker: --ulimit nofile=65536)",
+        ),
+        judge(
+            "locked-memory",
+            locked_text,
+            locked,
+            0,
+            math.inf if has_gpus else 0,
+            "ulimit -l unlimited (Docker: --ulimit memlock=-1)",
+        ),
+        judge(
+            "stack",
+            text(stack, size_text),
+            stack,
+            0,
+            _MIN_STACK_BYTES,
+            "ulimit -s 65536 (Docker: --ulimit stack=67108864)",
+        ),
+        judge(
+            "processes",
+            f"{text(processes)} for the user or container; a run has about {threads:,} with its "
+            "threads",
+            processes,
+            threads,
+            2 * threads,
+            "ulimit -u (Docker: --pids-limit, Slurm and Kubernetes: the cluster's own limit)",
+        ),
+        _check_core_files(text(limits["core-files"], size_text), soft["core-files"], pattern),
     ]
 
 
-def _bytes(limit: int) -> str:
-    return "unlimited" if limit == UNLIMITED else size_text(limit)
-
-
-def _count(limit: int) -> str:
-    return "unlimited" if limit == UNLIMITED else f"{limit:,}"
-
-
-def _open_files(limit: int, needs: LimitNeeds) -> Check:
-    name, remedy = "open-files", "ulimit -n 65536 (Docker: --ulimit nofile=65536)"
-    found = f"{_count(limit)} a process; a run's takes up to {needs.open_files:,}"
-    if limit == UNLIMITED or limit >= max(_LEAST_OPEN_FILES, needs.open_files):
-        return ok(name, found)
-    return (fail if limit < needs.open_files else warn)(name, found, remedy)
-
-
-def _locked_memory(limit: int, needs: LimitNeeds) -> Check:
-    name, found = "locked-memory", _bytes(limit)
-    if not needs.has_gpus:
-        return ok(name, f"{found} (matters with GPUs only)")
-    if limit == UNLIMITED:
-        return ok(name, found)
-    return warn(
-        name,
-        f"{found}; NCCL registers memory with network cards beyond any such limit",
-        "ulimit -l unlimited (Docker: --ulimit memlock=-1)",
-    )
-
-
-def _stack(limit: int) -> Check:
-    name, found = "stack", _bytes(limit)
-    if limit == UNLIMITED or limit >= _LEAST_STACK_BYTES:
-        return ok(name, found)
-    return warn(name, found, "ulimit -s 65536 (Docker: --ulimit stack=67108864)")
-
-
-def _processes(limit: int, of_group: int | None, needs: LimitNeeds) -> Check:
-    name = "processes"
-    limits = [n for n in (limit if limit != UNLIMITED else None, of_group) if n is not None]
-    tightest = min(limits, default=None)
-    found = "unlimited" if tightest is None else f"{tightest:,}"
-    found += f" for the user or container; a run takes about {needs.threads:,} with its threads"
-    remedy = "ulimit -u (Docker: --pids-limit, Slurm and Kubernetes: the cluster's own limit)"
-    if tightest is None or tightest >= 2 * needs.threads:
-        return ok(name, found)
-    return (fail if tightest < needs.threads else warn)(name, found, remedy)
-
-
-def _core_files(limit: int, pattern: str) -> Check:
+def _check_core_files(text: str, limit: int, pattern: str) -> CheckResult:
     name = "core-files"
     if limit == 0:
         return ok(name, "none are written when a process crashes")
     if pattern.startswith("|"):
-        return ok(name, f"{_bytes(limit)}, taken by {pattern[1:].split()[0]}")
-    return warn(
-        name,
-        f"{_bytes(limit)}, written as {pattern or 'core'}: a crash of a process can fill the disk",
-        "ulimit -c 0 (Docker: --ulimit core=0)",
+        return ok(name, f"{text}, received by {pattern[1:].split()[0]}")
+    found = f"{text}, written as {pattern or 'core'}: a crash can fill the disk"
+    return warn(name, found, "ulimit -c 0 (Docker: --ulimit core=0)")
+
+
+_WRITE_BYTES = 64 * 2**20
+_CHUNK_BYTES = 4 * 2**20
+_MAX_WRITE_S = 5.0
+_MIN_FREE_BYTES = 2**30
+_MIN_FREE_FILES = 1000
+_SLOW_CHECKPOINT_S = 15.0
+
+
+@dataclass(frozen=True)
+class WriteTest:
+    """Result of `write_and_sync`. free_files: None if the file system has no such limit."""
+
+    folder: str
+    num_bytes: int
+    time_s: float
+    free_bytes: int
+    free_files: int | None
+
+
+def existing_folder(path: Path) -> Path:
+    """Return ``path``, or its nearest parent that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def write_and_sync(path: str, num_bytes: int = _WRITE_BYTES) -> WriteTest:
+    """Probe: write random bytes, wait until they are on the disk, and delete them.
+
+    path: a folder; if it does not exist, its nearest parent that does is used. Stops after some
+    seconds.
+
+    Raises:
+        OSError: the bytes cannot be written.
+    """
+    folder = existing_folder(Path(path))
+    chunk = os.urandom(_CHUNK_BYTES)  # some disks compress zeros
+    with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=folder) as file:
+        start_s = time.perf_counter()
+        done = 0
+        while done < num_bytes and time.perf_counter() - start_s < _MAX_WRITE_S:
+            file.write(chunk[: num_bytes - done])
+            file.flush()
+            done = file.tell()
+        os.fsync(file.fileno())
+        time_s = time.perf_counter() - start_s
+    status = os.statvfs(folder)
+    free_files = status.f_favail if status.f_files else None
+    return WriteTest(str(folder), done, time_s, shutil.disk_usage(folder).free, free_files)
+
+
+def check_disk_speed(test: WriteTest, checkpoint_bytes: int | None) -> CheckResult:
+    """Judge the writing speed by the time of a checkpoint; None: size unknown."""
+    name = "disk-speed"
+    bytes_per_s = test.num_bytes / test.time_s
+    found = (
+        f"{bytes_per_s / 1e6:,.0f} MB/s ({size_text(test.num_bytes)} with fsync in "
+        f"{1000 * test.time_s:,.0f} ms)"
     )
+    if checkpoint_bytes is None:
+        return ok(name, found)
+    time_s = checkpoint_bytes / bytes_per_s
+    found += f": {time_s:.1f} s per checkpoint"
+    if time_s > _SLOW_CHECKPOINT_S:
+        remedy = "give a --workspace on a faster disk: a job that is stopped often has 30 s to save"
+        return warn(name, found, remedy)
+    return ok(name, found)
 
 
-_LEAST_YEAR = 2025
-_MOST_YEAR = 2100
-_STEP_S = 0.1
+def check_disk_space(
+    test: WriteTest, checkpoint_bytes: int | None, kept: int | None, model: str
+) -> CheckResult:
+    """Compare the free space with ``kept`` checkpoints, the best one and one being written.
+
+    checkpoint_bytes: of the largest model, ``model``; None: unknown. kept: None to keep all.
+    """
+    name, remedy = "disk-space", "give another --workspace, or free some space"
+    found = f"{size_text(test.free_bytes)} free for {test.folder}"
+    if test.free_files is not None and test.free_files < _MIN_FREE_FILES:
+        return fail(name, f"{found}, but only {test.free_files} more files", remedy)
+    if checkpoint_bytes is None:
+        return judge(name, found, test.free_bytes, 0, _MIN_FREE_BYTES, remedy)
+    count = (1 if kept is None else kept) + 2
+    needed = count * checkpoint_bytes
+    found += f"; {model} needs {size_text(needed)} ({count} checkpoints"
+    found += " and more, since all are kept)" if kept is None else ")"
+    return judge(name, found, test.free_bytes, needed, 2 * needed, remedy)
+
+
+def check_file_system(folder: str, mount: Mount | None, in_container: bool) -> CheckResult:
+    """Describe the file system of ``folder``, and whether files outlive container and machine."""
+    name = "file-system"
+    if mount is None:
+        return ok(name, f"{folder}: kind unknown")
+    found = f"{folder}: {mount.kind} on {mount.point}"
+    if mount.kind in IN_MEMORY:
+        found += ", which is memory: lost when the machine or container ends"
+        return warn(name, found, "give a --workspace on a disk")
+    if mount.kind in OVERLAY and in_container:
+        remedy = "mount a folder of the host (docker run -v /host/runs:/runs) as --workspace"
+        return warn(name, f"{found}: lost when the container is removed", remedy)
+    if mount.kind in NETWORK or mount.kind.startswith("fuse."):
+        found += ", over a network or FUSE: shared by all nodes that mount it"
+    return ok(name, found)
+
+
+_MAX_CLOCK_STEP_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -312,69 +373,59 @@ class Instant:
         return cls(time.time(), time.monotonic())
 
 
-def check_clock(start: Instant, end: Instant) -> list[Check]:
-    """Compare how far both clocks went between two moments, and look at the year."""
+def check_clock(start: Instant, end: Instant) -> list[CheckResult]:
+    """Compare the progress of both clocks between two moments, and check the year."""
     name = "clock"
-    at = datetime.fromtimestamp(end.wall_s, timezone.utc)
+    date = datetime.fromtimestamp(end.wall_s, timezone.utc)
     elapsed_s = end.monotonic_s - start.monotonic_s
-    off_s = end.wall_s - start.wall_s - elapsed_s
-    found = f"{at:%Y-%m-%d %H:%M:%S} UTC; {1000 * off_s:+.1f} ms against the monotonic clock"
+    step_s = end.wall_s - start.wall_s - elapsed_s
+    found = f"{date:%Y-%m-%d %H:%M:%S} UTC; {1000 * step_s:+.1f} ms against the monotonic clock"
     found += f" in {elapsed_s:.1f} s"
-    offset = skipped("clock-offset", "not measured: the offset to true time needs a time server")
-    if not _LEAST_YEAR <= at.year <= _MOST_YEAR:
-        remedy = "set the clock: folders and reports are named by it (timedatectl set-ntp true)"
-        return [fail(name, found, remedy), offset]
-    if abs(off_s) > _STEP_S:
-        remedy = "let one service alone keep the clock (chronyd or ntpd), and slew, not step"
-        return [warn(name, found, remedy), offset]
-    return [ok(name, found), offset]
+    result = ok(name, found)
+    if not 2025 <= date.year <= 2100:
+        remedy = "set the clock: it names folders and reports (timedatectl set-ntp true)"
+        result = fail(name, found, remedy)
+    elif abs(step_s) > _MAX_CLOCK_STEP_S:
+        remedy = "let only one service set the clock (chronyd or ntpd), gradually, not in steps"
+        result = warn(name, found, remedy)
+    offset = "not measured: the offset to true time needs a time server"
+    return [result, skipped("clock-offset", offset)]
 
 
-_CACHE_REMEDY = (
-    "mount a home folder that can be written, or set HOME to one (the demo data set and compiled "
-    "code are kept there; IMAGE_CLASSIFICATION_CACHE moves the first)"
-)
-
-
-def check_container(kind: str, image: str, mounts: list[Mount]) -> Check:
-    """Say which container this is, of which image, and whether its root can be written.
-
-    image: see `image_text`.
-    """
-    of_root = mount_of(Path("/"), mounts)
-    is_read_only = of_root.is_read_only if of_root is not None else False
-    where = f"{kind} container".lstrip() if kind or image else "no container"
+def check_container(kind: str, image: str, mounts: list[Mount]) -> CheckResult:
+    """Describe the container, its image (see `image_text`), and whether its root is writable."""
+    root = mount_of(Path("/"), mounts)
+    access = "read-only" if root is not None and root.is_read_only else "writable"
+    container = f"{kind} container".lstrip() if kind or image else "no container"
     if image:
-        where += f", {image}"
-    found = f"{where}; root file system {'read-only' if is_read_only else 'writable'}"
-    return ok("container", found)
+        container += f", {image}"
+    return ok("container", f"{container}; root file system {access}")
 
 
-def check_user(kind: str, user_id: int) -> Check:
-    """Judge the user: one without a name breaks torch's compiler, root owns what it writes."""
+def check_user(kind: str, user_id: int) -> CheckResult:
+    """Judge the user: torch's compiler needs a name; files written by root belong to root."""
     name, found = "user", f"id {user_id}"
     try:
         found += f" ({getpass.getuser()})"
     except (KeyError, OSError):  # OSError from Python 3.13 on
-        return warn(
-            name,
-            f"{found} has no name, which torch's compiler asks for",
-            f"set one: docker run -e USER=user{user_id}, or mount /etc/passwd read-only",
-        )
+        remedy = f"set one: docker run -e USER=user{user_id}, or mount /etc/passwd read-only"
+        return warn(name, f"{found} has no name, which torch's compiler needs", remedy)
     if kind in ("docker", "podman") and user_id == 0:
         found += "; what it writes to mounted folders belongs to root"
     return ok(name, found)
 
 
-def check_home(environ: Mapping[str, str]) -> Check:
-    """Write to the home folder, where caches go."""
-    name = "home"
-    home = environ.get("HOME")
+def check_home(environ: Mapping[str, str]) -> CheckResult:
+    """Write a file to the home folder, which caches use."""
+    name, home = "home", environ.get("HOME")
+    remedy = (
+        "mount a writable home folder, or set HOME to one (for the demo data set and compiled "
+        "code; IMAGE_CLASSIFICATION_CACHE moves the first)"
+    )
     if not home:
-        return warn(name, "HOME is not set", _CACHE_REMEDY)
+        return warn(name, "HOME is not set", remedy)
     try:
         with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=home):
-            pass
+            return ok(name, f"{home} is writable")
     except OSError as error:
-        return warn(name, f"{home}: {os.strerror(error.errno or 0)}", _CACHE_REMEDY)
-    return ok(name, f"{home} can be written")
+        return warn(name, f"{home}: {os.strerror(error.errno or 0)}", remedy)

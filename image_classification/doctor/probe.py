@@ -1,55 +1,37 @@
-"""Imported once in the server that the doctor's processes are forked from.
+"""Probes: functions that may crash or hang, called in a child process with a time limit.
 
-What cannot be imported is noted, since an exception here would end the server for every check.
-
-Functions called in processes of their own, with a time limit: what they do may crash or hang.
-
-Torch is imported once, in the server the processes are forked from; the caller needs none.
+The child reads calls as JSON lines from its standard input and answers each with a JSON line. If
+a call crashes or hangs, the parent ends the child and starts another one for the next call. The
+parent never imports torch, DALI or a CUDA library.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
-import multiprocessing
+import json
 import os
+import select
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from image_classification.core.errors import UserError
 
-MODULES = ("torch", "torch.distributed", "torchvision.io", "torchvision.transforms.v2")
+_END_TIMEOUT_S = 2.0
 
 
-def _why_not(module: str) -> str:
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # whatever a broken installation raises
-        return f"{type(error).__name__}: {error}"
-    return ""
+class ProbeError(Exception):
+    """Why a probe has no result, on one line.
 
-
-FAILURES = {module: why for module in MODULES if (why := _why_not(module))}
-"""Module -> why it cannot be imported; only the first attempt tells the true reason."""
-
-
-_PRELOADED = ["image_classification.doctor.probe"]
-_ENDING_S = 2.0
-_POLL_S = 0.02
-
-
-class IsolatedError(Exception):
-    """Why a call has no result, in one line; is_late: it ran past its limit.
-
-    is_user_error: the function itself said so, with a remedy.
+    is_late: the time limit was exceeded. is_user_error: the probe raised a UserError.
     """
 
     def __init__(self, message: str, is_late: bool = False, is_user_error: bool = False) -> None:
@@ -58,141 +40,154 @@ class IsolatedError(Exception):
         self.is_user_error = is_user_error
 
 
-@dataclass(frozen=True)
-class Call:
-    """A function to be called elsewhere. target: ``module:function``; args pickle."""
+class Prober:
+    """Calls probes in a child process, which starts with the first call."""
 
-    target: str
-    args: tuple[Any, ...] = ()
+    def __init__(self) -> None:
+        self._child: _Child | None = None
+
+    def call(self, function: Callable[..., Any], *arguments: Any, limit_s: float) -> Any:
+        """Return ``function(*arguments)``; arguments and result as JSON, a dataclass as a dict.
+
+        Raises:
+            ProbeError: it raised an exception, crashed, or took more than ``limit_s`` seconds.
+        """
+        self._child = self._child or _Child()
+        try:
+            self._child.send(function, arguments)
+            return _collect([self._child], limit_s)[0]
+        except ProbeError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the child process."""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
 
 
-def call(target: str, *args: Any, limit_s: float) -> Any:
-    """Return ``target(*args)``, computed in another process.
+def call_together(
+    function: Callable[..., Any], arguments: Iterable[Sequence[Any]], limit_s: float
+) -> list[Any]:
+    """Call ``function`` once per item of ``arguments``, in as many processes at the same time.
 
     Raises:
-        IsolatedError: it raised, crashed, or took more than ``limit_s`` seconds.
+        ProbeError: the first call that failed, or the time limit was exceeded.
     """
-    return call_together([Call(target, args)], limit_s)[0]
+    children: list[_Child] = []
+    try:
+        for each in arguments:
+            children.append(_Child())
+            children[-1].send(function, each)
+        return _collect(children, limit_s)
+    finally:
+        for child in children:
+            child.end()
 
 
-def call_together(calls: Sequence[Call], limit_s: float) -> list[Any]:
-    """Return the results of ``calls``, each in a process of its own, all at once.
+class _Child:
+    def __init__(self) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self._log_start = 0
+        code = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as p; p.serve()"
+        # Unbuffered, so that select() sees every answer.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._calls, self._answers = self._process.stdin, self._process.stdout
 
-    Raises:
-        IsolatedError: any of them raised, crashed, or all took more than ``limit_s`` seconds; the
-            others are ended.
-    """
-    deadline = time.monotonic() + limit_s
-    running: list[_Running] = []
-    with tempfile.TemporaryDirectory(prefix="image-classification-") as folder:
+    def fileno(self) -> int:
+        return self._answers.fileno()
+
+    def send(self, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        self._log_start = os.fstat(self._log.fileno()).st_size
+        call = [function.__module__, function.__name__, arguments]
         try:
-            for number, each in enumerate(calls):
-                running.append(_start(each, Path(folder) / f"{number}.log"))
-            # The first to fail explains it; the rest may be waiting for that one.
-            waiting = list(running)
-            while waiting:
-                for one in list(waiting):
-                    if one.has_ended():
-                        one.take()
-                        waiting.remove(one)
-                if waiting and time.monotonic() > deadline:
-                    raise IsolatedError(f"no answer within {limit_s:g} s", is_late=True)
-                time.sleep(_POLL_S)
-            return [one.result for one in running]
-        finally:
-            for one in running:
-                one.end()
+            self._calls.write(json.dumps(call).encode() + b"\n")
+        except BrokenPipeError:
+            return  # it has ended; `answer` says how
 
-
-class _Running:
-    def __init__(self, process: BaseProcess, results: Connection, log: Path) -> None:
-        self.process = process
-        self.result: Any = None
-        self._results = results
-        self._log = log
-
-    def has_ended(self) -> bool:
-        return self._results.poll() or not self.process.is_alive()
-
-    def take(self) -> None:
-        try:
-            kind, content = self._results.recv()
-        except EOFError:
-            raise IsolatedError(self._how_it_ended()) from None
-        if kind != "result":
-            raise IsolatedError(content, is_user_error=kind == "user error")
-        self.result = content
+    def answer(self) -> Any:
+        line = self._answers.readline()
+        if not line:
+            raise ProbeError(self._how_it_ended())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ProbeError(answer["error"], is_user_error=answer["is_user_error"])
+        return answer["result"]
 
     def _how_it_ended(self) -> str:
-        self.process.join(_ENDING_S)
-        code = self.process.exitcode
         try:
-            how = f"crashed with {signal.Signals(-(code or 0)).name}"
-        except ValueError:
+            code = self._process.wait(_END_TIMEOUT_S)
             how = f"ended with exit code {code}"
-        said = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
-        last = next((line.strip() for line in reversed(said) if line.strip()), "")
+            if code < 0:
+                how = f"crashed with {signal.Signals(-code).name}"
+        except subprocess.TimeoutExpired:
+            how = "ended"
+        self._log.seek(self._log_start)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f"{how}: {last}" if last else how
 
     def end(self) -> None:
-        self._results.close()
-        if self.process.is_alive():
-            self.process.kill()
-        # One that hangs in the kernel stays, see `any_stuck`.
-        self.process.join(_ENDING_S)
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_TIMEOUT_S)  # it may hang in the kernel, on a dead network disk
+        for file in (self._calls, self._answers, self._log):
+            file.close()
 
 
-def _start(each: Call, log: Path) -> _Running:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    resource_tracker.ensure_running()  # unblocks SIGINT, so it comes first
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _collect(children: Sequence[_Child], limit_s: float) -> list[Any]:
+    """Return the answers of ``children``. The first failure ends it, since others may wait."""
+    deadline_s = time.monotonic() + limit_s
+    results: dict[_Child, Any] = {}
+    while len(results) < len(children):
+        waiting = [child for child in children if child not in results]
+        ready, _, _ = select.select(waiting, [], [], max(0.0, deadline_s - time.monotonic()))
+        if not ready:
+            raise ProbeError(f"no answer within {limit_s:g} s", is_late=True)
+        for child in ready:
+            results[child] = child.answer()
+    return [results[child] for child in children]
+
+
+def serve() -> None:
+    """Answer calls until standard input ends: the child's main function."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the child
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print, some from C++, must not mix with the answers
+    calls: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_read_calls, args=(calls,), daemon=True).start()
+    while True:
+        module, name, arguments = json.loads(calls.get())
+        print(_answer(module, name, arguments), file=answers, flush=True)
+
+
+def _read_calls(calls: SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        calls.put(line)
+    os._exit(0)  # the parent has ended, even if a probe hangs
+
+
+def _answer(module: str, name: str, arguments: Sequence[Any]) -> str:
     try:
-        # Ctrl-C is the caller's; the server would write a traceback while it imports.
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(sender, each, str(log)), daemon=True)
-    process.start()
-    sender.close()
-    return _Running(process, receiver, log)
-
-
-def _run(results: Connection, each: Call, log: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_caller, daemon=True).start()
-    try:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    except FileNotFoundError:  # the caller ended before the server came to this
-        os._exit(1)
-    # Libraries print to both, some from C++; nothing of it may get into the caller's output.
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    try:
-        module, _, name = each.target.partition(":")
-        # The names are this package's own, never a user's.
-        content = vars(importlib.import_module(module))[name](*each.args)
-        results.send(("result", content))
-    except UserError as error:
-        results.send(("user error", error.message))
+        result = getattr(importlib.import_module(module), name)(*arguments)
+        if dataclasses.is_dataclass(result) and not isinstance(result, type):
+            result = dataclasses.asdict(result)
+        return json.dumps({"result": result})
     except BaseException as error:
-        results.send(("error", one_line(error)))
-
-
-def _end_with_caller() -> None:
-    caller = multiprocessing.parent_process()
-    assert caller is not None
-    caller.join()
-    os._exit(1)
+        is_user_error = isinstance(error, UserError)
+        text = error.message if isinstance(error, UserError) else one_line(error)
+        return json.dumps({"error": text, "is_user_error": is_user_error})
 
 
 def one_line(error: BaseException) -> str:
-    """Write any exception on one line: its kind and the first line of its text."""
+    """Return the exception's kind and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-
-
-def any_stuck() -> bool:
-    """Return whether a process could not be ended: it hangs in the kernel, on a dead disk."""
-    return any(process.is_alive() for process in multiprocessing.active_children())

@@ -1,74 +1,123 @@
-"""What the doctor found, as a table on a terminal, as plain lines elsewhere, and as JSON."""
+"""Results of checks, and their output: a terminal's columns, plain lines, JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from image_classification.doctor.check import (
-    FAIL,
-    OK,
-    SKIPPED,
-    STATUSES,
-    WARN,
-    Check,
-    overall,
+from image_classification.reporting.table import (
+    Cell,
+    Column,
+    Table,
+    marked,
+    plain_lines,
+    print_table,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 SCHEMA_VERSION = 1
+OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
+STATUSES = (OK, WARN, FAIL, SKIPPED)
+_COLUMNS = (Column("status", wrap=False, width=7), Column("name", "label", width=15), Column())
 
-_STYLES = {OK: "green", WARN: "bold yellow", FAIL: "bold red", SKIPPED: "dim"}
-_NAME_WIDTH = 15
-_STATUS_WIDTH = 7
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Result of one check.
+
+    name: stable, lower case, with hyphens. status: one of `STATUSES`. found: the value with its
+    unit; if skipped, why. remedy: what the user can do; required for a warning or a failure.
+    """
+
+    name: str
+    status: str
+    found: str
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status {self.status!r} is not one of {', '.join(STATUSES)}")
+        if self.status in (WARN, FAIL) and not self.remedy:
+            raise ValueError(f"{self.name}: a check that warns or fails needs a remedy")
 
 
-def checks_json(checks: Sequence[Check]) -> str:
+def ok(name: str, found: str) -> CheckResult:
+    """Return the result of a check that passed."""
+    return CheckResult(name, OK, found)
+
+
+def warn(name: str, found: str, remedy: str) -> CheckResult:
+    """Return a result that a run tolerates but that should be changed."""
+    return CheckResult(name, WARN, found, remedy)
+
+
+def fail(name: str, found: str, remedy: str) -> CheckResult:
+    """Return a result with which a run would fail."""
+    return CheckResult(name, FAIL, found, remedy)
+
+
+def skipped(name: str, why: str) -> CheckResult:
+    """Return the result of a check that does not apply."""
+    return CheckResult(name, SKIPPED, why)
+
+
+def judge(
+    name: str, found: str, value: float, fail_below: float, warn_below: float, remedy: str
+) -> CheckResult:
+    """Return a failure, a warning or ok, by comparing ``value`` with two limits."""
+    if value >= max(fail_below, warn_below):
+        return ok(name, found)
+    return (fail if value < fail_below else warn)(name, found, remedy)
+
+
+def overall(results: Iterable[CheckResult]) -> str:
+    """Return ``fail`` if any check failed, else ``warn`` if any warned, else ``ok``."""
+    statuses = {result.status for result in results}
+    return next((status for status in (FAIL, WARN) if status in statuses), OK)
+
+
+def results_json(results: Sequence[CheckResult]) -> str:
     """Return the documented object: ``schema_version``, ``checks`` and the overall ``status``."""
     content = {
         "schema_version": SCHEMA_VERSION,
-        "checks": [dataclasses.asdict(check) for check in checks],
-        "status": overall(checks),
+        "checks": [dataclasses.asdict(result) for result in results],
+        "status": overall(results),
     }
     return json.dumps(content, indent=1)
 
 
-def check_line(check: Check) -> str:
-    """Return one check on one line, for logs and pipes."""
-    line = f"{check.status:<{_STATUS_WIDTH}} {check.name:<{_NAME_WIDTH}} {check.found}"
-    return f"{line} | remedy: {check.remedy}" if check.remedy else line
+def _table(result: CheckResult, remedy_label: str) -> Table:
+    remedy = f"{remedy_label} {result.remedy}" if result.remedy else ""
+    mark = result.status if result.status == SKIPPED else ""
+    found = Cell(result.found, mark=mark, detail=remedy, detail_mark="remedy")
+    row = (marked(result.status), result.name, found)
+    return Table(_COLUMNS, [row], look="bare", head=False)
 
 
-def print_check(console: Console, check: Check) -> None:
-    """Print one check to a terminal: fixed columns, so that each can be printed as it is made."""
-    row = Table.grid(padding=(0, 1), expand=True)
-    row.add_column(width=_STATUS_WIDTH, no_wrap=True)
-    row.add_column(width=_NAME_WIDTH, no_wrap=True)
-    row.add_column(ratio=1, overflow="fold")
-    style = _STYLES[check.status]
-    found = Text(check.found, style="dim" if check.status == SKIPPED else "")
-    if check.remedy:
-        found.append(f"\n→ {check.remedy}", style="cyan")
-    row.add_row(Text(check.status, style=style), Text(check.name, style="bold"), found)
-    console.print(row)
+def result_line(result: CheckResult) -> str:
+    """Return one result on one line, for logs and pipes."""
+    return plain_lines(_table(result, "| remedy:"), gap=" ")[0]
 
 
-def verdict(checks: Sequence[Check]) -> str:
-    """Return the last line: how many of each."""
-    counts = {status: sum(c.status == status for c in checks) for status in STATUSES}
-    parts = (
-        f"{counts[OK]} ok",
-        f"{counts[WARN]} to look at",
-        f"{counts[FAIL]} failed",
-        f"{counts[SKIPPED]} skipped",
-    )
+def print_result(console: Console, result: CheckResult) -> None:
+    """Print one result to a terminal, in columns of fixed width."""
+    print_table(console, _table(result, "→"))
+
+
+def verdict(results: Sequence[CheckResult]) -> str:
+    """Return the last line: the number of each status and what it means for a run."""
+    counts = {status: sum(r.status == status for r in results) for status in STATUSES}
     end = {
         OK: "ready",
-        WARN: "ready, with what is marked warn",
-        FAIL: "a run would break here: see what is marked fail",
+        WARN: "ready, with warnings",
+        FAIL: "a run would fail here: see the lines marked fail",
     }
-    return f"{', '.join(parts)}: {end[overall(checks)]}"
+    return (
+        f"{counts[OK]} ok, {counts[WARN]} warnings, {counts[FAIL]} failed, "
+        f"{counts[SKIPPED]} skipped: {end[overall(results)]}"
+    )

@@ -1,88 +1,78 @@
-"""Checks of Python and of the packages a run rests on; `import_versions` in its own process.
-
-Checks of NVIDIA DALI: whether it is there, which CUDA it is built with, whether it decodes.
-
-`decode` runs in a process of its own, since a library that does not fit the machine can crash.
-"""
+"""Checks of Python and its packages: torch, torchvision, Pillow, NVML, Apex, DALI."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from types import ModuleType
 
-import numpy as np
+from image_classification.doctor.probe import one_line
+from image_classification.doctor.report import CheckResult, fail, ok, skipped, warn
 
-from image_classification.doctor.check import (
-    Check,
-    fail,
-    ok,
-    skipped,
-    warn,
-)
-from image_classification.engine.precision.apex import Apex
-
-_LEAST_PYTHON = (3, 10)
+_MIN_PYTHON = (3, 10)
 # Older releases run code from a checkpoint file even with weights_only (CVE-2025-32434 and
 # CVE-2026-24747).
-_LEAST_TORCH = (2, 10)
-_SAME_BUILD = "pip install torch torchvision together, both from one index, in the pinned versions"
+_MIN_TORCH = (2, 10)
+TORCH_REMEDY = "pip install torch and torchvision together, from one index, in the pinned versions"
 
 
-def check_python() -> Check:
-    """Judge the interpreter."""
-    found = sys.version.split()[0]
-    if sys.version_info < _LEAST_PYTHON:
-        return fail("python", found, "install Python 3.10 or newer")
-    return ok("python", found)
+def check_python() -> CheckResult:
+    """Judge the interpreter's version."""
+    found, remedy = sys.version.split()[0], "install Python 3.10 or newer"
+    return ok("python", found) if sys.version_info >= _MIN_PYTHON else fail("python", found, remedy)
 
 
 def import_versions() -> dict[str, str]:
-    """Import torch, torchvision with its compiled operators, and Pillow; return their versions.
+    """Probe: import torch, torchvision and Pillow; return their versions.
 
-    Raises ImportError with the reason, where one of the first two cannot be imported.
+    Raises:
+        ImportError: one of them, or a compiled part, cannot be imported; with the reason.
     """
-    from image_classification.doctor.probe import FAILURES
-
-    for module, why in FAILURES.items():
-        raise ImportError(f"{module}: {why}")
-    import PIL
-    import torch
-    import torchvision
-    from torchvision.io import decode_image  # noqa: F401 - the compiled part
-
-    return {
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
-    }
+    for module in ("torch", "torch.distributed", "torchvision.io", "torchvision.transforms.v2"):
+        _import(module)
+    names = {"torch": "torch", "torchvision": "torchvision", "pillow": "PIL"}
+    return {package: _import(module).__version__ for package, module in names.items()}
 
 
-def check_torch(versions: dict[str, str]) -> Check:
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken installation may raise anything
+        raise ImportError(f"{module}: {one_line(error)}") from error
+
+
+def check_torch(versions: Mapping[str, str]) -> CheckResult:
     """Judge torch's version."""
     name, found = "torch", versions["torch"]
-    if _numbers(found) < _LEAST_TORCH:
-        least = ".".join(map(str, _LEAST_TORCH))
-        return fail(name, f"{found} is unsafe with other people's .pth files", f"torch {least} up")
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < _MIN_TORCH:
+        minimum = ".".join(map(str, _MIN_TORCH))
+        remedy = f"install torch {minimum} or newer"
+        return fail(name, f"{found} runs code from other people's .pth files", remedy)
     return ok(name, found)
 
 
-def check_torchvision(versions: dict[str, str], wanted_torch: str | None) -> Check:
-    """Judge the pair. wanted_torch: the release torchvision's package asks for; None: any."""
+def check_torchvision(versions: Mapping[str, str], wanted_torch: str | None) -> CheckResult:
+    """Judge the pair. wanted_torch: the release that torchvision requires; None: any."""
     name, found = "torchvision", versions["torchvision"]
-    have = versions["torch"].partition("+")[0]
-    if wanted_torch is not None and have != wanted_torch:
-        return fail(name, f"{found} is made for torch {wanted_torch}, here is {have}", _SAME_BUILD)
-    build, other = (versions[n].partition("+")[2] for n in ("torch", "torchvision"))
-    if build and other and build != other:
-        return fail(name, f"{found} and torch {versions['torch']} are other builds", _SAME_BUILD)
+    torch_version, _, torch_build = versions["torch"].partition("+")
+    build = found.partition("+")[2]
+    if wanted_torch is not None and torch_version != wanted_torch:
+        return fail(
+            name, f"{found} requires torch {wanted_torch}, not {torch_version}", TORCH_REMEDY
+        )
+    if build and torch_build and build != torch_build:
+        text = f"{found} and torch {versions['torch']} are different builds"
+        return fail(name, text, TORCH_REMEDY)
     return ok(name, found)
 
 
 def torchvision_wants() -> str | None:
-    """Return the torch release that torchvision's package asks for; None where it names none."""
+    """Return the torch release that the torchvision package requires; None if it names none."""
     try:
         wanted = requires("torchvision") or []
     except PackageNotFoundError:
@@ -91,76 +81,82 @@ def torchvision_wants() -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def check_pillow(versions: dict[str, str]) -> Check:
-    """Say which Pillow there is."""
-    return ok("pillow", versions["pillow"])
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
-def check_nvml_package() -> Check:
-    """Warn of the deprecated package ``pynvml``: nvidia-ml-py's module has that name."""
+def check_nvml_package() -> CheckResult:
+    """Warn of the deprecated package ``pynvml``, whose module has the same name."""
     name = "nvidia-ml-py"
-    try:
-        old = version("pynvml")
-    except PackageNotFoundError:
-        pass
-    else:
+    old, installed = _version("pynvml"), _version(name)
+    if old is not None:
         remedy = "pip uninstall -y pynvml; pip install --force-reinstall nvidia-ml-py"
-        return warn(name, f"the deprecated package pynvml {old} is here too", remedy)
-    try:
-        return ok(name, version(name))
-    except PackageNotFoundError:
-        return warn(
-            name, "not installed: driver and GPU memory go unchecked", f"pip install {name}"
-        )
+        return warn(name, f"the deprecated package pynvml {old} is installed as well", remedy)
+    if installed is None:
+        found = "not installed: driver and GPU memory are not checked"
+        return warn(name, found, f"pip install {name}")
+    return ok(name, installed)
 
 
-def import_apex() -> str:
-    """Import Apex's optimizers and their CUDA extension; return the torch they were tried with.
+@dataclass(frozen=True)
+class ApexState:
+    """description: "" if Apex is not installed. error: of its import, "" if there was none."""
 
-    Raises ImportError or OSError with the reason, where they were built for another torch.
-    """
-    import importlib
-
-    import torch
-
-    for module in ("amp_C", "apex.optimizers"):
-        importlib.import_module(module)
-    return str(torch.__version__)
+    description: str = ""
+    is_usable: bool = False
+    error: str = ""
 
 
-def check_apex(apex: Apex | None, error: str = "") -> Check:
-    """Say what of NVIDIA Apex is here. error: why its parts cannot be imported; "": they can."""
-    name = "apex"
+def import_apex() -> ApexState:
+    """Probe: find Apex and, if this project could use it, import it."""
+    from image_classification.engine.precision.apex import find_apex
+
+    apex = find_apex()
     if apex is None:
+        return ApexState()
+    is_usable, error = apex.is_nvidia and apex.has_kernels, ""
+    if is_usable:
+        try:
+            for module in ("torch", "amp_C", "apex.optimizers"):
+                importlib.import_module(module)
+        except Exception as failed:  # for example built for another torch
+            error = one_line(failed)
+    return ApexState(apex.describe(), is_usable, error)
+
+
+def check_apex(apex: ApexState) -> CheckResult:
+    """Describe what of NVIDIA Apex is installed, and whether it can be imported."""
+    name, found = "apex", apex.description
+    if not found:
         return skipped(name, "not installed; only amp_backend or implementation apex needs it")
-    if error:
+    if apex.error:
         remedy = "build Apex for this torch, or leave amp_backend and implementation at torch"
-        return warn(name, f"{apex.describe()} cannot be imported: {error}", remedy)
-    if not (apex.is_nvidia and apex.has_kernels):
-        return skipped(name, f"{apex.describe()}: amp_backend and implementation apex are refused")
-    return ok(name, apex.describe())
+        return warn(name, f"{found} cannot be imported: {apex.error}", remedy)
+    if not apex.is_usable:
+        return skipped(name, f"{found}: amp_backend and implementation apex are refused")
+    return ok(name, found)
 
 
-def import_remedy() -> str:
-    """Return what to do where torch or torchvision cannot even be imported."""
-    return _SAME_BUILD
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:2])
-
-
-WHEELS = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
-"""They provide one module: never one over the other."""
+DALI_WHEELS = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
+"""Packages that provide the same module, so only one may be installed."""
 
 _WIDTH_PX, _HEIGHT_PX = 96, 64
-_TOLERANCE = 4.0
-_INSTALL = "pip install 'image-classification[dali]'"
+_MAX_MEAN_DIFFERENCE = 4.0
+_INSTALL_DALI = "pip install 'image-classification[dali]'"
+DALI_REMEDIES = {
+    "dali-cpu": f"reinstall it ({_INSTALL_DALI}), or run with --data-backend pytorch",
+    "dali-gpu": "install the DALI wheel for the driver's CUDA and its libnpp (the image has both), "
+    "or run with --data-backend dali-cpu",
+}
+"""What to try if DALI does not decode, by check."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What DALI made of one JPEG. cuda: the release it is built with.
+    """DALI's result for one JPEG. cuda: (major, minor) of the release it is built with.
 
     mean_difference: of its pixels from Pillow's, in steps of 0..255.
     """
@@ -171,21 +167,14 @@ class Decoded:
     mean_difference: float
 
 
-def installed_wheels() -> list[str]:
-    """Return DALI's packages here, with their versions."""
-    versions = {name: _version(name) for name in WHEELS}
-    return [f"{name} {number}" for name, number in versions.items() if number is not None]
+def installed_dali_wheels() -> list[str]:
+    """Return DALI's installed packages with their versions."""
+    return [f"{name} {v}" for name in DALI_WHEELS if (v := _version(name)) is not None]
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def decode(on_gpu: bool) -> Decoded:
-    """Decode a small JPEG with a real pipeline: on the CPU, or mixed on GPU 0."""
+def decode_with_dali(on_gpu: bool) -> Decoded:
+    """Probe: decode a small JPEG with a DALI pipeline, on the CPU or mixed on GPU 0."""
+    import numpy as np
     from nvidia import dali
     from nvidia.dali import fn, pipeline_def, types
     from PIL import Image
@@ -207,52 +196,37 @@ def decode(on_gpu: bool) -> Decoded:
     pipeline.feed_input("content", [np.frombuffer(file.getvalue(), dtype=np.uint8)])
     (images,) = pipeline.run()
     image = np.asarray((images.as_cpu() if on_gpu else images).at(0), dtype=np.float32)
+    difference = float("inf")
+    if image.shape == expected.shape:
+        difference = float(np.abs(image - expected).mean())
     number = int(dali.__cuda_version__)
-    return Decoded(
-        dali.__version__,
-        (number // 1000, number % 1000 // 100),
-        image.shape,
-        float(np.abs(image - expected).mean()) if image.shape == expected.shape else float("inf"),
-    )
+    cuda = (number // 1000, number % 1000 // 100)
+    return Decoded(dali.__version__, cuda, image.shape, difference)
 
 
-def check_installed(wheels: list[str], is_needed: bool) -> Check:
-    """Judge the packages alone. is_needed: the platform's data backend is DALI's."""
+def check_dali_package(wheels: list[str], is_needed: bool) -> CheckResult:
+    """Judge the installed packages. is_needed: the platform's data backend is one of DALI's."""
     name = "dali"
     if len(wheels) > 1:
-        return fail(
-            name,
-            f"{' and '.join(wheels)} are both here and share one module",
-            f"pip uninstall -y {' '.join(WHEELS)}, then {_INSTALL}",
-        )
+        found = f"{' and '.join(wheels)} are both installed and provide the same module"
+        remedy = f"pip uninstall -y {' '.join(DALI_WHEELS)}, then {_INSTALL_DALI}"
+        return fail(name, found, remedy)
     if wheels:
         return ok(name, wheels[0])
     if is_needed:
-        remedy = f"{_INSTALL}, or run with --data-backend pytorch"
+        remedy = f"{_INSTALL_DALI}, or run with --data-backend pytorch"
         return fail(name, "not installed; this platform's data backend is DALI's", remedy)
     return skipped(name, "not installed; only the dali-cpu and dali-gpu data backends need it")
 
 
-def check_decoded(name: str, decoded: Decoded) -> Check:
-    """Judge what `decode` returned."""
+def check_decoded(name: str, decoded: Decoded) -> CheckResult:
+    """Judge the image that `decode_with_dali` returned."""
     found = (
         f"DALI {decoded.version} (CUDA {decoded.cuda[0]}.{decoded.cuda[1]}) decoded a JPEG of "
         f"{_WIDTH_PX} x {_HEIGHT_PX}"
     )
-    if decoded.shape != (_HEIGHT_PX, _WIDTH_PX, 3) or decoded.mean_difference > _TOLERANCE:
-        return fail(
-            name,
-            f"{found} to {decoded.shape}, {decoded.mean_difference:.3g} off Pillow's pixels",
-            decode_remedy(name),
-        )
+    has_shape = tuple(decoded.shape) == (_HEIGHT_PX, _WIDTH_PX, 3)
+    if not has_shape or decoded.mean_difference > _MAX_MEAN_DIFFERENCE:
+        found += f" to {decoded.shape}, with a mean difference of {decoded.mean_difference:.3g}"
+        return fail(name, f"{found} from Pillow's pixels", DALI_REMEDIES[name])
     return ok(name, found)
-
-
-def decode_remedy(name: str) -> str:
-    """Return what to try where DALI does not decode. name: the check's."""
-    if name == "dali-gpu":
-        return (
-            "install the DALI wheel for the driver's CUDA and its libnpp (in the image both are "
-            "there), or run with --data-backend dali-cpu"
-        )
-    return f"reinstall it ({_INSTALL}), or run with --data-backend pytorch"

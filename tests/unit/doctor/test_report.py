@@ -1,72 +1,91 @@
 import io
 import json
 
+import pytest
 from rich.console import Console
 
-from image_classification.doctor.check import (
-    Check,
+from image_classification.doctor.report import (
+    CheckResult,
     fail,
+    judge,
     ok,
+    overall,
+    print_result,
+    result_line,
+    results_json,
     skipped,
+    verdict,
     warn,
 )
-from image_classification.doctor.report import (
-    check_line,
-    checks_json,
-    print_check,
-    verdict,
-)
 
-CHECKS = [
+RESULTS = [
     ok("python", "3.11.7"),
     warn("shared-memory", "/dev/shm: 64.0 MiB free of 64.0 MiB", "docker run --ipc=host " * 6),
     fail("data-set", "no data set at /" + "deep/" * 30, "mount it [here]"),
     skipped("nccl", "needs 2 GPUs or more, here: 0"),
 ]
+FINE, WARNING, FAILURE, SKIPPED = RESULTS
+
+
+@pytest.mark.parametrize(
+    ("results", "status"),
+    [
+        ([], "ok"),
+        ([FINE, SKIPPED], "ok"),
+        ([FINE, WARNING], "warn"),
+        ([WARNING, FAILURE, FINE], "fail"),
+    ],
+)
+def test_the_worst_status_is_that_of_the_whole(results: list[CheckResult], status: str) -> None:
+    assert overall(results) == status
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [("warn", "remedy"), ("fail", "remedy"), ("good", "good")]
+)
+def test_results_without_remedy_or_with_an_unknown_status_are_refused(
+    status: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        CheckResult("disk", status, "full")
+
+
+def test_values_are_compared_with_two_limits() -> None:
+    statuses = [judge("a", "", value, 10, 20, "remedy").status for value in (9, 10, 19, 20)]
+    assert statuses == ["fail", "warn", "warn", "ok"]
 
 
 def test_json_is_the_documented_object() -> None:
-    content = json.loads(checks_json(CHECKS))
+    content = json.loads(results_json(RESULTS))
     assert list(content) == ["schema_version", "checks", "status"]
     assert content["schema_version"] == 1 and content["status"] == "fail"
-    assert [list(check) for check in content["checks"]] == [
-        ["name", "status", "found", "remedy"]
-    ] * 4
-    assert content["checks"][0] == {
-        "name": "python",
-        "status": "ok",
-        "found": "3.11.7",
-        "remedy": "",
-    }
+    keys = ["name", "status", "found", "remedy"]
+    assert [list(check) for check in content["checks"]] == [keys] * 4
+    assert list(content["checks"][0].values()) == ["python", "ok", "3.11.7", ""]
 
 
-def test_plain_lines_are_one_a_check() -> None:
-    assert check_line(CHECKS[0]) == "ok      python          3.11.7"
-    assert check_line(CHECKS[3]) == "skipped nccl            needs 2 GPUs or more, here: 0"
-    assert check_line(CHECKS[2]).endswith(" | remedy: mount it [here]")
-    assert not any("\n" in check_line(check) for check in CHECKS)
+def test_plain_output_has_one_line_per_check() -> None:
+    assert result_line(FINE) == "ok      python          3.11.7"
+    assert result_line(SKIPPED) == "skipped nccl            needs 2 GPUs or more, here: 0"
+    assert result_line(FAILURE).endswith(" | remedy: mount it [here]")
+    assert not any("\n" in result_line(result) for result in RESULTS)
 
 
-def printed(check: Check, width: int) -> list[str]:
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: result.status)
+def test_a_terminal_gets_columns_that_fit_its_width(result: CheckResult, width: int) -> None:
     file = io.StringIO()
-    print_check(Console(file=file, force_terminal=True, width=width, no_color=True), check)
-    plain = file.getvalue().replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "")
-    return plain.splitlines()
-
-
-def test_a_terminal_gets_columns_that_fit_it() -> None:
-    for width in (60, 80, 100):
-        for check in CHECKS:
-            lines = printed(check, width)
-            assert max(map(len, lines)) <= width
-            assert lines[0].startswith(check.status) and check.name in lines[0]
-            assert all(line.startswith(" " * 24) for line in lines[1:])
-            joined = "".join(lines).replace(" ", "")
-            assert check.found.replace(" ", "") in joined
-            assert check.remedy.replace(" ", "") in joined
+    print_result(Console(file=file, width=width), result)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith(result.status) and result.name in lines[0]
+    assert all(line.startswith(" " * 24) for line in lines[1:])
+    joined = "".join(lines).replace(" ", "")
+    assert result.found.replace(" ", "") in joined
+    assert result.remedy.replace(" ", "") in joined
 
 
 def test_the_last_line_counts() -> None:
-    assert verdict(CHECKS).startswith("1 ok, 1 to look at, 1 failed, 1 skipped: a run would break")
-    assert verdict(CHECKS[:1]).endswith(": ready")
-    assert verdict(CHECKS[:2]).endswith("marked warn")
+    assert verdict(RESULTS).startswith("1 ok, 1 warnings, 1 failed, 1 skipped: a run would fail")
+    assert verdict([FINE]).endswith(": ready")
+    assert verdict([FINE, WARNING]).endswith("with warnings")

@@ -1,0 +1,218 @@
+"""GPUs by a fake NVML library, and as torch sees them."""
+
+import sys
+
+import pynvml
+import pytest
+import torch
+
+from image_classification.devices.affinity import MODES
+from image_classification.devices.architectures import build_lacks
+from image_classification.doctor.gpu import (
+    Driver,
+    TorchGpu,
+    TorchGpus,
+    check_affinity,
+    check_devices,
+    check_driver,
+    check_driver_runs_cuda,
+    check_gpus,
+    check_kernels,
+    read_driver,
+    too_new_for_volta,
+    try_affinity_modes,
+    try_kernels,
+)
+from tests.support.nvml import FakeDevice, FakeDriver, loaded
+
+V100 = TorchGpu("Tesla V100-SXM2-16GB", (7, 0))
+H100 = TorchGpu("NVIDIA H100 80GB HBM3", (9, 0))
+
+
+def read(*devices: FakeDevice, **options: int) -> Driver:
+    fake = FakeDriver(*devices, **options)
+    with loaded(fake):
+        driver = read_driver()
+    assert fake.users == 0
+    return driver
+
+
+def v100(**values: object) -> FakeDevice:
+    return FakeDevice(**{"memory_used_bytes": 0, **values})
+
+
+def test_a_healthy_machine() -> None:
+    driver = read(v100(), v100())
+    assert driver.cuda == (12, 8) and driver.gpus[0].capability == (7, 0)
+    check = check_driver(driver, needs_gpu=True)
+    assert (check.status, check.found) == ("ok", "570.124.06, runs up to CUDA 12.8 by itself")
+    health, memory = check_gpus(driver)
+    assert health.found == "2 work: 2 x Tesla V100-SXM2-16GB"
+    assert memory.status == "ok" and memory.found.startswith("at least 16.0 GiB of 16.0 GiB")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "modprobe nvidia"),
+        (pynvml.NVML_ERROR_NO_PERMISSION, "/dev/nvidia"),
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "restart the machine"),
+        (pynvml.NVML_ERROR_UNKNOWN, "nvidia-smi"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["init_error", "system_error"])
+def test_a_driver_that_fails(error: int, words: str, kind: str) -> None:
+    check = check_driver(read(v100(), **{kind: error}), needs_gpu=False)
+    assert check.status == "fail" and words in check.remedy
+    assert str(pynvml.NVMLError(error)) in check.found
+
+
+def test_a_missing_driver_matters_only_to_a_gpu_platform() -> None:
+    driver = read(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    assert check_driver(driver, needs_gpu=False).status == "skipped"
+    needed = check_driver(driver, needs_gpu=True)
+    assert needed.status == "fail" and "--gpus all" in needed.remedy
+    assert check_gpus(driver) == []
+
+
+def test_a_library_without_capabilities() -> None:
+    error = {"nvmlDeviceGetCudaComputeCapability": pynvml.NVML_ERROR_FUNCTION_NOT_FOUND}
+    driver = read(v100(), v100(name="BI-V100", errors=error))
+    assert [gpu.capability for gpu in driver.gpus] == [(7, 0), (0, 0)]
+    assert [check.status for check in check_gpus(driver)] == ["ok", "ok"]
+
+
+def test_a_lost_gpu_is_named_and_the_others_are_still_checked() -> None:
+    lost = {"nvmlDeviceGetMemoryInfo": pynvml.NVML_ERROR_GPU_IS_LOST}
+    health, memory = check_gpus(read(v100(), v100(errors=lost)))
+    assert health.status == "fail" and "GPU 1 Tesla V100" in health.found
+    assert "GPU is lost" in health.found and memory.status == "ok"
+
+
+def test_memory_in_use() -> None:
+    _, memory = check_gpus(read(v100(), v100(memory_used_bytes=7 * 2**30)))
+    assert memory.status == "warn" and "GPU 1" in memory.remedy
+
+
+def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    check = check_driver(read_driver(), needs_gpu=True)
+    assert check.status == "warn" and "nvidia-ml-py" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("built_for", "version", "cuda", "has_run", "status", "words"),
+    [
+        ((12, 8), "570.124.06", (12, 8), True, "ok", "driver 570.124.06"),
+        ((12, 8), "525.60.13", (12, 0), False, "ok", "minor version compatibility"),
+        ((12, 8), "580.65.06", (13, 0), False, "ok", "driver 580"),
+        ((12, 8), "470.82.01", (11, 4), False, "fail", "built with CUDA 12.8"),
+        ((12, 8), "470.82.01", (11, 4), True, "ok", "forward compatibility"),
+        ((13, 0), "570.124.06", (12, 8), False, "fail", "built with CUDA 13.0"),
+        ((14, 1), "700.1", (14, 1), False, "ok", "CUDA 14.1"),
+        ((14, 1), "600.1", (13, 9), False, "warn", "CUDA 14.1"),
+    ],
+)
+def test_driver_and_cuda_release(
+    built_for: tuple[int, int],
+    version: str,
+    cuda: tuple[int, int],
+    has_run: bool,
+    status: str,
+    words: str,
+) -> None:
+    driver = Driver(version, cuda)
+    check = check_driver_runs_cuda("driver-cuda", built_for, driver, has_run, "torch")
+    assert check.status == status and words in check.found
+
+
+def test_the_remedy_for_an_old_driver_names_a_build_that_it_runs() -> None:
+    check = check_driver_runs_cuda("x", (13, 0), Driver("570.1", (12, 8)), False, "DALI")
+    assert check.remedy == "install driver 580 or newer, or use a build for CUDA 12"
+
+
+def test_driver_580_is_the_last_for_volta() -> None:
+    assert too_new_for_volta(Driver("590.10"))
+    assert not too_new_for_volta(Driver("580.65.06")) and not too_new_for_volta(Driver())
+
+
+def seen(*gpus: TorchGpu, cuda: str | None = "12.8") -> TorchGpus:
+    return TorchGpus("2.10.0", cuda, gpus)
+
+
+def test_kernels_run_on_this_machine() -> None:
+    found = try_kernels()
+    assert found.torch == torch.__version__ and found.cuda == torch.version.cuda
+    assert len(found.gpus) == torch.cuda.device_count()
+    assert found.kernels_run == (len(found.gpus) > 0)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "status", "words"),
+    [
+        ((V100,) * 8, "ok", "8 x Tesla V100"),
+        ((V100,) * 9, "ok", "8 are used"),
+        ((V100,) * 4, "warn", "the platform has 8"),
+        ((H100,) * 8, "warn", "the platform's are V100-SXM2-16GB"),
+        ((), "fail", "torch sees no GPU"),
+    ],
+)
+def test_devices_of_a_platform(gpus: tuple[TorchGpu, ...], status: str, words: str) -> None:
+    check = check_devices(seen(*gpus), "V100-SXM2-16GB", 8)
+    assert check.status == status and words in check.found
+
+
+def test_devices_without_a_platform() -> None:
+    assert check_devices(seen(), "", None).status == "skipped"
+    assert check_devices(seen(V100), "", None).found == "1 x Tesla V100-SXM2-16GB"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hint", "remedy"),
+    [
+        ("12.8", "", "--gpus all"),
+        (None, "", "torch with CUDA"),
+        ("12.8", "install driver 580", "driver 580"),
+    ],
+)
+def test_the_remedy_for_no_gpu_depends_on_the_cause(
+    cuda: str | None, hint: str, remedy: str
+) -> None:
+    assert remedy in check_devices(seen(cuda=cuda), "V100", 1, hint).remedy
+
+
+def test_kernels() -> None:
+    assert check_kernels(seen()).status == "skipped"
+    check = check_kernels(seen(V100, H100))
+    assert check.status == "ok" and "sm_70 sm_90" in check.found
+
+
+def test_an_architecture_that_the_build_lacks() -> None:
+    lacks = build_lacks((7, 0), ("sm_75", "sm_90"), "Tesla V100", "2.12.0")
+    assert lacks is not None
+    check = check_kernels(seen(TorchGpu("Tesla V100", (7, 0), lacks=lacks)))
+    assert check.status == "fail" and "no kernels for Tesla V100 (sm_70)" in check.found
+    assert "torch 2.10 (cu128)" in check.remedy
+
+
+def test_a_kernel_that_fails() -> None:
+    broken = TorchGpu("Tesla V100", (7, 0), error="CUDA error: uncorrectable ECC error")
+    check = check_kernels(seen(V100, broken))
+    assert check.status == "fail" and check.found.startswith("GPU 1 Tesla V100: CUDA error")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 0, reason="there is a GPU here")
+def test_without_gpus_every_affinity_mode_has_its_error() -> None:
+    errors = try_affinity_modes(2)
+    assert list(errors) == [mode for mode in MODES if mode != "none"]
+    check = check_affinity(errors, "none")
+    assert check.status == "warn" and check.remedy == "use --gpu-affinity none"
+    assert check_affinity(errors, "socket").status == "fail"
+
+
+def test_affinity() -> None:
+    errors = {"socket": "", "socket_single_unique": "no CPU core near GPU 1 is left; use none"}
+    assert check_affinity(errors, "none").found.endswith("usable: socket")
+    assert check_affinity(errors, "socket").status == "ok"
+    refused = check_affinity(errors, "socket_single_unique")
+    assert refused.status == "fail" and refused.remedy == "use none"
