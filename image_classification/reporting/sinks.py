@@ -1,33 +1,26 @@
-"""Where records go: a protocol, a fan-out, and ``metrics.jsonl``.
+"""Where records go: the `Sink` protocol, ``metrics.jsonl``, and DLLogger's line format.
 
-What a record's ``values`` may hold, all optional, units in the names:
+What a record's ``values`` may hold, all optional, with units in the names:
 
 - start: num_parameters, steps_per_epoch, total_steps, epochs, start_step, num_train_images,
   num_val_images, world_size, global_batch, device, data
-- step: loss, lr, images_per_s, data_wait_s and step_time_s (both means of one step since the last
+- step: loss, lr, images_per_s, data_wait_s and step_time_s (both means per step since the last
   record), epoch_step (from 1), steps_per_epoch, total_steps, memory_bytes, loss_scale,
   skipped_steps
-- epoch: images, time_s, images_per_s, compute_images_per_s (data wait left out), loss, lr, steps,
+- epoch: images, time_s, images_per_s, compute_images_per_s (without data wait), loss, lr, steps,
   data_wait_s (of the whole epoch)
 - validation, validation_ema: top1, top5, loss, images, time_s, images_per_s,
   compute_images_per_s, is_best
-- checkpoint: path, bytes, is_best, time_s (from the step until it is whole), stall_s (of that, what
-  training stood still), waited_s (of that, for the checkpoint before). It comes when it is whole,
-  after records of later steps
+- checkpoint: path, bytes, is_best, time_s (from the step until it is complete), stall_s (how long
+  of that training stood still), waited_s (how long of that for the previous checkpoint). It is
+  written when complete, after records of later steps
 - inference: batch, images_per_s, latency_ms_mean, latency_ms_p50, _p90, _p95, _p99
 - data: images_per_s, images, time_s
 - telemetry: unix_time_s (end of the span), span_s, power_w (sum of the devices of rank 0's node),
-  utilization (a fraction) and clock_mhz (means of them), memory_bytes and temperature_c (of the
-  highest), images_per_s (of the steps that ended in the span; null where none did)
+  utilization (a fraction) and clock_mhz (means over them), memory_bytes and temperature_c (the
+  highest), images_per_s (of the steps that ended in the span; null if none did)
 - warning: message
 - end: results (the ``results`` of report.json)
-
-The published log format: ``DLLL {json}`` lines with the predecessor's metric names.
-
-Facts from the `dllogger` package (NVIDIA/dllogger, JSONStreamBackend) and from the metrics that
-NVIDIA DeepLearningExamples PyTorch/Classification/ConvNets registers: times are strings, latencies
-are seconds, ``step`` is ``[epoch, iteration]``, ``[epoch]`` or ``[]`` for the whole run, and
-parameters are logged under the step ``"PARAMETER"``. Epochs count from 0, iterations from 1.
 """
 
 from __future__ import annotations
@@ -51,7 +44,7 @@ class Sink(Protocol):
     """Receives every record of a run, on rank 0."""
 
     def write(self, record: Record) -> None:
-        """Take one record; it is safely on its way when this returns."""
+        """Take one record; it has been handed to its destination when this returns."""
         ...
 
     def close(self) -> None:
@@ -71,14 +64,14 @@ class MultiSink:
             sink.write(record)
 
     def close(self) -> None:
-        """Close every sink, also when closing one of them fails."""
+        """Close every sink, the last one first, even if closing one of them fails."""
         with ExitStack() as stack:
             for sink in self._sinks:
                 stack.callback(sink.close)
 
 
 class JsonlSink:
-    """``metrics.jsonl``: one JSON object a line, readable while the run goes on.
+    """``metrics.jsonl``: one JSON object per line, readable during the run.
 
     Keys: kind, step, epoch, time_s (since this process began to record), timestamp (UTC,
     ISO 8601), values. NaN and infinities are null.
@@ -122,41 +115,41 @@ class JsonlSink:
 
 @dataclass(frozen=True)
 class TimedRecord:
-    """A record and when it was written; unix_time_s is None where the line does not say."""
+    """A record and when it was written; unix_time_s is None if its line has no time."""
 
     record: Record
     unix_time_s: float | None
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """Read ``metrics.jsonl``, leaving out what a resumed run did over again.
-
-    A run that is killed after step 120 and resumed from a checkpoint at step 100 has steps 101 to
-    120 twice in its file; the later ones count.
-
-    Raises:
-        WorkspaceError: no such file, or a line (but for a torn last one) is not a record.
-    """
+    """Read the records of ``metrics.jsonl``; see `read_timed_metrics`."""
     return [timed.record for timed in read_timed_metrics(path)]
 
 
 def read_timed_metrics(path: Path) -> list[TimedRecord]:
-    """Read the same with the time of each record; raises WorkspaceError as `read_metrics`."""
+    """Read ``metrics.jsonl`` without what a resumed run repeated.
+
+    A run that is killed after step 120 and resumed from a checkpoint at step 100 has steps 101 to
+    120 twice in its file; the later ones count. An incomplete last line is left out.
+
+    Raises:
+        WorkspaceError: no such file, or a line is not a record.
+    """
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise WorkspaceError(f"cannot read {path}: {reason}; name the folder of a run") from error
-    whole, _, _torn = content.rpartition("\n")
-    kept: list[TimedRecord] = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    complete, _, _incomplete = content.rpartition("\n")
+    records: list[TimedRecord] = []
+    for number, line in enumerate(complete.splitlines(), start=1):
         timed = _parse(line, f"{path}:{number}")
         if timed.record.kind == "start":
             start_step = timed.record.values.get("start_step")
             start_step = start_step if isinstance(start_step, int) else 0
-            kept = [before for before in kept if _before(before.record, start_step)]
-        kept.append(timed)
-    return kept
+            records = [earlier for earlier in records if _before(earlier.record, start_step)]
+        records.append(timed)
+    return records
 
 
 def _before(record: Record, start_step: int) -> bool:
@@ -177,6 +170,11 @@ def _parse(line: str, where: str) -> TimedRecord:
         ) from error
 
 
+# The format of the `dllogger` package (NVIDIA/dllogger, JSONStreamBackend), with the metrics that
+# NVIDIA DeepLearningExamples PyTorch/Classification/ConvNets registers: times are strings,
+# latencies are in seconds, ``step`` is ``[epoch, iteration]``, ``[epoch]`` or ``[]`` for the whole
+# run, and parameters are logged under the step ``"PARAMETER"``. Epochs count from 0, iterations
+# from 1.
 _LOSS = {"format": ":.5f"}
 _RATE = {"unit": "img/s", "format": ":.2f"}
 _SECONDS = {"unit": "s", "format": ":.5f"}
@@ -204,7 +202,7 @@ _PREFIXES = {"validation": "val", "validation_ema": "val_ema"}
 
 
 class DLLoggerSink:
-    """``--raport-file``: the run in DLLogger's line format."""
+    """``--raport-file``: the run as ``DLLL {json}`` lines, with the published metric names."""
 
     def __init__(
         self,
@@ -232,7 +230,7 @@ class DLLoggerSink:
             self._declare("val", _VAL_METADATA)
 
     def write(self, record: Record) -> None:
-        """Write the record's line; kinds the format has no names for write nothing."""
+        """Write the record's line; kinds that the format has no names for write nothing."""
         values = record.values
         if record.kind == "start":
             self._log("PARAMETER", {**self._parameters, **values})
@@ -283,13 +281,9 @@ def _over(total: float | None, count: float | None) -> float | None:
     return None if total is None or not count else total / count
 
 
-def _ms_as_s(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
-
-
 def _step(values: Mapping[str, Any]) -> dict[str, Any]:
-    rate = values.get("images_per_s")
-    step_time_s, data_wait_s = values.get("step_time_s"), values.get("data_wait_s")
+    rate, data_wait_s = values.get("images_per_s"), values.get("data_wait_s")
+    step_time_s = values.get("step_time_s")
     compute_s = _minus(step_time_s, data_wait_s)
     images = None if rate is None or step_time_s is None else rate * step_time_s
     return {
@@ -328,9 +322,9 @@ def _validation(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def _inference(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "val.total_ips": values.get("images_per_s"),
-        "val.compute_latency": _ms_as_s(values.get("latency_ms_mean")),
-        "val.compute_latency_at95": _ms_as_s(values.get("latency_ms_p95")),
-        "val.compute_latency_at99": _ms_as_s(values.get("latency_ms_p99")),
+        "val.compute_latency": _over(values.get("latency_ms_mean"), 1000),
+        "val.compute_latency_at95": _over(values.get("latency_ms_p95"), 1000),
+        "val.compute_latency_at99": _over(values.get("latency_ms_p99"), 1000),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import DevicesFound
+from image_classification.reporting.figures import ACCURACY, INFERENCE
 from image_classification.reporting.published.load import PublishedRow
 from image_classification.reporting.report import Results
 
@@ -11,12 +12,28 @@ IMAGENET_VAL_IMAGES = 50_000
 IMAGENET_CLASSES = 1000
 
 
-def accuracy_obstacles(row: PublishedRow, config: RunConfig, results: Results) -> list[str]:
-    """List what differs from the run that gave a published accuracy."""
+def obstacles_of(
+    row: PublishedRow, config: RunConfig, results: Results, devices: DevicesFound
+) -> list[str]:
+    """List what differs from the run that gave the published figure.
+
+    devices: those found on this node.
+    """
+    if row.figure in ACCURACY:
+        return _accuracy_obstacles(row, config, results)
+    # Latency does not depend on which images it is measured with.
+    obstacles = [] if row.figure in INFERENCE else _data_obstacles(config)
+    obstacles += _shared_obstacles(row, config) + _device_obstacles(row, config, devices)
+    per_device, published = config.batch.per_device_batch, row.recipe.per_device_batch
+    if row.figure not in INFERENCE and published not in (None, per_device):
+        obstacles.append(f"per-device batch {per_device}, published {published}")
+    return obstacles
+
+
+def _accuracy_obstacles(row: PublishedRow, config: RunConfig, results: Results) -> list[str]:
     obstacles = _data_obstacles(config) + _shared_obstacles(row, config)
     if config.run.mode == "evaluate":
-        obstacles.append("evaluation only: this run did not train the weights")
-        return obstacles
+        return [*obstacles, "evaluation only: this run did not train the weights"]
     if config.model.pretrained_from_file is not None:
         obstacles.append("training started from pretrained weights")
     images = results.validation.images
@@ -26,36 +43,21 @@ def accuracy_obstacles(row: PublishedRow, config: RunConfig, results: Results) -
         obstacles.append("the source does not say how many epochs")
     elif row.epochs not in (None, config.schedule.epochs):
         obstacles.append(f"schedule of {config.schedule.epochs} epochs, published {row.epochs}")
-    epochs = results.train.epochs
-    if epochs is None or epochs < config.schedule.epochs:
-        done = 0 if epochs is None else epochs
-        obstacles.append(f"stopped after {done:g} of {config.schedule.epochs} epochs")
-    if row.global_batch is not None and config.batch.global_batch != row.global_batch:
-        obstacles.append(f"global batch {config.batch.global_batch}, published {row.global_batch}")
-    if row.recipe.lr is not None and config.optim.lr != row.recipe.lr:
-        obstacles.append(f"learning rate {config.optim.lr:g}, published {row.recipe.lr:g}")
-    if row.recipe.mixup is not None and config.mixing.mixup != row.recipe.mixup:
-        obstacles.append(f"mixup {config.mixing.mixup:g}, published {row.recipe.mixup:g}")
+    epochs = results.train.epochs or 0
+    if epochs < config.schedule.epochs:
+        obstacles.append(f"stopped after {epochs:g} of {config.schedule.epochs} epochs")
+    for name, value, published in (
+        ("global batch", config.batch.global_batch, row.global_batch),
+        ("learning rate", config.optim.lr, row.recipe.lr),
+        ("mixup", config.mixing.mixup, row.recipe.mixup),
+    ):
+        if published not in (None, value):
+            obstacles.append(f"{name} {value:g}, published {published:g}")
     for start in results.starts or ():
         if start.changes:
             changed = "; ".join(start.changes)
             obstacles.append(f"settings changed at step {start.step} ({changed})")
     return obstacles
-
-
-def training_obstacles(row: PublishedRow, config: RunConfig, devices: DevicesFound) -> list[str]:
-    """List what differs from the run that gave a published speed, power or memory."""
-    obstacles = _data_obstacles(config) + _shared_obstacles(row, config)
-    obstacles += _device_obstacles(row, config, devices)
-    per_device = config.batch.per_device_batch
-    if row.per_device_batch is not None and per_device != row.per_device_batch:
-        obstacles.append(f"per-device batch {per_device}, published {row.per_device_batch}")
-    return obstacles
-
-
-def inference_obstacles(row: PublishedRow, config: RunConfig, devices: DevicesFound) -> list[str]:
-    """List what differs from a published inference table; which images it is timed on does not."""
-    return _shared_obstacles(row, config) + _device_obstacles(row, config, devices)
 
 
 def _data_obstacles(config: RunConfig) -> list[str]:

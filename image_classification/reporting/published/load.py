@@ -1,6 +1,6 @@
-"""What ``published.yml`` holds, typed: a run of a publication and its figures.
+"""Runs of publications and their figures, as ``published.yml`` has them.
 
-Reading ``published.yml``: once a process, and only when figures are asked for.
+The file is read once per process, when figures are first needed.
 """
 
 from __future__ import annotations
@@ -17,29 +17,28 @@ import yaml
 from image_classification.reporting.figures import ACCURACY, FIGURES
 
 SPREADS = 2.0
-"""One run may differ from a published mean by this many of its printed spreads: a spread is about
-one standard deviation over seeds, and a true reproduction stays within two of them 95 % of the
-time."""
+"""Printed spreads by which one run may differ from a published mean. A spread is about one standard
+deviation over seeds; a true reproduction is within two of them 95 % of the time."""
 
 TOP1_TOLERANCE_POINTS = 0.2
-"""Allowed difference in top-1 and top-5 where no spread is printed: about two standard deviations
+"""Allowed difference in top-1 and top-5 without a printed spread: about two standard deviations
 over seeds of ResNet-50 (0.05 to 0.16 points in the published tables)."""
 
 THROUGHPUT_TOLERANCE = 0.05
-"""Allowed relative difference of everything else; no published speed prints a spread."""
+"""Allowed relative difference of all other figures; no published speed has a printed spread."""
 
 PERCENTILE_TOLERANCE = 0.10
-"""Allowed relative difference of latency's upper percentiles, which a few slow passes move."""
+"""Allowed relative difference of latency's upper percentiles, which depend on a few slow passes."""
 
 Kind = Literal["convergence", "throughput", "inference", "recipe-only"]
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The devices behind a figure. ``device_name`` is part of the device's own name.
+    """The devices behind a figure.
 
-    name: None where the source does not say. device (``cuda``, ``hpu``) and device_name: None for
-    devices that no configuration runs on.
+    name: None if the source does not say. device: ``cuda``, ``hpu``; device_name: part of the name
+    that the device reports. Both are None for devices that no configuration runs on.
     """
 
     name: str | None = None
@@ -49,7 +48,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a figure is printed. version: the container or release it was measured with."""
+    """Where a figure is printed. version: of the container or release it was measured with."""
 
     name: str
     path: str | None = None
@@ -58,7 +57,7 @@ class Source:
 
     @property
     def speed_version(self) -> str | None:
-        """The version behind speeds, where accuracy was measured with another."""
+        """The version that speeds were measured with, if accuracy was measured with another."""
         return self.version and self.version.rpartition("throughput ")[2]
 
     def __str__(self) -> str:
@@ -69,7 +68,7 @@ class Source:
 
 @dataclass(frozen=True)
 class RunName:
-    """The names under which ``configs.yml`` has a run; recipe None: its default."""
+    """The names of a run in ``configs.yml``; recipe None: the default."""
 
     model: str
     platform: str
@@ -79,10 +78,10 @@ class RunName:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters as published, None where the source is silent.
+    """Hyperparameters as published, None if not stated.
 
     epochs: a range as text (``33-37``) for runs to a target accuracy. per_device_batch,
-    global_batch: images. lr: the peak. mixup: alpha.
+    global_batch: in images. lr: the peak. mixup: alpha.
     """
 
     epochs: int | str | None = None
@@ -100,8 +99,8 @@ class Recipe:
 class PublishedRun:
     """One run of one publication.
 
-    model, platform, precision: in the source's words. named: what reproduces it here; None with
-    why_not. differs: setting -> why the named configuration has another value.
+    model, platform, precision: in the source's words. named: the configuration that reproduces it,
+    or None with the reason why_not. differs: setting -> why that configuration has another value.
     """
 
     id: str
@@ -123,10 +122,10 @@ class PublishedRun:
 class PublishedRow:
     """One published figure of a run.
 
-    value and spread are in ``unit``; spread is None where none is printed. batch: of inference
-    figures, in images; requests: at once, of a server's. printed: the source's own words where
-    ``value`` was worked out from them. over: what a speed-up is against. elsewhere: the document
-    of a figure that is not in the run's own source; its hyperparameters are not known then.
+    value, spread: in ``unit``; spread is None if none is printed. batch: of inference, in images.
+    requests: concurrent ones, of an inference server. printed: the source's own words, if
+    ``value`` was derived from them. over: the precision that a speed-up is relative to. elsewhere:
+    the document of a figure that is not in the run's own source; its hyperparameters are unknown.
     """
 
     run: PublishedRun
@@ -145,22 +144,22 @@ class PublishedRow:
 
     @property
     def id(self) -> str:
-        """The run's, with the document in parentheses where that is not the run's own."""
+        """The run's id, with the document in parentheses if that is not the run's own source."""
         return self.run.id if self.elsewhere is None else f"{self.run.id} ({self.elsewhere})"
 
     @property
     def model(self) -> str:
-        """The model's name in configs.yml, else the source's."""
+        """The model's name in configs.yml, else in the source."""
         return self.run.named.model if self.run.named else self.run.model
 
     @property
     def platform(self) -> str | None:
-        """The platform's name in configs.yml, else the source's."""
+        """The platform's name in configs.yml, else in the source."""
         return self.run.named.platform if self.run.named else self.run.platform
 
     @property
     def precision(self) -> str | None:
-        """The precision's name in configs.yml, else the source's."""
+        """The precision's name in configs.yml, else in the source."""
         return self.run.named.precision if self.run.named else self.run.precision
 
     @property
@@ -174,63 +173,48 @@ class PublishedRow:
         return self.run.hardware
 
     @property
-    def source(self) -> str:
-        """Where it is printed, for people."""
-        return self.elsewhere or str(self.run.source)
-
-    @property
     def recipe(self) -> Recipe:
-        """What is known of the hyperparameters."""
+        """The known hyperparameters."""
         return self.run.recipe if self.elsewhere is None else Recipe()
 
     @property
     def epochs(self) -> int | str | None:
-        """How many epochs the run had, if its document says so."""
+        """Epochs of the run; None if the document does not state them."""
         return self.run.recipe.epochs if self.epochs_stated else None
 
     @property
-    def per_device_batch(self) -> int | None:
-        """Images a device and step."""
-        return self.recipe.per_device_batch
-
-    @property
     def global_batch(self) -> int | None:
-        """Images a step; None for a figure of another number of devices than the run's."""
+        """Images per step; None for a figure of another number of devices than the run's."""
         same = self.num_devices == self.run.num_devices
         return self.recipe.global_batch if same else None
 
     @property
     def tolerance(self) -> float:
-        """Largest difference of a reproduction, in the row's unit."""
+        """Largest difference of a reproduction by one run, in the row's unit."""
         if self.figure in ACCURACY:
             return TOP1_TOLERANCE_POINTS if self.spread is None else SPREADS * self.spread
-        return self.relative_tolerance * self.value
-
-    @property
-    def relative_tolerance(self) -> float:
-        """The same as a share of the value, for everything but accuracy."""
         upper = self.figure in ("latency_ms_p90", "latency_ms_p95", "latency_ms_p99")
-        return PERCENTILE_TOLERANCE if upper else THROUGHPUT_TOLERANCE
+        return (PERCENTILE_TOLERANCE if upper else THROUGHPUT_TOLERANCE) * self.value
 
 
-try:  # libyaml's loader is ten times as fast, but not every PyYAML is built with it.
+try:  # libyaml's loader is ten times faster, but not every build of PyYAML has it
     from yaml import CSafeLoader as SafeLoader
 except ImportError:
     from yaml import SafeLoader  # type: ignore[assignment]
 
-# Columns of inference tables that are not figures of their own name.
+# Columns of inference tables whose figure has another name.
 _COLUMNS = {
     "images_per_s": "inference_images_per_s",
     "images_per_s_speedup": "inference_images_per_s_speedup",
 }
-# Words of `figures` that belong to another figure.
+# Keys of `figures` that are details of another figure.
 _PARTS = ("top1_spread", "top1_range", "speedup_over", "time_to_train_printed")
 
 
 @cache
 def _content() -> dict[str, Any]:
     text = resources.files(__package__).joinpath("published.yml").read_text(encoding="utf-8")
-    # The collector would walk the growing tree again and again, for a third of the time.
+    # Garbage collections of the growing tree would take a third of the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -246,7 +230,7 @@ def load_runs() -> tuple[PublishedRun, ...]:
     """Read every run of ``published.yml``, in the file's order.
 
     Raises:
-        ValueError: two runs share an id, or one has neither a name nor a reason.
+        ValueError: two runs have the same id, or one has neither ``run`` nor ``why_not``.
     """
     content = _content()
     sources = {key: Source(**fields) for key, fields in content["sources"].items()}
@@ -289,7 +273,7 @@ def load_published() -> tuple[PublishedRow, ...]:
     """Return every figure of ``published.yml``, in the file's order.
 
     Raises:
-        ValueError: a figure appears twice, or is of no known kind.
+        ValueError: a figure appears twice or is unknown.
     """
     return tuple(row for run in load_runs() for row in rows_of(run))
 
@@ -308,7 +292,7 @@ def rows_of(run: PublishedRun) -> tuple[PublishedRow, ...]:
         if row.figure not in FIGURES:
             raise ValueError(f"published.yml: {run.id}: unknown figure {row.figure!r}")
         key = (row.id, row.figure, row.num_devices)
-        # A printed table may have a batch size twice, with two measurements: both are kept.
+        # A printed table may have two measurements of one batch size; both are kept.
         if key in seen and row.batch is None and row.requests is None:
             raise ValueError(f"published.yml: {key} appears twice")
         seen.add(key)

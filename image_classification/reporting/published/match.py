@@ -1,4 +1,4 @@
-"""Which published figures a run is measured against."""
+"""Choose the published figures that a run is compared with."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from image_classification.reporting.published.load import (
     rows_of,
 )
 
-# Other names of one machine; the key is the one the published rows use.
+# Platforms whose published rows have the name of another one.
 _SAME_PLATFORM = {"DGX1V-16G": "DGX1V"}
 
-# How well a row fits a run; the least is taken.
+# How well a row fits a run; the lowest rank is chosen.
 _SOURCED, _NAMED, _OTHER_LENGTH, _ELSEWHERE, _ONLY_BESIDE = range(5)
 
 
 def rows_for(config: RunConfig) -> list[PublishedRow]:
-    """Choose the rows a run is measured against, one for each figure it can measure.
+    """Choose the rows that a run is compared with, one for each figure it can measure.
 
-    That of the publications its configuration names as its sources; where these have none of a
-    figure, or their number of epochs is not this run's, the newest publication of the same model,
-    platform and precision (and as many epochs, for accuracy). Published command lines turn the
-    250-epoch configuration into the 90-epoch run, so the number of epochs decides, not the
-    recipe's name. Where a run has throughput rows for several numbers of devices, the one with as
-    many as this run, else the one with the most. Inference figures: for each batch size of the
-    run that was published.
+    First come the publications that the configuration names as its sources. If they do not have a
+    figure, or have another number of epochs, it is the newest publication of the same model,
+    platform and precision (and number of epochs, for accuracy). Published command lines turn the
+    250-epoch configuration into the 90-epoch run, so the number of epochs decides, not the name of
+    the recipe. Of rows for several numbers of devices it is the one with this run's, else the one
+    with the most. Inference: each published batch size that this run measures.
     """
     chosen: dict[str, tuple[int, PublishedRow]] = {}
     for rank, row in _ranked(config):
@@ -48,9 +47,9 @@ def rows_for(config: RunConfig) -> list[PublishedRow]:
 
 
 def other_rows_for(config: RunConfig) -> list[PublishedRow]:
-    """Return what other publications say of the same figures, those with known settings first.
+    """Return the same figures of other publications, those with known settings first.
 
-    A value that two documents print alike is taken once.
+    A value that several documents print is returned once.
     """
     chosen = {with_batch(row.figure, row.batch): row for row in rows_for(config)}
     taken = {_printed(row) for row in chosen.values()}
@@ -71,12 +70,9 @@ def _printed(row: PublishedRow) -> tuple[str, int | None, float, float | None]:
 
 
 def _nearer(row: PublishedRow, best: PublishedRow, config: RunConfig) -> bool:
-    """Of one run's rows for several numbers of devices, the one to prefer."""
-    return row.id == best.id and _nearness(row, config) > _nearness(best, config)
-
-
-def _nearness(row: PublishedRow, config: RunConfig) -> tuple[bool, int]:
-    return (row.num_devices == config.world_size, row.num_devices or 0)
+    """Return whether ``row`` has a better number of devices than another row of its run."""
+    counts = [(one.num_devices == config.world_size, one.num_devices or 0) for one in (row, best)]
+    return row.id == best.id and counts[0] > counts[1]
 
 
 def _ranked(config: RunConfig) -> Iterator[tuple[int, PublishedRow]]:
@@ -99,7 +95,7 @@ def _ranked(config: RunConfig) -> Iterator[tuple[int, PublishedRow]]:
 
 
 def _rank(row: PublishedRow, sourced: bool, config: RunConfig) -> int | None:
-    """Rank a row; None: it is of a run of another length, which the configuration does not name."""
+    """Rank a row; None for an accuracy of another number of epochs, unless it is a source."""
     accuracy = row.figure in ACCURACY
     length = row.run.recipe.epochs
     if accuracy and not sourced and length not in (None, config.schedule.epochs):

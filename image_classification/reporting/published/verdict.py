@@ -19,15 +19,10 @@ from image_classification.core.types import DevicesFound
 from image_classification.reporting.figures import (
     ACCURACY,
     FIGURES,
-    INFERENCE,
     measured,
     with_batch,
 )
-from image_classification.reporting.published.comparability import (
-    accuracy_obstacles,
-    inference_obstacles,
-    training_obstacles,
-)
+from image_classification.reporting.published.comparability import obstacles_of
 from image_classification.reporting.published.load import SPREADS, PublishedRow
 from image_classification.reporting.published.match import other_rows_for, rows_for
 from image_classification.reporting.report import PublishedComparison, RunReport, VerdictWord
@@ -135,13 +130,7 @@ def _compare_row(
 ) -> PublishedComparison:
     key = with_batch(row.figure, row.batch)
     value = values.get(key)
-    if row.figure in ACCURACY:
-        obstacles = accuracy_obstacles(row, config, report.results)
-    elif row.figure in INFERENCE:
-        obstacles = inference_obstacles(row, config, devices)
-    else:
-        obstacles = training_obstacles(row, config, devices)
-    verdict = judge(row, value, obstacles)
+    verdict = judge(row, value, obstacles_of(row, config, report.results, devices))
     why = verdict.why
     software, version = report.environment.torch, row.run.source.speed_version
     if verdict.comparable and row.figure not in ACCURACY and software and version:
