@@ -1,7 +1,7 @@
-"""Experiment trackers: TensorBoard, Weights & Biases, MLflow, each an optional extra.
+"""Send records to experiment trackers: TensorBoard, Weights & Biases and MLflow.
 
-A tracker runs in a thread of its own, so that a slow disk or network holds up no step, and once
-it has failed it costs the run a warning and nothing else.
+Each tracker is an optional extra and runs in its own thread: a slow disk or network delays no
+training step, and a tracker that fails costs the run a warning and nothing else.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from image_classification.core.errors import ConfigError, WorkspaceError
+from image_classification.core.files import write_atomically
+from image_classification.core.registry import Registry
 from image_classification.core.types import Record
-from image_classification.reporting.trackers import mlflow as tracker_mlflow
-from image_classification.reporting.trackers import tensorboard as tracker_tensorboard
-from image_classification.reporting.trackers import wandb as tracker_wandb
-from image_classification.reporting.trackers.protocol import TrackedRun, Tracker
 
 FOLDER = "trackers"
-"""Below the run's folder: what the trackers write, and what continues their runs."""
+"""Subfolder of the run for the trackers' files and the ids of their runs."""
 
-_GROUPS = {
+_CURVE_PREFIXES = {
     "step": "train",
     "epoch": "epoch",
     "validation": "validation",
@@ -33,29 +32,68 @@ _GROUPS = {
     "inference": "inference",
     "data": "data",
 }
-# Places on an axis and what never changes: no curves.
+# Positions on the x axis and constants.
 _NO_CURVE = frozenset({"batch", "epoch_step", "steps_per_epoch", "total_steps", "unix_time_s"})
 
 
-Opener = Callable[[TrackedRun], Tracker]
+@dataclass(frozen=True)
+class TrackedRun:
+    """The run that a tracker records.
 
-_OPENERS: dict[str, Opener] = {
-    "tensorboard": tracker_tensorboard.open_tracker,
-    "wandb": tracker_wandb.open_tracker,
-    "mlflow": tracker_mlflow.open_tracker,
-}
-_LOADERS: dict[str, Callable[[], Any]] = {
-    "tensorboard": tracker_tensorboard.load,
-    "wandb": tracker_wandb.load,
-    "mlflow": tracker_mlflow.load,
-}
+    name: the run's name in the tracker. folder: the tracker's folder within the run's.
+    parameters: the resolved configuration as ``section.key`` -> value. resumed: continue the
+    tracker's earlier run in ``folder``, if there is one.
+    """
+
+    name: str
+    folder: Path
+    parameters: Mapping[str, Any]
+    resumed: bool
+
+    def saved_id(self) -> str | None:
+        """Return the tracker's id of the run to continue, or None for a new one."""
+        path = self.folder / "run-id"
+        return path.read_text().strip() if self.resumed and path.exists() else None
+
+    def save_id(self, run_id: str) -> None:
+        """Save the tracker's id of the run, so that a resumed run continues it."""
+        write_atomically(self.folder / "run-id", run_id + "\n")
+
+
+class Tracker(Protocol):
+    """One open run of a tracker. Any method may raise any exception."""
+
+    def __init__(self, run: TrackedRun) -> None: ...
+
+    @staticmethod
+    def load() -> Any:
+        """Import the tracker's package."""
+        ...
+
+    def start(self, values: Mapping[str, Any]) -> None:
+        """Record the ``start`` record's values: sizes, device, first step."""
+        ...
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Add one point to each named curve. step: optimizer step, or batch size of inference."""
+        ...
+
+    def close(self, *, finished: bool) -> None:
+        """Write what is left. finished: the run was not stopped early."""
+        ...
+
+
+TRACKERS: Registry[type[Tracker]] = Registry("tracker")
+TRACKERS.add("tensorboard", f"{__package__}.tensorboard:TensorBoardTracker")
+TRACKERS.add("wandb", f"{__package__}.wandb:WandbTracker")
+TRACKERS.add("mlflow", f"{__package__}.mlflow:MlflowTracker")
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """See that the packages of the trackers asked for can be imported.
+    """Check that the trackers' packages can be imported.
 
     Raises:
-        ConfigError: one cannot; the message names the extra that brings it.
+        ConfigError: one cannot; the message names the extra to install.
     """
     for name in dict.fromkeys(names):
         _check(name)
@@ -63,11 +101,11 @@ def check_trackers(names: Iterable[str]) -> None:
 
 def _check(name: str) -> None:
     try:
-        _LOADERS[name]()
-    # A package at odds with another one raises whatever it likes.
+        TRACKERS.get(name).load()
+    # Incompatible packages raise any exception.
     except Exception as error:
-        absent = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(name)
-        what = "is not installed" if absent else f"cannot be imported ({_one_line(error)})"
+        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(name)
+        what = "is not installed" if missing else f"cannot be imported ({_one_line(error)})"
         raise ConfigError(
             f"--track {name}: {name} {what}; "
             f"pip install 'image-classification[{name}]', or leave {name} out"
@@ -82,42 +120,42 @@ def open_trackers(
     resumed: bool,
     warn: Callable[[str], None],
 ) -> list[TrackerSink]:
-    """Open the trackers called ``names`` for the run in ``workspace``.
+    """Open the trackers for the run in ``workspace``.
 
-    warn: says what a tracker's failure cost; called on the thread that writes or closes.
+    warn: called once for a tracker that fails, in the thread that writes or closes.
 
     Raises:
-        WorkspaceError: a new run's tracker cannot be opened. A resumed run goes on without it.
+        WorkspaceError: a tracker of a new run cannot be opened. A resumed run continues without.
     """
     sinks: list[TrackerSink] = []
     for name in dict.fromkeys(names):
         folder = workspace / FOLDER / name
         run = TrackedRun(workspace.resolve().name, folder, parameters, resumed)
-        sink = TrackerSink(name, _OPENERS[name], run, warn)
+        sink = TrackerSink(name, TRACKERS.get(name), run, warn)
         if sink.failure is not None and not resumed:
             for opened in sinks:
                 opened.close()
             raise WorkspaceError(
-                f"--track {name}: {sink.failure}; mend that, or leave {name} out of --track"
+                f"--track {name}: {sink.failure}; fix that, or leave {name} out of --track"
             )
         sinks.append(sink)
     return sinks
 
 
 def curve_points(record: Record) -> tuple[dict[str, float], int]:
-    """Return what ``record`` adds to curves, and at which step (inference: which batch).
+    """Return the points that ``record`` adds to curves, and their step (inference: batch size).
 
-    The names are ``train/loss``, ``validation/top1``, ``telemetry/power_w`` and the like, the
-    value's name being the record's. What was not measured, or is not finite, is left out.
+    Names are ``train/loss``, ``validation/top1``, ``telemetry/power_w`` and so on. Values that
+    were not measured or are not finite are left out.
     """
     values = record.values
     if record.kind == "end":
         return _numbers("results", values.get("results") or {}), record.step
-    if record.kind not in _GROUPS:
+    if record.kind not in _CURVE_PREFIXES:
         return {}, record.step
-    kept = {name: value for name, value in values.items() if name not in _NO_CURVE}
+    curves = {name: value for name, value in values.items() if name not in _NO_CURVE}
     step = values["batch"] if record.kind == "inference" else record.step
-    return _numbers(_GROUPS[record.kind], kept), step
+    return _numbers(_CURVE_PREFIXES[record.kind], curves), step
 
 
 def _numbers(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
@@ -133,40 +171,40 @@ def _numbers(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class TrackerSink:
-    """Hands records to one tracker on a thread of its own; never raises.
+    """Passes records to one tracker in a separate thread; never raises.
 
-    failure: why it no longer records, None while it does.
+    failure: why it stopped recording, or None.
     """
 
     def __init__(
         self,
         name: str,
-        opener: Opener,
+        opener: Callable[[TrackedRun], Tracker],
         run: TrackedRun,
         warn: Callable[[str], None],
         *,
-        wait_s: float = 60.0,
+        timeout_s: float = 60.0,
         max_waiting: int = 10_000,
     ) -> None:
-        """Open the tracker; ``failure`` says afterwards whether that worked.
+        """Open the tracker; check ``failure`` afterwards.
 
-        wait_s: longest time to wait for opening and for closing. max_waiting: records that may
-        wait for the tracker before it counts as failed.
+        timeout_s: longest wait for opening and for closing. max_waiting: records that may be
+        queued before the tracker counts as failed.
         """
         self._name = name
         self._warn = warn
-        self._wait_s = wait_s
+        self._timeout_s = timeout_s
         self._records: queue.Queue[Record | None] = queue.Queue(max_waiting)
         self._opened = threading.Event()
-        self._told = self._closed = False
+        self._warned = self._closed = False
         self.failure: str | None = None
-        # A daemon: one that hangs must not keep the process.
+        # A daemon, so that a tracker that hangs does not keep the process alive.
         self._thread = threading.Thread(
             target=self._run, args=(opener, run), name=f"track-{name}", daemon=True
         )
         self._thread.start()
-        if not self._opened.wait(wait_s):
-            self.failure = f"not open after {wait_s:g} s"
+        if not self._opened.wait(timeout_s):
+            self.failure = f"not open after {timeout_s:g} s"
 
     def write(self, record: Record) -> None:
         """Queue the record; the first write after a failure warns."""
@@ -177,40 +215,40 @@ class TrackerSink:
                 self._records.put_nowait(record)
             except queue.Full:
                 self.failure = f"{self._records.maxsize:,} records are waiting for it"
-        self._tell()
+        self._warn_once()
 
     def close(self) -> None:
-        """Wait for what is queued, at most ``wait_s``; may be called twice."""
+        """Wait until queued records are written, at most ``timeout_s``; may be called twice."""
         if self._closed:
             return
         self._closed = True
         if self.failure is None:
             try:
-                self._records.put(None, timeout=self._wait_s)
+                self._records.put(None, timeout=self._timeout_s)
+                self._thread.join(self._timeout_s)
+                done = not self._thread.is_alive()
             except queue.Full:
-                self.failure = f"not done after {self._wait_s:g} s"
-            else:
-                self._thread.join(self._wait_s)
-                if self._thread.is_alive():
-                    self.failure = f"not done after {self._wait_s:g} s"
-        self._tell()
+                done = False
+            if not done:
+                self.failure = f"not done after {self._timeout_s:g} s"
+        self._warn_once()
 
-    def _tell(self) -> None:
-        if self.failure is not None and not self._told:
-            self._told = True
-            self._warn(f"{self._name} records no more: {self.failure}; the run goes on without it")
+    def _warn_once(self) -> None:
+        if self.failure is not None and not self._warned:
+            self._warned = True
+            self._warn(f"{self._name} stopped recording: {self.failure}; the run continues")
 
-    def _run(self, opener: Opener, run: TrackedRun) -> None:
+    def _run(self, opener: Callable[[TrackedRun], Tracker], run: TrackedRun) -> None:
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
             tracker = opener(run)
             self._opened.set()
-            self._feed(tracker)
+            self._pass_records(tracker)
         except Exception as error:
             self.failure = _one_line(error)
             self._opened.set()
 
-    def _feed(self, tracker: Tracker) -> None:
+    def _pass_records(self, tracker: Tracker) -> None:
         finished = False
         while (record := self._records.get()) is not None:
             if self.failure is not None:

@@ -10,32 +10,18 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from image_classification.core.files import write_atomically
 from image_classification.core.units import finite
-from image_classification.reporting.trackers.protocol import TrackedRun
+from image_classification.reporting.trackers.sink import TrackedRun
 
 PROJECT = "image-classification"
 _SERVER = "https://api.wandb.ai"
 
 
-def load() -> Any:
-    """Import wandb; raises whatever the import does."""
-    if chosen_mode(os.environ) != "online":
-        # Its crash reports would go over the network all the same.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    # Without the package, a folder called wandb imports as an empty one.
-    if not hasattr(wandb, "init"):
-        raise ImportError("a folder called wandb is in its place")
-    return wandb
-
-
 def chosen_mode(environ: Mapping[str, str]) -> str:
-    """Return ``online`` where the user has logged in or says so, else ``offline``.
+    """Return ``WANDB_MODE`` if set, ``online`` if the user has logged in, else ``offline``.
 
-    Logged in means ``WANDB_API_KEY``, or the server's entry that ``wandb login`` leaves in the
-    netrc file. ``WANDB_MODE`` goes before both.
+    Logged in means ``WANDB_API_KEY`` or an entry of the server in the netrc file, where
+    ``wandb login`` saves it.
     """
     if environ.get("WANDB_MODE"):
         return environ["WANDB_MODE"]
@@ -50,24 +36,13 @@ def chosen_mode(environ: Mapping[str, str]) -> str:
     return "online" if host in hosts else "offline"
 
 
-def open_tracker(run: TrackedRun) -> WandbTracker:
-    """Begin a run, or continue the one whose id the folder holds.
-
-    Raises:
-        OSError, WorkspaceError: the folder cannot be written. Whatever wandb raises.
-    """
-    return WandbTracker(run, chosen_mode(os.environ))
-
-
 class WandbTracker:
     """One run of Weights & Biases."""
 
-    def __init__(self, run: TrackedRun, mode: str) -> None:
-        wandb = load()
-        kept = run.folder / "run-id"
-        known = run.resumed and kept.exists()
-        run_id = kept.read_text().strip() if known else uuid4().hex[:12]
-        # Without its own console capture and messages, which would tear the live view.
+    def __init__(self, run: TrackedRun) -> None:
+        wandb = self.load()
+        run_id = run.saved_id() or uuid4().hex[:12]
+        # Its console capture and messages would disturb the live view.
         settings = wandb.Settings(
             console="off", silent=True, save_code=False, disable_git=True, init_timeout=50
         )
@@ -76,25 +51,38 @@ class WandbTracker:
             name=os.environ.get("WANDB_NAME") or run.name,
             id=run_id,
             resume="allow",
-            dir=str(run.folder.parent),  # wandb adds its own name
-            mode=mode,
+            dir=str(run.folder.parent),  # wandb appends its own name
+            mode=chosen_mode(os.environ),
             config=finite(run.parameters),
             settings=settings,
         )
-        # wandb's own step must not go back, as it does where a resumed run repeats some.
+        # wandb's own step cannot decrease, as it does where a resumed run repeats steps.
         self._run.define_metric("*", step_metric="step")
         self._run.define_metric("inference/*", step_metric="batch")
-        write_atomically(kept, run_id + "\n")
+        run.save_id(run_id)
+
+    @staticmethod
+    def load() -> Any:
+        """Import wandb; raises whatever the import does."""
+        if chosen_mode(os.environ) != "online":
+            # Otherwise it sends crash reports even when offline.
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        # Without the package, a folder named wandb is imported as an empty one.
+        if not hasattr(wandb, "init"):
+            raise ImportError("a folder named wandb is imported instead of the package")
+        return wandb
 
     def start(self, values: Mapping[str, Any]) -> None:
         """Add sizes and device to the run's configuration."""
         self._run.config.update(finite(values), allow_val_change=True)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Log the figures against ``step`` (inference: against ``batch``)."""
+        """Log the figures over ``step`` (inference: over ``batch``)."""
         axis = "batch" if any(name.startswith("inference/") for name in figures) else "step"
         self._run.log({axis: step, **figures})
 
     def close(self, *, finished: bool) -> None:
-        """End the run; one that was stopped counts as failed until it is continued."""
+        """End the run; a stopped run counts as failed until it is resumed."""
         self._run.finish(exit_code=0 if finished else 1)

@@ -81,7 +81,7 @@ def test_the_plain_output_of_a_run(make_config, records):
     ema = Record(
         "validation_ema", 8, 1, {"top1": 51.5, "top5": 81.0, "loss": 1.9, "is_best": False}
     )
-    warning = Record("warning", 8, 1, {"message": "wandb records no more: OSError; [x] \x1b"})
+    warning = Record("warning", 8, 1, {"message": "wandb stopped recording: OSError; [x] \x1b"})
     write_all(PlainSink(console, make_config()), [*records, telemetry, ema, warning])
     assert text_of(console) == (EXPECTED / "plain-run.txt").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Trackers from the outside: what goes to them, and what their failures cost."""
+"""Tracker sinks: what trackers receive, and the effect of their failures."""
 
 import sys
 import threading
@@ -6,13 +6,13 @@ import types
 
 import pytest
 
-from image_classification.config.schema import TRACKERS
+from image_classification.config import schema
 from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.core.types import Record
 from image_classification.reporting.sinks import MultiSink
-from image_classification.reporting.trackers import sink as trackers
-from image_classification.reporting.trackers.protocol import TrackedRun
 from image_classification.reporting.trackers.sink import (
+    TRACKERS,
+    TrackedRun,
     TrackerSink,
     check_trackers,
     curve_points,
@@ -29,13 +29,13 @@ def no_account(monkeypatch, tmp_path):
     for name in OUTSIDE:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    # So that what loading sets is taken back.
+    # So that monkeypatch restores what loading sets.
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 class Kept:
-    """A tracker that keeps what it is given."""
+    """A tracker that keeps what it receives."""
 
     def __init__(self):
         self.started, self.points, self.finished, self.thread = None, [], None, None
@@ -61,11 +61,11 @@ def write_all(sink, records):
     sink.close()
 
 
-def test_the_schema_and_the_openers_name_the_same_trackers():
-    assert set(TRACKERS) == set(trackers._OPENERS) == set(trackers._LOADERS)
+def test_the_schema_and_the_registry_have_the_same_trackers():
+    assert set(schema.TRACKERS) == set(TRACKERS)
 
 
-def test_the_curves_of_each_kind_of_record():
+def test_curve_points_of_each_kind_of_record():
     step = {"loss": 5.0, "lr": float("nan"), "total_steps": 8, "memory_bytes": None, "x": "text"}
     assert curve_points(Record("step", 3, 0, step)) == ({"train/loss": 5.0}, 3)
     validation = Record("validation", 4, 0, {"top1": 30.0, "is_best": True})
@@ -89,14 +89,14 @@ def test_records_arrive_in_order_on_another_thread(tracked, records):
     assert warnings == []
 
 
-def test_a_run_that_was_broken_off_is_not_finished(tracked, records):
+def test_a_stopped_run_is_not_finished(tracked, records):
     kept = Kept()
     write_all(TrackerSink("kept", lambda run: kept, tracked, pytest.fail), records[:3])
     assert kept.finished is False
 
 
 class Failing(Kept):
-    """Fails at its second point."""
+    """Fails at its second record."""
 
     def log(self, figures, step):
         super().log(figures, step)
@@ -104,7 +104,7 @@ class Failing(Kept):
             raise OSError(28, "No space left on device")
 
 
-def test_a_failure_in_mid_run_warns_once_and_the_other_sinks_go_on(tracked, records):
+def test_a_failing_tracker_warns_once_and_other_sinks_continue(tracked, records):
     failing, kept = Failing(), Kept()
     others = []
 
@@ -132,15 +132,14 @@ def test_a_failure_in_mid_run_warns_once_and_the_other_sinks_go_on(tracked, reco
     multi.close()
     (warning,) = (r for r in others if r.kind == "warning")
     assert warning.values["message"] == (
-        "failing records no more: OSError: [Errno 28] No space left on device; "
-        "the run goes on without it"
+        "failing stopped recording: OSError: [Errno 28] No space left on device; the run continues"
     )
     assert [r for r in others if r.kind != "warning"] == records
     assert len(failing.points) == 2
     assert len(kept.points) == len(records) - 1
 
 
-def test_a_failure_at_the_end_warns_too(tracked):
+def test_a_failure_on_closing_warns(tracked):
     class Last(Kept):
         def close(self, *, finished):
             raise ConnectionError("no route to host")
@@ -151,11 +150,11 @@ def test_a_failure_at_the_end_warns_too(tracked):
     sink.close()
     sink.close()
     assert warnings == [
-        "last records no more: ConnectionError: no route to host; the run goes on without it"
+        "last stopped recording: ConnectionError: no route to host; the run continues"
     ]
 
 
-def test_a_tracker_that_hangs_holds_up_neither_the_steps_nor_the_end(tracked, records):
+def test_a_hanging_tracker_delays_neither_writing_nor_closing(tracked, records):
     answer = threading.Event()
 
     class Hanging(Kept):
@@ -165,29 +164,27 @@ def test_a_tracker_that_hangs_holds_up_neither_the_steps_nor_the_end(tracked, re
     warnings = []
     try:
         sink = TrackerSink(
-            "slow", lambda run: Hanging(), tracked, warnings.append, wait_s=0.2, max_waiting=4
+            "slow", lambda run: Hanging(), tracked, warnings.append, timeout_s=0.2, max_waiting=4
         )
         write_all(sink, records)
         assert warnings == [
-            "slow records no more: 4 records are waiting for it; the run goes on without it"
+            "slow stopped recording: 4 records are waiting for it; the run continues"
         ]
         warnings.clear()
-        sink = TrackerSink("slow", lambda run: Hanging(), tracked, warnings.append, wait_s=0.2)
+        sink = TrackerSink("slow", lambda run: Hanging(), tracked, warnings.append, timeout_s=0.2)
         write_all(sink, records)
-        assert warnings == [
-            "slow records no more: not done after 0.2 s; the run goes on without it"
-        ]
+        assert warnings == ["slow stopped recording: not done after 0.2 s; the run continues"]
         warnings.clear()
         never = TrackerSink(
-            "slow", lambda run: answer.wait(60), tracked, warnings.append, wait_s=0.2
+            "slow", lambda run: answer.wait(60), tracked, warnings.append, timeout_s=0.2
         )
         assert never.failure == "not open after 0.2 s"
     finally:
         answer.set()
 
 
-@pytest.mark.parametrize("name", TRACKERS)
-def test_a_package_that_is_missing_is_named_with_its_extra(name, monkeypatch):
+@pytest.mark.parametrize("name", schema.TRACKERS)
+def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     for module in list(sys.modules):
         if module.startswith(f"{name}."):
@@ -198,13 +195,13 @@ def test_a_package_that_is_missing_is_named_with_its_extra(name, monkeypatch):
     assert f"pip install 'image-classification[{name}]'" in caught.value.message
 
 
-def test_a_folder_called_wandb_is_not_the_package(monkeypatch):
+def test_a_folder_named_wandb_is_not_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
-    with pytest.raises(ConfigError, match=r"a folder called wandb is in its place.*\[wandb\]"):
+    with pytest.raises(ConfigError, match=r"a folder named wandb is imported.*\[wandb\]"):
         check_trackers(["wandb"])
 
 
-def test_no_tracker_asked_for_needs_nothing(tmp_path):
+def test_without_trackers_nothing_is_created(tmp_path):
     check_trackers([])
     opened = open_trackers([], workspace=tmp_path, parameters={}, resumed=False, warn=pytest.fail)
     assert opened == []
@@ -212,7 +209,7 @@ def test_no_tracker_asked_for_needs_nothing(tmp_path):
 
 
 def fake_wandb(monkeypatch, run=None, error=None):
-    """Put a module in wandb's place; returns what ``init`` was called with."""
+    """Replace the module wandb; return the arguments of each call of ``init``."""
     module, calls = types.ModuleType("wandb"), []
 
     def init(**kwargs):
@@ -227,7 +224,7 @@ def fake_wandb(monkeypatch, run=None, error=None):
 
 
 class FakeRun:
-    """The methods of wandb's run that are used."""
+    """The methods of wandb's run that the tracker calls."""
 
     def __init__(self):
         self.config, self.logged, self.exit_code = self, [], None
@@ -258,16 +255,16 @@ def test_wandb_stays_offline_and_continues_its_run(monkeypatch, tmp_path):
     assert first["id"] == second["id"]
     assert (first["project"], first["name"]) == ("image-classification", tmp_path.name)
     assert run.logged == [{"step": 3, "train/loss": 1.0}] * 2
-    assert run.exit_code == 1, "no end came"
+    assert run.exit_code == 1, "there was no end record"
 
 
-def test_a_tracker_that_cannot_open_refuses_a_new_run_and_not_a_resumed_one(monkeypatch, tmp_path):
+def test_a_tracker_that_cannot_be_opened_fails_only_a_new_run(monkeypatch, tmp_path):
     fake_wandb(monkeypatch, error=RuntimeError("server\nunreachable"))
     options = {"workspace": tmp_path, "parameters": {}}
     with pytest.raises(WorkspaceError) as caught:
         open_trackers(["wandb"], resumed=False, warn=pytest.fail, **options)
     assert caught.value.message == (
-        "--track wandb: RuntimeError: server unreachable; mend that, or leave wandb out of --track"
+        "--track wandb: RuntimeError: server unreachable; fix that, or leave wandb out of --track"
     )
     warnings = []
     (sink,) = open_trackers(["wandb"], resumed=True, warn=warnings.append, **options)
@@ -284,11 +281,11 @@ def test_a_tracker_that_cannot_open_refuses_a_new_run_and_not_a_resumed_one(monk
         ({"WANDB_MODE": "online"}, "online"),
     ],
 )
-def test_the_network_is_used_only_by_who_logged_in(environ, mode, tmp_path):
+def test_wandb_is_online_only_after_a_login(environ, mode, tmp_path):
     assert chosen_mode({"NETRC": str(tmp_path / "none"), **environ}) == mode
 
 
-def test_a_login_is_found_in_the_netrc_file(tmp_path):
+def test_wandb_login_is_found_in_the_netrc_file(tmp_path):
     path = tmp_path / "netrc"
     path.write_text("machine api.wandb.ai\n  login user\n  password k\n")
     path.chmod(0o600)
