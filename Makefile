@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-quick test-faults test-image lint format golden pages docs lock \
+.PHONY: help setup demo test test-quick test-trackers test-faults test-image lint format golden pages docs lock \
   bench clean
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "                 faster on CPUs without bfloat16 instructions"
 	@echo "make test        the whole test suite"
 	@echo "make test-quick  without the tests that take more than a few seconds"
+	@echo "make test-trackers  TensorBoard, Weights & Biases and MLflow with their real packages"
 	@echo "make test-faults the fault tests in full (about 25 minutes); writes docs/reliability.md"
 	@echo "make test-image  build and test the container image (a Docker engine; about 10 minutes)"
 	@echo "make lint        ruff, mypy, shellcheck, hadolint, actionlint"
@@ -46,6 +47,21 @@ test: setup
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
+
+# The trackers' packages have many dependencies, so they get an environment of their own. It uses
+# the packages of .venv, torch among them.
+TRACKERS := build/trackers-venv
+
+$(TRACKERS)/.complete: $(VENV)/.complete
+	$(BIN)/python -m venv --clear $(TRACKERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(TRACKERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	$(TRACKERS)/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --editable '.[tensorboard,wandb,mlflow]'
+	touch $@
+
+test-trackers: $(TRACKERS)/.complete
+	REQUIRE_TRACKERS=1 $(TRACKERS)/bin/python -m pytest tests/unit/reporting/trackers/test_installed.py
 
 # The table is written even if tests fail; the exit code is then 1.
 test-faults: FAULTS ?= full

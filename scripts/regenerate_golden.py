@@ -30,7 +30,7 @@ def write_configs() -> None:
 def write_models() -> None:
     """Write every registered model's tensors, parameter count and multiply-adds."""
     from image_classification.models import list_models
-    from image_classification.models.size import describe
+    from tests.support.models import describe
 
     folder = GOLDEN / "models"
     folder.mkdir(parents=True, exist_ok=True)

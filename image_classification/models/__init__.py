@@ -1,14 +1,15 @@
-"""The networks, by name.
+"""The models, by name.
 
-Naming and describing models needs no torch; `build` imports it on first use.
+Listing and describing models needs no torch; `build` imports it on first use.
 `image_classification.models.weights` saves and loads them.
 """
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from image_classification.models import resnet as _resnet  # registers the family
+from image_classification.models import resnet as _resnet
 from image_classification.models.spec import (
     FAMILIES,
     MODELS,
@@ -23,19 +24,30 @@ if TYPE_CHECKING:
 
 _resnet.register()
 
-__all__ = ["ModelOptions", "ModelSpec", "Preprocessing", "build", "list_models", "spec"]
+__all__ = [
+    "ModelOptions",
+    "ModelSpec",
+    "Preprocessing",
+    "build",
+    "create_model",
+    "list_models",
+    "spec",
+]
 
 
-def list_models() -> list[str]:
-    """Return every registered model name, in order of registration."""
-    return list(MODELS)
+def list_models(filter: str | None = None) -> list[str]:
+    """Return the names of all models, in order of registration.
+
+    filter: only names that match this shell-style pattern, such as ``se-*``.
+    """
+    return [name for name in MODELS if filter is None or fnmatchcase(name, filter)]
 
 
 def spec(name: str) -> ModelSpec:
-    """Return what model ``name`` is, without building it.
+    """Return the description of model ``name`` without building it.
 
     Raises:
-        ConfigError: no such model; the message has the nearest name.
+        ConfigError: there is no such model; the message suggests the nearest name.
     """
     return MODELS.get(name)
 
@@ -48,19 +60,19 @@ def build(
     zero_init_last_gamma: bool = False,
     se_reduction: str = "paper",
 ) -> nn.Module:
-    """Return a freshly initialised model, on torch's default device, in training mode.
+    """Return a newly initialized model in training mode, on torch's default device.
 
-    It maps float images ``[N, 3, H, W]`` to logits ``[N, num_classes]``. Initial weights come
-    from torch's global generator alone: ``torch.manual_seed`` reproduces them.
+    It maps float images ``[N, 3, H, W]`` to logits ``[N, num_classes]``. Initial weights depend
+    only on torch's global generator, so ``torch.manual_seed`` reproduces them.
 
     Args:
         name: one of `list_models`.
         num_classes: width of the classifier.
-        init: ``fan_in`` (the NVIDIA runs) or ``fan_out`` (arXiv:1512.03385 as torchvision has
-            it): mode of the convolutions' kaiming-normal initialisation.
+        init: mode of the convolutions' Kaiming-normal initialization: ``fan_in`` as in NVIDIA's
+            runs, or ``fan_out`` as in torchvision.
         zero_init_last_gamma: start every residual block as the identity (arXiv:1706.02677).
-        se_reduction: ``paper`` squeezes to channels / 16 (arXiv:1709.01507); ``fixed16`` to 16
-            units in every block, as NVIDIA's PyTorch models do.
+        se_reduction: width of the squeeze layers: ``paper`` for channels / 16
+            (arXiv:1709.01507), or ``fixed16`` for 16 units as in NVIDIA's PyTorch models.
 
     Raises:
         ConfigError: unknown name or option value, or an option this model does not have.
@@ -69,3 +81,6 @@ def build(
     options = ModelOptions(num_classes, init, zero_init_last_gamma, se_reduction)
     check_options(model_spec, options)
     return FAMILIES.get(model_spec.family)(model_spec, options)
+
+
+create_model = build

@@ -1,11 +1,12 @@
-"""The members of the ResNet family: plain values, one entry a model.
+"""The models of the ResNet family as plain values.
 
-`image_classification.models.resnet_network` turns an entry into a network.
+`image_classification.models.resnet_network` builds the network of each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from image_classification.models.spec import FAMILIES, MODELS, ModelSpec
 
@@ -14,35 +15,35 @@ _RESNEXT = "Aggregated Residual Transformations for Deep Neural Networks, arXiv:
 _SE = "Squeeze-and-Excitation Networks, arXiv:1709.01507"
 _V1_5 = "v1.5: stride 2 in the bottleneck's 3x3 convolution"
 
+Block = Literal["basic", "bottleneck"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetSpec(ModelSpec):
     """One ResNet.
 
     block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
-    blocks: residual blocks of the four stages. groups, width_per_group: the 3x3 convolutions of
-    stage s have ``groups * width_per_group * 2**s`` channels (bottleneck only).
-    stride_in: which convolution of a bottleneck has the stride: ``3x3`` (v1.5) or ``1x1``, the
-    first (v1, as in the paper).
+    blocks: number of residual blocks in each of the four stages.
+    groups, width_per_group: the 3x3 convolutions of stage s have
+    ``groups * width_per_group * 2**s`` channels (bottleneck only).
+    stride_in: the strided convolution of a bottleneck: ``3x3`` (v1.5), or the first ``1x1`` (v1,
+    as in the paper).
     """
 
     family: str = "resnet"
-    block: str = "bottleneck"
+    block: Block = "bottleneck"
     blocks: tuple[int, int, int, int]
     groups: int = 1
     width_per_group: int = 64
-    stride_in: str = "3x3"
+    stride_in: Literal["3x3", "1x1"] = "3x3"
 
     def __post_init__(self) -> None:
-        assert self.block in ("basic", "bottleneck"), self.block
-        assert self.stride_in in ("1x1", "3x3"), self.stride_in
-        if self.block == "basic":
-            assert self.groups == 1 and self.width_per_group == 64, self.name
-            assert not self.has_se, self.name
+        # Basic blocks have neither groups nor SE.
+        assert self.block == "bottleneck" or (self.groups == 1 and not self.has_se), self.name
 
 
 def _plain(
-    depth: int, block: str, blocks: tuple[int, int, int, int], description: str
+    depth: int, block: Block, blocks: tuple[int, int, int, int], description: str
 ) -> ResNetSpec:
     return ResNetSpec(
         name=f"resnet{depth}",
@@ -107,7 +108,7 @@ SPECS = (
 
 
 def register() -> None:
-    """Register the family; called once by `image_classification.models`."""
+    """Register the family and its models; called once by `image_classification.models`."""
     FAMILIES.add("resnet", "image_classification.models.resnet_network:build_resnet")
     for spec in SPECS:
         MODELS.add(spec.name, spec)

@@ -1,7 +1,7 @@
-"""The ResNet family's network: one definition for every member.
+"""The network of the ResNet family.
 
-Modules and parameters have torchvision's names (``layer1.0.conv1``, ``downsample.0``), and SE
-adds ``se.squeeze`` and ``se.expand``, so torchvision's weights need no renaming.
+Modules and parameters have torchvision's names (``layer1.0.conv1``, ``downsample.0``), so that
+torchvision's weights need no renaming; SE adds ``se.squeeze`` and ``se.expand``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from image_classification.models.layers import SqueezeExcitation, conv, init_convs_and_norms
 from image_classification.models.resnet import ResNetSpec
 from image_classification.models.spec import ModelOptions, ModelSpec
 
@@ -18,12 +17,46 @@ SE_PAPER_REDUCTION = 16
 SE_FIXED_UNITS = 16
 
 
+def _conv(
+    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """Return a convolution without bias (BN follows it) that keeps the size at stride 1."""
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        groups=groups,
+        bias=False,
+    )
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel gate of arXiv:1709.01507: mean over space, two dense layers with bias, sigmoid.
+
+    Maps ``[N, C, H, W]`` to a gate ``[N, C, 1, 1]`` in 0..1, which the caller multiplies by. The
+    dense layers keep torch's default initialization, as in NVIDIA's models.
+    """
+
+    def __init__(self, channels: int, squeeze_units: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, squeeze_units)
+        self.expand = nn.Linear(squeeze_units, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the gate for features ``x``."""
+        pooled = x.mean(dim=(2, 3))
+        gate = torch.sigmoid(self.expand(torch.relu(self.squeeze(pooled))))
+        return gate[:, :, None, None]
+
+
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Return the projection shortcut, or None where the identity fits."""
+    """Return the projection shortcut, or None if the shortcut is the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(
-        conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels)
+        _conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels)
     )
 
 
@@ -34,16 +67,16 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = conv(in_channels, channels, 3, stride=stride)
+        self.conv1 = _conv(in_channels, channels, 3, stride=stride)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = conv(channels, channels, 3)
+        self.conv2 = _conv(channels, channels, 3)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = _downsample(in_channels, channels, stride)
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
-        """The BN that ends the residual branch."""
+        """The last BN of the residual branch."""
         return self.bn2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +91,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, grouped 3x3, 1x1, an optional SE gate, and a shortcut.
 
-    The gate scales the branch after its last BN, before the addition (arXiv:1709.01507, fig. 3).
+    The gate multiplies the branch after its last BN, before the addition (arXiv:1709.01507,
+    figure 3).
     """
 
     expansion = 4
@@ -78,11 +112,11 @@ class Bottleneck(nn.Module):
         width = channels * width_per_group // STEM_CHANNELS * groups
         out_channels = channels * self.expansion
         first_stride, middle_stride = (stride, 1) if stride_in == "1x1" else (1, stride)
-        self.conv1 = conv(in_channels, width, 1, stride=first_stride)
+        self.conv1 = _conv(in_channels, width, 1, stride=first_stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, stride=middle_stride, groups=groups)
+        self.conv2 = _conv(width, width, 3, stride=middle_stride, groups=groups)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv(width, out_channels, 1)
+        self.conv3 = _conv(width, out_channels, 1)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.se = None if squeeze_units is None else SqueezeExcitation(out_channels, squeeze_units)
@@ -90,7 +124,7 @@ class Bottleneck(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
-        """The BN that ends the residual branch."""
+        """The last BN of the residual branch."""
         return self.bn3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -102,22 +136,22 @@ class Bottleneck(nn.Module):
         if self.se is None:
             out += shortcut
         else:
-            # One pass over memory for the gate and the addition.
+            # Gate and addition in one pass over memory.
             out = torch.addcmul(shortcut, out, self.se(out))
         activated: torch.Tensor = self.relu(out)
         return activated
 
 
 class ResNet(nn.Module):
-    """Stem, four stages, mean over space, classifier: float ``[N, 3, H, W]`` -> ``[N, classes]``.
+    """Stem, four stages, global average pooling, classifier.
 
-    H and W are free; the features have 1/32 of them, rounded up. BN has torch's defaults
-    (eps 1e-5, running mean over 0.1 of each batch), as in every published run of the family.
+    Maps float images ``[N, 3, H, W]`` of any size to logits ``[N, num_classes]``. BN has torch's
+    defaults (eps 1e-5, momentum 0.1), as in every published run of the family.
     """
 
     def __init__(self, spec: ResNetSpec, options: ModelOptions) -> None:
         super().__init__()
-        self.conv1 = conv(3, STEM_CHANNELS, 7, stride=2)
+        self.conv1 = _conv(3, STEM_CHANNELS, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -135,18 +169,37 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(in_channels, options.num_classes)
 
-        init_convs_and_norms(self, options.init)
+        _initialize(self, options.init)
         if options.zero_init_last_gamma:
             for module in self.modules():
                 if isinstance(module, (BasicBlock, Bottleneck)):
                     nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits ``[N, num_classes]`` for normalised ``images`` ``[N, 3, H, W]``."""
+        """Return logits ``[N, num_classes]`` for normalized ``images`` ``[N, 3, H, W]``."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: torch.Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return logits
+
+
+def _initialize(model: nn.Module, mode: str) -> None:
+    """Initialize convolutions Kaiming-normal with gain for ReLU, and BN as the identity.
+
+    mode: ``fan_in`` or ``fan_out`` as torch counts them for a weight
+    ``[out, in / groups, k, k]``: k*k*in/groups and k*k*out. Dense layers keep torch's default
+    (uniform within 1/sqrt(fan_in)), as in torchvision and in NVIDIA's models.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(
+                module.weight,
+                mode=mode,  # type: ignore[arg-type] (checked by `check_options`)
+                nonlinearity="relu",
+            )
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
 
 
 def _block(
@@ -173,6 +226,6 @@ def _block(
 
 
 def build_resnet(spec: ModelSpec, options: ModelOptions) -> ResNet:
-    """Build ``spec`` with ``options`` that `check_options` has passed."""
+    """Build the network of ``spec``; ``options`` have passed `check_options`."""
     assert isinstance(spec, ResNetSpec)
     return ResNet(spec, options)

@@ -1,9 +1,9 @@
-"""What a model is, in plain values: no torch here, so that listing names stays instant."""
+"""Model descriptions as plain values; importing them does not import torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from image_classification.core.errors import ConfigError, unknown
@@ -20,10 +20,10 @@ SE_REDUCTIONS = ("paper", "fixed16")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How validation images reach the network: resize, centre crop, normalise.
+    """Preprocessing of validation images: resize, center crop, normalize.
 
-    mean and std apply per RGB channel to images in 0..1. The defaults are those of the published
-    ResNet runs. Names, meanings and choices are `DataConfig`'s; sizes in pixels.
+    The fields are those of `DataConfig`; sizes are in pixels, mean and std per RGB channel of
+    images in 0..1. The defaults are those of the published ResNet runs.
     """
 
     image_size: int = 224
@@ -36,21 +36,13 @@ class Preprocessing:
 
     @classmethod
     def of(cls, data: DataConfig) -> Preprocessing:
-        """Return what a run with ``data`` does to its validation images."""
-        return cls(
-            image_size=data.image_size,
-            resize=data.resize,
-            resize_mode=data.resize_mode,
-            interpolation=data.interpolation,
-            antialias=data.antialias,
-            mean=data.mean,
-            std=data.std,
-        )
+        """Return the preprocessing of validation images in a run with ``data``."""
+        return cls(**{field.name: getattr(data, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a caller may choose about a model whose architecture is fixed."""
+    """Options of a model; see `image_classification.models.build`."""
 
     num_classes: int = 1000
     init: str = "fan_in"
@@ -60,10 +52,10 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One named architecture; families add their own fields.
+    """One named architecture; families add fields.
 
-    torchvision_name: the torchvision model of the same architecture and parameter names.
-    has_se: whether it has squeeze-and-excitation, so that ``se_reduction`` has a meaning.
+    torchvision_name: the torchvision model with the same architecture and parameter names.
+    has_se: has squeeze-and-excitation, and therefore the option ``se_reduction``.
     """
 
     name: str
@@ -82,7 +74,7 @@ FAMILIES: Registry[ModelFactory] = Registry("model family")
 
 
 def check_options(spec: ModelSpec, options: ModelOptions) -> None:
-    """Check ``options`` against ``spec`` without building anything.
+    """Check ``options`` against ``spec`` without building the model.
 
     Raises:
         ConfigError: unknown value, or an option this model does not have.

@@ -1,9 +1,8 @@
-"""Models in safetensors files: saved with what rebuilds them, loaded strictly, never pickled.
+"""Save and load models as safetensors files, which contain no pickle.
 
-The header of a file written here holds ``model``, ``num_classes``, ``se_reduction`` and
-``preprocessing``, each a JSON value, beside ``format_version`` and the ``format: pt`` that other
-readers expect; a trained one also ``decoding``. How weights were initialised is not in it: loading
-replaces them all.
+A file's metadata is enough to rebuild its model: ``model``, ``num_classes``, ``se_reduction``,
+``preprocessing`` and ``format_version``, each a JSON value, ``decoding`` for a trained model, and
+the ``format: pt`` that other readers expect.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_NAMED_IN_A_MESSAGE = 3
+_MAX_LISTED = 3
 
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """What a file says about the model its weights belong to.
+    """The model that a file's weights belong to.
 
-    decoding: what the images of its training came from; None where the file does not say.
+    decoding: how its training images were decoded; None if the file does not state it.
     """
 
     name: str
@@ -70,12 +69,12 @@ def model_metadata(
     preprocessing: Preprocessing | None = None,
     decoding: Decoding | None = None,
 ) -> dict[str, str]:
-    """Return the safetensors header that lets a file rebuild its model.
+    """Return the metadata from which `load_model` rebuilds the model.
 
-    preprocessing defaults to the model's own; decoding is left out where it is None.
+    preprocessing: by default, that of the model's published runs.
 
     Raises:
-        ConfigError: no such model, or options it does not have.
+        ConfigError: unknown model, or an option it does not have.
     """
     spec = MODELS.get(name)
     check_options(spec, ModelOptions(num_classes=num_classes, se_reduction=se_reduction))
@@ -93,10 +92,10 @@ def model_metadata(
 
 
 def save_model(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write ``model``'s parameters and buffers to ``path``, replacing it whole or not at all.
+    """Write the parameters and buffers of ``model`` to ``path`` atomically.
 
-    metadata is `model_metadata`'s, to which a caller may add further keys. Tensors are stored
-    in their own dtype; memory format and device are not kept.
+    metadata: that of `model_metadata`; further keys may be added. Tensors keep their dtype, but
+    not their memory format and device.
 
     Raises:
         ValueError: metadata describes another model. WorkspaceError: the file cannot be written.
@@ -105,7 +104,7 @@ def save_model(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping
     try:
         header = _parse_header(metadata, path)
     except CheckpointError as error:
-        raise ValueError(f"metadata must be model_metadata's: {error.message}") from error
+        raise ValueError(f"not metadata of model_metadata: {error.message}") from error
     difference = _difference(_skeleton(header).state_dict(), model.state_dict())
     if difference:
         raise ValueError(f"the metadata describes another model: {difference}")
@@ -152,7 +151,7 @@ def write_tensors(
 
 
 def read_header(path: str | os.PathLike[str]) -> ModelHeader:
-    """Read what model ``path`` holds, without its weights.
+    """Read the metadata of ``path`` without its weights.
 
     Raises:
         CheckpointError: missing, damaged, not safetensors, or without usable metadata.
@@ -164,12 +163,12 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
 
 
 def load_model(path: str | os.PathLike[str]) -> nn.Module:
-    """Rebuild the model of ``path`` from its own metadata, weights in, on the CPU.
+    """Rebuild the model of ``path`` with its weights on the CPU, in training mode.
 
-    It is in training mode, as a fresh one is. Torch's random state is left as it was.
+    Torch's random state does not change.
 
     Raises:
-        CheckpointError: as `read_header`, or weights that do not fit the metadata.
+        CheckpointError: as `read_header`, or the weights do not match the metadata.
     """
     path = Path(path)
     with _opened(path) as file:
@@ -180,11 +179,11 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load ``path``'s tensors into ``model``; its metadata, if any, is not consulted.
+    """Load the tensors of ``path`` into ``model``, ignoring the file's metadata.
 
     Raises:
-        CheckpointError: missing, damaged, not safetensors, or not fitting; the model is then
-            unchanged.
+        CheckpointError: missing, damaged, not safetensors, or tensors that do not match; the
+            model is then unchanged.
     """
     path = Path(path)
     with _opened(path) as file:
@@ -193,12 +192,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: str) -> None:
-    """Copy ``state`` into ``model``, strictly: same names, same shapes, no precision lost.
+    """Copy ``state`` into ``model``; names and shapes must match, and no precision may be lost.
 
-    where names the source in messages. Half-precision weights are widened; nothing is narrowed.
+    where: name of the source in messages. Half-precision weights are widened to float32.
 
     Raises:
-        CheckpointError: a difference, on one line; the model is then unchanged.
+        CheckpointError: the differences; the model is then unchanged.
     """
     expected = model.state_dict()
     difference = _difference(expected, state)
@@ -216,31 +215,9 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: st
     model.load_state_dict(dict(state), strict=True)
 
 
-def from_torchvision(name: str, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Map torchvision's state dict of the same architecture to ``name``'s keys.
-
-    The ResNet family shares torchvision's names. Weight files from before torch 0.4.1 lack BN's
-    batch counters, which start at zero here; they matter only to cumulative averaging.
-
-    Raises:
-        ConfigError: torchvision has no such architecture. (Its resnet50 is v1.5: the shapes
-            would fit resnet50-v1, the results would not.)
-    """
-    spec = MODELS.get(name)
-    if spec.torchvision_name is None:
-        having = [other for other in MODELS if MODELS.get(other).torchvision_name is not None]
-        raise ConfigError(f"torchvision has no {name}; it has {', '.join(having)}")
-    mapped = dict(state_dict)
-    for key in state_dict:
-        if key.endswith(".running_mean"):
-            counter = key.removesuffix("running_mean") + "num_batches_tracked"
-            mapped.setdefault(counter, torch.zeros((), dtype=torch.int64))
-    return mapped
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; every way it can be unreadable becomes a CheckpointError."""
+    """Open a safetensors file; raise CheckpointError if it cannot be read."""
     try:
         with open(path, "rb") as f:
             first = f.read(4)
@@ -251,7 +228,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path") from error
     except SafetensorError as error:
-        # Zip or a pickle's protocol mark: how torch.save writes .pth files.
+        # torch.save writes zip files, or formerly a pickle, which begins with its protocol mark.
         if first == b"PK\x03\x04" or first[:1] == b"\x80":
             raise CheckpointError(
                 f"{path} is a pickle-based PyTorch file, which is never loaded here: write its "
@@ -298,7 +275,7 @@ def _parse_header(metadata: Mapping[str, str], path: Path) -> ModelHeader:
 
 
 def _parse_decoding(value: str | None) -> Decoding | None:
-    """Raises ValueError or TypeError unless ``value`` is a `Decoding`, or None."""
+    """Parse `Decoding`; raise ValueError or TypeError if it is damaged."""
     if value is None:
         return None
     found = Decoding(**json.loads(value))
@@ -309,7 +286,7 @@ def _parse_decoding(value: str | None) -> Decoding | None:
 
 
 def _parse_preprocessing(values: dict[str, Any]) -> Preprocessing:
-    """Raises ValueError or TypeError unless ``values`` has each field, of the right type."""
+    """Parse `Preprocessing`; raise ValueError or TypeError if it is damaged."""
     default = asdict(Preprocessing())
     if values.keys() != default.keys():
         raise ValueError(f"preprocessing has keys {sorted(values)}, not {sorted(default)}")
@@ -324,13 +301,13 @@ def _parse_preprocessing(values: dict[str, Any]) -> Preprocessing:
 
 
 def _skeleton(header: ModelHeader) -> nn.Module:
-    """Build the header's model without memory for its weights or a draw from the generator."""
+    """Build the model on the meta device, without allocating or initializing weights."""
     with torch.device("meta"):
         return build(header.name, header.num_classes, se_reduction=header.se_reduction)
 
 
 def _difference(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
-    """Word how ``state`` differs from ``expected``; "" where it does not."""
+    """Describe how ``state`` differs from ``expected``; empty if they match."""
     common = [key for key in expected if key in state]
     groups = {
         "missing": [key for key in expected if key not in state],
@@ -347,8 +324,8 @@ def _difference(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.
         ],
     }
     return ", ".join(
-        f"{len(items)} {kind} ({'; '.join(items[:_NAMED_IN_A_MESSAGE])}"
-        f"{'; …' if len(items) > _NAMED_IN_A_MESSAGE else ''})"
+        f"{len(items)} {kind} ({'; '.join(items[:_MAX_LISTED])}"
+        f"{'; …' if len(items) > _MAX_LISTED else ''})"
         for kind, items in groups.items()
         if items
     )
@@ -364,18 +341,20 @@ def _widens(source: torch.dtype, target: torch.dtype) -> bool:
 def _classifier_widths(
     model: nn.Module, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> tuple[int, int] | None:
-    """Return (state's, model's) number of classes where that is the only difference.
+    """Return the number of classes of state and model if nothing else differs, or None.
 
     The classifier is the model's last dense layer.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
         return None
-    keys = {f"{names[-1]}.weight", f"{names[-1]}.bias"}
-    if not keys <= expected.keys() & state.keys():
+    weight, bias = f"{layers[-1]}.weight", f"{layers[-1]}.bias"
+    if not {weight, bias} <= expected.keys() & state.keys():
         return None
-    rest = [{k: t for k, t in side.items() if k not in keys} for side in (expected, state)]
-    weight = f"{names[-1]}.weight"
+    rest = [
+        {key: tensor for key, tensor in side.items() if key not in (weight, bias)}
+        for side in (expected, state)
+    ]
     if _difference(*rest) or state[weight].shape[1:] != expected[weight].shape[1:]:
         return None
     return state[weight].shape[0], expected[weight].shape[0]

@@ -1,4 +1,4 @@
-"""Every listed model keeps the same contract."""
+"""Requirements on every listed model."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from image_classification import models
-from image_classification.models.size import describe
 from image_classification.models.weights import load_model, model_metadata, read_header, save_model
+from tests.support.models import describe, enliven
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 NUM_CLASSES = 7
@@ -25,25 +25,16 @@ LARGE = {"resnet101", "resnet152", "resnext101-32x4d", "resnext101-64x4d"}
     ],
 )
 def named_model(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
-    """Each model once, with the running statistics of one batch, so that activations stay sane."""
     torch.manual_seed(0)
-    model = models.build(request.param, NUM_CLASSES)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model(torch.randn(4, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX))
-    for norm in norms:
-        norm.momentum = 0.1
-    return request.param, model
+    return request.param, enliven(models.build(request.param, NUM_CLASSES))
 
 
-def test_shape_counts_and_arithmetic_are_golden(named_model: tuple[str, nn.Module]) -> None:
+def test_tensors_and_counts_equal_the_golden_file(named_model: tuple[str, nn.Module]) -> None:
     name, _ = named_model
     assert describe(name) == json.loads((GOLDEN / f"{name}.json").read_text())
 
 
-def test_every_parameter_learns(named_model: tuple[str, nn.Module]) -> None:
+def test_every_parameter_has_a_gradient(named_model: tuple[str, nn.Module]) -> None:
     _, model = named_model
     torch.manual_seed(1)
     images = torch.randn(4, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX)
@@ -65,26 +56,24 @@ def test_channels_last_gives_the_same_logits(named_model: tuple[str, nn.Module])
     images = torch.randn(2, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX)
     layouts = []
 
-    def note_layout(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+    def record_layout(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
         layouts.append(output.is_contiguous(memory_format=torch.channels_last))
 
     with torch.no_grad():
         expected = model.eval()(images)
         model.to(memory_format=torch.channels_last)
-        hook = model.layer3.register_forward_hook(note_layout)
+        hook = model.layer3.register_forward_hook(record_layout)
         logits = model(images.to(memory_format=torch.channels_last))
     hook.remove()
     model.to(memory_format=torch.contiguous_format)
     assert layouts == [True]
-    # Other kernels, other rounding: 152 random layers amplify it to 6e-4. Mixed-up values would
-    # differ by the logits' own size.
+    # Kernels round differently, which 152 random layers amplify to 6e-4. Wrong values would differ
+    # by the size of the logits.
     torch.testing.assert_close(logits, expected, rtol=0, atol=2e-3)
     assert (expected[0] - expected[1]).abs().max() > 0.1
 
 
-def test_a_saved_model_is_rebuilt_bit_for_bit(
-    named_model: tuple[str, nn.Module], tmp_path: Path
-) -> None:
+def test_saved_model_is_rebuilt_exactly(named_model: tuple[str, nn.Module], tmp_path: Path) -> None:
     name, model = named_model
     path = tmp_path / "model.safetensors"
     save_model(path, model, model_metadata(name, NUM_CLASSES))
@@ -98,5 +87,5 @@ def test_a_saved_model_is_rebuilt_bit_for_bit(
         assert torch.equal(loaded.eval()(images), model.eval()(images))
 
 
-def test_no_golden_file_is_left_over() -> None:
+def test_golden_files_are_of_listed_models() -> None:
     assert {path.stem for path in GOLDEN.glob("*.json")} == set(models.list_models())

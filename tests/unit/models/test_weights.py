@@ -46,10 +46,10 @@ def assert_one_line(error: pytest.ExceptionInfo, path: Path) -> None:
     assert str(path) in str(error.value)
 
 
-def test_a_model_comes_back_whole(tmp_path: Path) -> None:
+def test_saved_model_is_loaded_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = models.build("se-resnet50", 7, se_reduction="fixed16")
-    model(torch.randn(2, 3, 32, 32))  # moves the running statistics
+    model(torch.randn(2, 3, 32, 32))  # updates the running statistics
     path = tmp_path / "model.safetensors"
     save_model(path, model, model_metadata("se-resnet50", 7, se_reduction="fixed16"))
     loaded = load_model(path)
@@ -60,20 +60,20 @@ def test_a_model_comes_back_whole(tmp_path: Path) -> None:
     assert all(p.requires_grad and p.device.type == "cpu" for p in loaded.parameters())
 
 
-def test_loading_leaves_the_generator_alone(saved: Path) -> None:
+def test_loading_does_not_change_the_random_state(saved: Path) -> None:
     before = torch.get_rng_state()
     load_model(saved)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_loaded_model_does_not_depend_on_its_file(saved: Path) -> None:
+def test_loaded_model_is_independent_of_its_file(saved: Path) -> None:
     loaded = load_model(saved)
     before = loaded.fc.weight.clone()
     saved.write_bytes(b"\0" * saved.stat().st_size)
     assert torch.equal(loaded.fc.weight, before)
 
 
-def test_channels_last_weights_are_saved_in_plain_order(tmp_path: Path) -> None:
+def test_channels_last_weights_are_saved_contiguous(tmp_path: Path) -> None:
     model = models.build("resnet18", 7).to(memory_format=torch.channels_last)
     assert not model.conv1.weight.is_contiguous()
     path = tmp_path / "model.safetensors"
@@ -82,7 +82,7 @@ def test_channels_last_weights_are_saved_in_plain_order(tmp_path: Path) -> None:
     assert torch.equal(load_model(path).conv1.weight, model.conv1.weight)
 
 
-def test_the_header_is_readable_json(tmp_path: Path) -> None:
+def test_metadata_is_json(tmp_path: Path) -> None:
     data = DataConfig(image_size=64, resize=72, interpolation="bicubic", mean=(0.5, 0.5, 0.25))
     path = tmp_path / "model.safetensors"
     metadata = model_metadata("resnet18", 7, preprocessing=Preprocessing.of(data))
@@ -105,7 +105,7 @@ def test_the_header_is_readable_json(tmp_path: Path) -> None:
     assert read_header(path) == ModelHeader("resnet18", 7, "paper", Preprocessing.of(data))
 
 
-def test_metadata_of_options_a_model_lacks_is_refused() -> None:
+def test_metadata_with_an_inapplicable_option_is_refused() -> None:
     with pytest.raises(ConfigError, match="does not apply to resnet50"):
         model_metadata("resnet50", se_reduction="fixed16")
     with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
@@ -120,26 +120,26 @@ def test_metadata_of_options_a_model_lacks_is_refused() -> None:
         {"format": "pt"},
     ],
 )
-def test_metadata_of_another_model_is_not_written(tmp_path: Path, metadata) -> None:
+def test_metadata_of_another_model_is_refused(tmp_path: Path, metadata) -> None:
     with pytest.raises(ValueError, match="metadata"):
         save_model(tmp_path / "model.safetensors", models.build("resnet18", 7), metadata)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_saving_replaces_the_file_and_leaves_nothing_beside(saved: Path) -> None:
+def test_saving_replaces_the_file_without_leftovers(saved: Path) -> None:
     model = models.build("resnet18", 7)
     save_model(saved, model, model_metadata("resnet18", 7))
     assert torch.equal(load_model(saved).conv1.weight, model.conv1.weight)
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 
-def test_an_unwritable_place_is_named_and_the_old_file_kept(saved: Path) -> None:
+def test_failed_writing_keeps_the_old_file(saved: Path) -> None:
     before = saved.read_bytes()
     model, metadata = models.build("resnet18", 7), model_metadata("resnet18", 7)
     with pytest.raises(WorkspaceError, match=r"cannot write .*nowhere.*writable place") as error:
         save_model(saved.parent / "nowhere" / "model.safetensors", model, metadata)
     assert_one_line(error, saved.parent)
-    # A folder in the way fails at the rename, after the bytes were written beside it.
+    # A folder at the path makes the final rename fail.
     (saved.parent / "taken").mkdir()
     with pytest.raises(WorkspaceError, match="cannot write"):
         save_model(saved.parent / "taken", model, metadata)
@@ -167,14 +167,14 @@ def test_pickle_files_are_refused(tmp_path: Path, zipped: bool) -> None:
     assert_one_line(error, path)
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+def test_missing_file_and_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no file .*gone\.safetensors"):
         load_model(tmp_path / "gone.safetensors")
     with pytest.raises(CheckpointError, match=r"cannot read .*directory"):
         load_model(tmp_path)
 
 
-def test_a_file_without_metadata_loads_into_a_named_model_only(tmp_path: Path) -> None:
+def test_file_without_metadata_loads_only_into_a_given_model(tmp_path: Path) -> None:
     source = models.build("resnet18", 7)
     path = tmp_path / "plain.safetensors"
     save_file(source.state_dict(), path)
@@ -220,13 +220,13 @@ def test_unusable_preprocessing_is_refused(saved: Path, key: str, value: object)
         read_header(saved)
 
 
-def test_a_classifier_of_another_width_names_the_option(saved: Path) -> None:
+def test_other_number_of_classes_names_the_option(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="--num_classes 7") as error:
         load_weights(models.build("resnet18", 10), saved)
     assert_one_line(error, saved)
 
 
-def test_differences_are_counted_and_named(saved: Path) -> None:
+def test_differences_are_counted_and_listed(saved: Path) -> None:
     state = load_file(saved)
     del state["bn1.weight"], state["layer1.0.conv1.weight"]
     state["other.weight"] = torch.zeros(1)
@@ -246,7 +246,7 @@ def test_differences_are_counted_and_named(saved: Path) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_long_differences_are_cut(saved: Path) -> None:
+def test_long_lists_of_differences_are_shortened(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"122 missing \(conv1.weight; .*; …\)") as error:
         load_state(models.build("resnet18", 7), {}, where=str(saved))
     assert len(error.value.message) < 400

@@ -5,6 +5,7 @@
 
 import os
 import struct
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -117,16 +118,10 @@ def wandb_records(content):
             data = b""
 
 
-@needs("wandb")
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_wandb_has_both_parts_under_one_id(twice):
-    folder = twice("wandb")
+def read_wandb(files):
+    """Return the logged rows and the exit codes of offline runs' files."""
     from wandb.proto import wandb_internal_pb2
 
-    run_id = (folder / "run-id").read_text().strip()
-    files = sorted(folder.glob(f"offline-run-*/run-{run_id}.wandb"))
-    assert len(files) == 2
     logged, exits = [], []
     for data in (data for file in files for data in wandb_records(file.read_bytes())):
         record = wandb_internal_pb2.Record()
@@ -136,6 +131,23 @@ def test_wandb_has_both_parts_under_one_id(twice):
             logged.append({i.key or ".".join(i.nested_key): i.value_json for i in items})
         elif record.WhichOneof("record_type") == "exit":
             exits.append(record.exit.exit_code)
+    return logged, exits
+
+
+@needs("wandb")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_has_both_parts_under_one_id(twice):
+    folder = twice("wandb")
+
+    run_id = (folder / "run-id").read_text().strip()
+    files = sorted(folder.glob(f"offline-run-*/run-{run_id}.wandb"))
+    assert len(files) == 2
+    logged, exits = [], []
+    end_s = time.monotonic() + 30
+    # wandb's service process may write the end of a file after the run has finished.
+    while len(exits) < 2 and time.monotonic() < end_s:
+        logged, exits = read_wandb(files)
     steps = [row["step"] for row in logged if "train/loss" in row]
     assert steps == [str(step) for step in (*range(1, 7), *range(5, 9))]
     assert any(row.get("validation/top1") == "50" for row in logged)

@@ -1,13 +1,101 @@
 import math
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from image_classification import models
+from image_classification.core.errors import ConfigError
+from image_classification.models.resnet import ResNetSpec
 from image_classification.models.resnet_network import Bottleneck
 from image_classification.models.size import count_parameters
+from image_classification.models.spec import MODELS
+from image_classification.models.weights import load_state
+from tests.support.models import enliven
+
+FAMILY = [
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnet50-v1",
+    "resnext50-32x4d",
+    "resnext101-32x4d",
+    "resnext101-64x4d",
+    "se-resnet50",
+    "se-resnext50-32x4d",
+    "se-resnext101-32x4d",
+]
+
+QUICK = ["resnet18", "resnet34", "resnet50", "resnext50-32x4d"]
+SLOW = ["resnet101", "resnet152", "resnext101-32x4d", "resnext101-64x4d"]
+
+
+def test_models_are_listed_in_order() -> None:
+    assert models.list_models() == FAMILY
+
+
+def test_listing_models_does_not_import_torch() -> None:
+    script = (
+        "import sys; from image_classification import models; "
+        "names = models.list_models(); [models.spec(n).preprocessing for n in names]; "
+        "assert len(names) >= 12; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_spec_describes_the_model(name: str) -> None:
+    spec = models.spec(name)
+    assert spec.name == name
+    assert "arXiv:" in spec.paper
+    assert spec.description
+    assert spec.has_se == name.startswith("se-")
+    assert (spec.preprocessing.image_size, spec.preprocessing.resize) == (224, 256)
+    assert spec.preprocessing.interpolation == "bilinear"
+    assert spec.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert spec.preprocessing.std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("call", [models.spec, models.build])
+def test_unknown_name_suggests_the_nearest(call) -> None:
+    with pytest.raises(ConfigError, match=r"unknown model 'resnet5O'; did you mean 'resnet50'\?"):
+        call("resnet5O")
+
+
+def test_registering_a_name_twice_is_an_error() -> None:
+    with pytest.raises(ValueError, match="registered twice"):
+        MODELS.add("resnet50", MODELS.get("resnet50"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext101-32x4d"])
+def test_se_reduction_without_se_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'fixed16' does not apply to {name}"):
+        models.build(name, se_reduction="fixed16")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init": "fanin"}, r"unknown model.init 'fanin'; did you mean 'fan_in'\?"),
+        ({"se_reduction": "fixed"}, r"unknown model.se_reduction 'fixed'; did you mean 'fixed16'"),
+        ({"num_classes": 0}, "model.num_classes must be at least 1, not 0"),
+    ],
+)
+def test_unusable_option_values_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        models.build("se-resnet50", **options)
+
+
+def test_impossible_spec_is_refused() -> None:
+    with pytest.raises(AssertionError):
+        ResNetSpec(name="x", description="", paper="", block="basic", blocks=(1, 1, 1, 1), groups=2)
 
 
 def on_meta(name: str, **options) -> nn.Module:
@@ -38,14 +126,14 @@ def bottlenecks(model: nn.Module) -> list[tuple[str, Bottleneck]]:
         ("se-resnext101-32x4d", {"num_classes": 1001}, 48_957_465),
     ],
 )
-def test_parameter_counts_are_the_published_ones(name, options, num_parameters) -> None:
+def test_parameter_counts_are_as_published(name, options, num_parameters) -> None:
     assert count_parameters(on_meta(name, **options)) == num_parameters
 
 
 @pytest.mark.parametrize(
     ("name", "first", "middle"), [("resnet50", 1, 2), ("resnet50-v1", 2, 1), ("se-resnet50", 1, 2)]
 )
-def test_stride_is_where_the_version_has_it(name: str, first: int, middle: int) -> None:
+def test_stride_position_of_each_version(name: str, first: int, middle: int) -> None:
     for path, block in bottlenecks(on_meta(name)):
         strided = path.endswith(".0") and not path.startswith("layer1")
         assert block.conv1.stride[0] == (first if strided else 1), path
@@ -56,7 +144,7 @@ def test_stride_is_where_the_version_has_it(name: str, first: int, middle: int) 
             assert block.downsample[0].stride[0] == (2 if strided else 1), path
 
 
-def test_the_versions_differ_in_their_results(enliven) -> None:
+def test_versions_give_different_logits() -> None:
     torch.manual_seed(0)
     v1_5, v1 = models.build("resnet50"), models.build("resnet50-v1")
     enliven(v1_5)
@@ -98,7 +186,7 @@ def test_se_gates_the_branch_before_the_addition() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "se-resnet50"])
 @pytest.mark.parametrize("zero", [True, False])
-def test_a_zero_last_gamma_makes_residual_branches_vanish(name: str, zero: bool) -> None:
+def test_zero_last_gamma_disables_residual_branches(name: str, zero: bool) -> None:
     torch.manual_seed(0)
     model = models.build(name, num_classes=10, zero_init_last_gamma=zero)
     images = torch.randn(2, 3, 64, 64)
@@ -112,7 +200,7 @@ def test_a_zero_last_gamma_makes_residual_branches_vanish(name: str, zero: bool)
     assert torch.equal(before, after) == zero
 
 
-def test_zero_last_gamma_touches_nothing_else() -> None:
+def test_zero_last_gamma_changes_only_the_last_norms() -> None:
     model = models.build("se-resnet50", zero_init_last_gamma=True)
     zeros = [
         name
@@ -131,7 +219,7 @@ def test_num_classes_reaches_the_model() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50-32x4d", "se-resnet50"])
 @pytest.mark.parametrize("init", ["fan_in", "fan_out"])
-def test_initial_weights_have_the_deviation_of_the_source(name: str, init: str) -> None:
+def test_initial_weights_have_the_specified_deviation(name: str, init: str) -> None:
     torch.manual_seed(0)
     model = models.build(name, init=init)
     num_convs = 0
@@ -140,7 +228,7 @@ def test_initial_weights_have_the_deviation_of_the_source(name: str, init: str) 
             out_channels, in_per_group, height, width = module.weight.shape
             fan = height * width * (in_per_group if init == "fan_in" else out_channels)
             expected = math.sqrt(2 / fan)
-            # Five deviations of the estimate itself.
+            # Five standard errors of the estimate.
             error = 5 * expected / math.sqrt(2 * module.weight.numel())
             assert module.weight.std().item() == pytest.approx(expected, abs=error), path
             assert abs(module.weight.mean().item()) < 5 * expected / module.weight.numel() ** 0.5
@@ -158,7 +246,7 @@ def test_initial_weights_have_the_deviation_of_the_source(name: str, init: str) 
     assert num_convs >= 20
 
 
-def test_the_torch_seed_alone_decides_the_weights() -> None:
+def test_weights_depend_only_on_the_torch_seed() -> None:
     def weights(seed: int, python_seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed)
         random.seed(python_seed)
@@ -171,9 +259,56 @@ def test_the_torch_seed_alone_decides_the_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "se-resnet50"])
-def test_the_network_is_one_graph(name: str) -> None:
+def test_network_compiles_to_one_graph(name: str) -> None:
     model = models.build(name, 10).eval()
     images = torch.randn(1, 3, 32, 32)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(images), model(images))
+
+
+def torchvision_model(name: str) -> nn.Module:
+    known = models.spec(name).torchvision_name
+    if known is not None:
+        return torchvision.models.get_model(known)
+    # torchvision has no name for this ResNeXt, but can build it.
+    assert name == "resnext101-32x4d"
+    resnet = torchvision.models.resnet
+    return resnet.ResNet(resnet.Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_logits_equal_torchvisions(name: str) -> None:
+    torch.manual_seed(5)
+    theirs = enliven(torchvision_model(name)).eval()
+    with torch.device("meta"):
+        ours = models.build(name)
+    ours = ours.to_empty(device="cpu").eval()
+    load_state(ours, theirs.state_dict(), where="torchvision")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, logits = theirs(images), ours(images)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    # Logits are of order one and depend on the image.
+    assert 0.1 < expected.std() < 10
+    assert (expected[0] - expected[1]).abs().max() > 0.1
+
+
+def test_every_torchvision_model_is_compared() -> None:
+    named = {n for n in models.list_models() if models.spec(n).torchvision_name is not None}
+    assert named | {"resnext101-32x4d"} == {*QUICK, *SLOW}
+
+
+def test_gradients_equal_torchvisions() -> None:
+    torch.manual_seed(5)
+    theirs = enliven(torchvision.models.get_model("resnet50", num_classes=10))
+    ours = models.build("resnet50", 10)
+    load_state(ours, theirs.state_dict(), where="torchvision")
+    images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])
+    for model in (theirs, ours):
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+    expected = dict(theirs.named_parameters())
+    for key, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=1e-4, atol=1e-6)
+    for key, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, theirs.get_buffer(key))
