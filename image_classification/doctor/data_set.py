@@ -109,7 +109,8 @@ def read_sample(root: str, split: str, data_format: str, count: int = NUM_SAMPLE
 
 def _spread(total: int, count: int) -> list[int]:
     """Return ``count`` evenly spaced positions of ``total``, or all of them."""
-    return np.unique(np.linspace(0, total - 1, min(total, count)).astype(int)).tolist()
+    positions = np.unique(np.linspace(0, total - 1, min(total, count)).astype(int))
+    return [int(position) for position in positions]
 
 
 def _entries(folder: Path, folders: bool) -> Iterator[str]:
