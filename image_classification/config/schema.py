@@ -12,6 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PRECISIONS = ("FP32", "TF32", "AMP", "BF16")
+GPU_AFFINITY_MODES = (
+    "none",
+    "socket",
+    "socket_single",
+    "socket_single_unique",
+    "socket_unique_interleaved",
+    "socket_unique_continuous",
+)
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 MODES = (
     "convergence",
@@ -300,14 +308,7 @@ class PlatformConfig:
     gpu_affinity: str = setting(
         "none",
         doc="CPU cores that each process is bound to",
-        choices=(
-            "none",
-            "socket",
-            "socket_single",
-            "socket_single_unique",
-            "socket_unique_interleaved",
-            "socket_unique_continuous",
-        ),
+        choices=GPU_AFFINITY_MODES,
     )
 
 

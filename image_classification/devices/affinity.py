@@ -15,6 +15,7 @@ from types import ModuleType
 
 import torch
 
+from image_classification.config.schema import GPU_AFFINITY_MODES
 from image_classification.core.errors import ConfigError, DeviceError, unknown
 from image_classification.core.host import parse_cpu_list
 from image_classification.core.nvml import nvml, pci_bus_id
@@ -22,14 +23,6 @@ from image_classification.core.nvml import nvml, pci_bus_id
 Core = tuple[int, ...]
 """A physical core: its logical CPUs, sorted."""
 
-MODES = (
-    "none",
-    "socket",
-    "socket_single",
-    "socket_single_unique",
-    "socket_unique_interleaved",
-    "socket_unique_continuous",
-)
 _REMEDY = "use --gpu-affinity none, or let the job use more cores (Docker --cpuset-cpus, srun -c)"
 
 
@@ -81,7 +74,7 @@ def partition(
     elif mode in ("socket_unique_interleaved", "socket_unique_continuous"):
         chosen = _unique(cores, interleaved=mode.endswith("interleaved"))
     else:
-        raise ConfigError(unknown("gpu_affinity", mode, MODES))
+        raise ConfigError(unknown("gpu_affinity", mode, GPU_AFFINITY_MODES))
     return [{cpu for core in device for cpu in core} for device in chosen]
 
 
@@ -141,8 +134,8 @@ def set_affinity(mode: str, device_index: int, local_world_size: int) -> set[int
         DeviceError: NVML or the GPUs are missing, or the cores cannot be divided.
         ConfigError: there is no such mode.
     """
-    if mode not in MODES:
-        raise ConfigError(unknown("gpu_affinity", mode, MODES))
+    if mode not in GPU_AFFINITY_MODES:
+        raise ConfigError(unknown("gpu_affinity", mode, GPU_AFFINITY_MODES))
     if mode == "none":
         return os.sched_getaffinity(0)
     with nvml() as lib:

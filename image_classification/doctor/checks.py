@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from image_classification.config.catalogue import load_catalogue
 from image_classification.core.errors import UserError
 from image_classification.core.host import (
@@ -23,6 +25,7 @@ from image_classification.core.host import (
     read_cgroup,
     read_mounts,
 )
+from image_classification.core.program import command
 from image_classification.core.types import DevicesFound
 from image_classification.doctor import collectives, data_set, gpu, host, software
 from image_classification.doctor.probe import ProbeError, Prober, call_together, one_line
@@ -194,13 +197,13 @@ def _platform(context: Context) -> Iterator[CheckResult]:
     if name is None:
         yield skipped("platform", "none given: the needs of a run are not compared")
         return
+    list_platforms = f"{command('launch')} --list platforms"
     device = str(context.platform_settings.get("platform.device"))
     if device not in ("cuda", "cpu"):
         try:
             context.probe(gpu.check_accelerator, device)
         except ProbeError as error:
-            remedy = "choose another platform: launch.py --list platforms"
-            yield fail("platform", f"{name}: {error}", remedy)
+            yield fail("platform", f"{name}: {error}", f"choose another one: {list_platforms}")
             return
     found = None  # as published
     if device == "cuda" and context.torch is not None and context.torch.gpus:
@@ -210,7 +213,7 @@ def _platform(context: Context) -> Iterator[CheckResult]:
     try:
         needs = context.needs = platform_needs(name, found, context.options.data)
     except UserError as error:
-        yield fail("platform", error.message, "launch.py --list platforms has others")
+        yield fail("platform", error.message, f"choose another one: {list_platforms}")
         return
     devices = f"{needs.num_devices} x {needs.device_name or needs.device}"
     text = f"{name}: {needs.num_runs} configurations on {devices}, {needs.backend}"
@@ -285,7 +288,8 @@ def _memory(context: Context) -> Iterator[CheckResult]:
         # Weights, gradients and the optimizer's values, which a CPU platform has on the host.
         if needs.device == "cpu":
             needed_bytes += 2 * needs.num_devices * context.checkpoint_bytes
-    yield host.check_memory(host.available_memory_bytes(), read_cgroup(), needed_bytes or None)
+    available = psutil.virtual_memory().available
+    yield host.check_memory(available, read_cgroup(), needed_bytes or None)
 
 
 @check("limits")

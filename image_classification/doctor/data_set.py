@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from image_classification.core.errors import DataError
+from image_classification.core.program import command
 from image_classification.doctor.report import CheckResult, fail, ok
 
 if TYPE_CHECKING:
@@ -190,8 +191,8 @@ def check_sample(sample: Sample, root: str) -> CheckResult:
     found = f"{good} of {sample.num_images} {sample.split} images decoded"
     if sample.broken:
         remedy = (
-            f"python -m image_classification dataset check {root} lists every broken image and "
-            "makes training leave them out"
+            f"{command('dataset')} check {root} lists every broken image and makes training leave "
+            "them out"
         )
         return fail(name, f"{found}: {sample.broken[0].rpartition(': ')[0]}", remedy)
     return ok(

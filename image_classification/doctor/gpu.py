@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from image_classification.config.placement import device_matches
+from image_classification.config.schema import GPU_AFFINITY_MODES
 from image_classification.core.errors import DeviceError
 from image_classification.core.nvml import open_nvml
+from image_classification.core.program import command
 from image_classification.core.units import size_text
 from image_classification.doctor.report import CheckResult, fail, ok, skipped, warn
 
@@ -257,11 +259,11 @@ def try_affinity_modes(num_devices: int) -> dict[str, str]:
 
     Leaves the process bound as before.
     """
-    from image_classification.devices.affinity import MODES, set_affinity
+    from image_classification.devices.affinity import set_affinity
 
     before = os.sched_getaffinity(0)
     errors = {}
-    for mode in MODES[1:]:  # all but none
+    for mode in GPU_AFFINITY_MODES[1:]:  # all but none
         errors[mode] = ""
         try:
             set_affinity(mode, 0, num_devices)
@@ -302,8 +304,8 @@ def check_devices(
         problems.append(f"the platform has {wanted_count}")
     if problems:
         remedy = (
-            "a run uses these at the same global batch, and its speed is not compared; launch.py "
-            "--list platforms has others"
+            "a run uses these at the same global batch, and its speed is not compared; "
+            f"{command('launch')} --list platforms shows other platforms"
         )
         return warn(name, f"{found}; {', '.join(problems)}", remedy)
     is_exact = len(seen.gpus) == wanted_count

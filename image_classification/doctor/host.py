@@ -123,25 +123,14 @@ def check_shared_memory(needed_bytes: int | None, folder: Path = Path("/dev/shm"
     return ok(name, found)
 
 
-def available_memory_bytes(root: Path = Path("/")) -> int | None:
-    """Return the memory that is available without swapping; None if the kernel does not say."""
-    file = root / "proc/meminfo"
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        key, _, value = line.partition(":")
-        if key == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return None
+def check_memory(available: int, cgroup: CgroupLimits, needed_bytes: int | None) -> CheckResult:
+    """Compare the available memory with the least that a run needs.
 
-
-def check_memory(
-    available: int | None, cgroup: CgroupLimits, needed_bytes: int | None
-) -> CheckResult:
-    """Compare the available memory with the least that a run needs; None: unknown."""
-    name = "memory"
-    known = [b for b in (available, cgroup.memory_headroom_bytes) if b is not None]
-    if not known:
-        return skipped(name, "neither /proc/meminfo nor a control group says how much there is")
-    headroom = min(known)
+    available: bytes, without swapping. needed_bytes: None without a platform.
+    """
+    name, headroom = "memory", available
+    if cgroup.memory_headroom_bytes is not None:
+        headroom = min(headroom, cgroup.memory_headroom_bytes)
     found = f"{size_text(headroom)} available"
     if cgroup.memory_bytes is not None:
         found += f" (limit of the control group: {size_text(cgroup.memory_bytes)})"

@@ -3,11 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.config.schema import PlatformConfig
 from image_classification.core.errors import ConfigError, DeviceError
 from image_classification.core.nvml import nvml
 from image_classification.devices.affinity import (
-    MODES,
     cpus_of_mask,
     partition,
     physical_cores,
@@ -92,11 +90,6 @@ def test_reading_cpus_from_the_system(tmp_path: Path) -> None:
     assert read_siblings(tmp_path) == {0: (0, 4), 4: (0, 4), 1: (1,)}
     # A CPU that the system does not describe is a separate core.
     assert physical_cores({9, 4, 0, 1}, read_siblings(tmp_path)) == ((0, 4), (1,), (9,))
-
-
-def test_modes_match_the_schema() -> None:
-    field = PlatformConfig.__dataclass_fields__["gpu_affinity"]
-    assert field.metadata["choices"] == MODES
 
 
 def test_mode_none_changes_nothing() -> None:

@@ -6,7 +6,7 @@ import pynvml
 import pytest
 import torch
 
-from image_classification.devices.affinity import MODES
+from image_classification.config.schema import GPU_AFFINITY_MODES
 from image_classification.devices.architectures import build_lacks
 from image_classification.doctor.gpu import (
     Driver,
@@ -204,7 +204,7 @@ def test_a_kernel_that_fails() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() > 0, reason="there is a GPU here")
 def test_without_gpus_every_affinity_mode_has_its_error() -> None:
     errors = try_affinity_modes(2)
-    assert list(errors) == [mode for mode in MODES if mode != "none"]
+    assert list(errors) == [mode for mode in GPU_AFFINITY_MODES if mode != "none"]
     check = check_affinity(errors, "none")
     assert check.status == "warn" and check.remedy == "use --gpu-affinity none"
     assert check_affinity(errors, "socket").status == "fail"

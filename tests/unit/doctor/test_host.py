@@ -15,7 +15,6 @@ from image_classification.doctor.host import (
     UNLIMITED,
     Instant,
     WriteTest,
-    available_memory_bytes,
     check_clock,
     check_container,
     check_cores,
@@ -129,11 +128,10 @@ def test_a_missing_folder_for_shared_memory_fails(tmp_path: Path) -> None:
         (100 * GIB, None, 2 * GIB, "ok"),
         (2 * GIB, None, 2 * GIB - 1, "warn"),
         (2 * GIB, None, None, "ok"),
-        (None, None, 1, "skipped"),
     ],
 )
 def test_memory_is_the_smaller_of_kernel_and_control_group(
-    available: int | None, headroom: int | None, needed: int | None, status: str
+    available: int, headroom: int | None, needed: int | None, status: str
 ) -> None:
     limit = None if headroom is None else 4 * GIB
     check = check_memory(available, CgroupLimits(2, limit, headroom), needed)
@@ -141,13 +139,6 @@ def test_memory_is_the_smaller_of_kernel_and_control_group(
     assert ("1.0 GiB available (limit of the control group: 4.0 GiB)" in check.found) == (
         headroom is not None
     )
-
-
-def test_available_memory(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       2048 kB\n")
-    assert available_memory_bytes(tmp_path) == 2 * MIB
-    assert available_memory_bytes(tmp_path / "elsewhere") is None
 
 
 GOOD = {
