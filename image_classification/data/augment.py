@@ -1,22 +1,17 @@
-"""Which operations an image gets after its crop and flip, drawn as plain values.
+"""Augmentation of a training image between its flip and its normalization, in every backend.
 
 AutoAugment's ImageNet policy (arXiv:1805.09501, table 9), RandAugment (arXiv:1909.13719),
-TrivialAugment's wide space (arXiv:2103.10158), colour jitter and random erasing
-(arXiv:1708.04896), with the magnitudes and the sampling torchvision has. Nothing here touches
-pixels: `image_classification.data.augment` does.
-
-What happens to a training image between its flip and its normalisation, in every backend.
-
-The operations are drawn as plain values from the image's own random stream
-(`image_classification.data.augment`) and applied here with torchvision's kernels for tensors, so
-an image gets the same pixels from every backend, worker count and rank.
+TrivialAugment's wide space (arXiv:2103.10158), color jitter and random erasing (arXiv:1708.04896),
+with torchvision's magnitudes and sampling. Operations are drawn as plain values from the image's
+own random generator, then applied with torchvision's tensor kernels: so an image gets the same
+pixels from every backend, worker count and rank.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,23 +20,23 @@ from torchvision.transforms.v2 import functional as ops
 
 from image_classification.data.transforms import CropBox, TrainTransform
 
+T = TypeVar("T")
+
 AUTOAUGMENT_BINS = 10
 WIDE_BINS = 31
 """Magnitude bins of RandAugment and TrivialAugment."""
 
 _ERASED_AREA = (0.02, 0.33)
-_ERASED_RATIO = (0.3, 3.3)
-"""Height / width."""
+_ERASED_RATIO = (0.3, 3.3)  # height / width
 _ERASING_ATTEMPTS = 10
 
 
 class Op(NamedTuple):
-    """One operation with the magnitude it was drawn at.
+    """One operation with its magnitude.
 
     Magnitudes: ShearX, ShearY the tangent of the angle; TranslateX, TranslateY whole pixels;
     Rotate degrees; Brightness, Color, Contrast, Sharpness a factor (1: unchanged); Hue a share of
-    the colour circle; Posterize the bits kept; Solarize the least value inverted; 0 where the
-    operation has none.
+    the color circle; Posterize the bits to keep; Solarize the min value to invert; else 0.
     """
 
     name: str
@@ -49,70 +44,52 @@ class Op(NamedTuple):
 
 
 class Erasure(NamedTuple):
-    """A rectangle of the image filled with one colour (red, green, blue, each 0 to 255)."""
+    """A rectangle to fill with one color (red, green, blue, each 0 to 255)."""
 
     box: CropBox
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
+
+
+Augmentation = tuple[Op | Erasure, ...]
+"""What is done to one image, in this order."""
 
 
 class _Range(NamedTuple):
-    """Magnitudes of one operation over the bins, from ``low`` at bin 0 to ``high`` at the last."""
+    """Magnitude of an operation at the first and the last bin; linear in between."""
 
     low: float
     high: float
-    signed: bool = False
+    is_signed: bool = False
 
 
-_NARROW = {
-    "ShearX": _Range(0.0, 0.3, signed=True),
-    "ShearY": _Range(0.0, 0.3, signed=True),
-    # A share of the image's side; the paper's 150 pixels are of 331.
-    "TranslateX": _Range(0.0, 150 / 331, signed=True),
-    "TranslateY": _Range(0.0, 150 / 331, signed=True),
-    "Rotate": _Range(0.0, 30.0, signed=True),
-    "Brightness": _Range(0.0, 0.9, signed=True),
-    "Color": _Range(0.0, 0.9, signed=True),
-    "Contrast": _Range(0.0, 0.9, signed=True),
-    "Sharpness": _Range(0.0, 0.9, signed=True),
-    "Posterize": _Range(8.0, 4.0),
-    "Solarize": _Range(255.0, 0.0),
-}
-_WIDE = {
-    "ShearX": _Range(0.0, 0.99, signed=True),
-    "ShearY": _Range(0.0, 0.99, signed=True),
-    # In pixels, whatever the image's side.
-    "TranslateX": _Range(0.0, 32.0, signed=True),
-    "TranslateY": _Range(0.0, 32.0, signed=True),
-    "Rotate": _Range(0.0, 135.0, signed=True),
-    "Brightness": _Range(0.0, 0.99, signed=True),
-    "Color": _Range(0.0, 0.99, signed=True),
-    "Contrast": _Range(0.0, 0.99, signed=True),
-    "Sharpness": _Range(0.0, 0.99, signed=True),
-    "Posterize": _Range(8.0, 2.0),
-    "Solarize": _Range(255.0, 0.0),
-}
-_CHOICES = (
-    "Identity",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Rotate",
-    "Brightness",
-    "Color",
-    "Contrast",
-    "Sharpness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-)
-"""What RandAugment and TrivialAugment choose from, each as likely."""
+_FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
 
-_Step = tuple[str, float, int]
-"""An operation, its probability, its bin of `AUTOAUGMENT_BINS` (0 where it has no magnitude)."""
 
-_IMAGENET: tuple[tuple[_Step, _Step], ...] = (
+def _ranges(
+    shear: float, translate: float, degrees: float, factor: float, bits: float
+) -> dict[str, _Range]:
+    """Return the ranges of a policy; the arguments are their largest magnitudes."""
+    signed = {"ShearX": shear, "ShearY": shear, "TranslateX": translate, "TranslateY": translate}
+    signed |= {"Rotate": degrees, **dict.fromkeys(_FACTORS, factor)}
+    return {
+        **{name: _Range(0.0, high, is_signed=True) for name, high in signed.items()},
+        "Posterize": _Range(8.0, bits),
+        "Solarize": _Range(255.0, 0.0),
+    }
+
+
+# Translation as a share of the image's side: in the paper 150 of 331 pixels.
+_NARROW = _ranges(shear=0.3, translate=150 / 331, degrees=30.0, factor=0.9, bits=4.0)
+# Translation in pixels, whatever the image's side.
+_WIDE = _ranges(shear=0.99, translate=32.0, degrees=135.0, factor=0.99, bits=2.0)
+
+_CHOICES = ("Identity", *_NARROW, "AutoContrast", "Equalize")
+"""Operations of RandAugment and TrivialAugment, equally likely; in torchvision's order."""
+
+_PolicyStep = tuple[str, float, int]
+"""An operation, its probability, and its bin of `AUTOAUGMENT_BINS` (0 if it has no magnitude)."""
+
+_IMAGENET_POLICY: tuple[tuple[_PolicyStep, _PolicyStep], ...] = (
     (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
     (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
     (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
@@ -141,50 +118,90 @@ _IMAGENET: tuple[tuple[_Step, _Step], ...] = (
 )
 
 
-def draw_autoaugment(random: np.random.Generator, side_px: int) -> tuple[Op, ...]:
-    """Draw one of the 25 sub-policies; each of its two operations happens with its probability."""
-    drawn = []
-    for name, probability, step in _IMAGENET[_below(random, len(_IMAGENET))]:
-        if random.random() < probability:
-            at = _magnitude(_NARROW.get(name), step, AUTOAUGMENT_BINS)
-            drawn.append(_finished(random, name, at, _NARROW, side_px))
+def augment(
+    image: torch.Tensor, transform: TrainTransform, random: np.random.Generator
+) -> torch.Tensor:
+    """Draw an augmentation and apply it to ``image [3, S, S]`` uint8; S is transform.image_size.
+
+    ``random`` is the image's generator after its crop and flip were drawn. If the transform has no
+    augmentation, nothing is drawn and the result is ``image`` itself.
+    """
+    drawn = draw_augmentation(transform, random)
+    return apply_augmentation(image, drawn, transform.augmentation_fill)
+
+
+def draw_augmentation(transform: TrainTransform, random: np.random.Generator) -> Augmentation:
+    """Draw policy, color jitter and erasing for one image; its pixels are not needed."""
+    drawn: list[Op | Erasure] = []
+    if transform.augmentation == "autoaugment":
+        drawn += draw_autoaugment(random, transform.image_size)
+    elif transform.augmentation == "randaugment":
+        settings = transform.randaugment_ops, transform.randaugment_magnitude
+        drawn += draw_randaugment(random, transform.image_size, *settings)
+    elif transform.augmentation == "trivialaugment":
+        drawn += draw_trivialaugment(random)
+    elif transform.augmentation != "none":
+        raise ValueError(f"no augmentation policy {transform.augmentation!r}")
+    drawn += draw_color_jitter(random, transform)
+    if transform.erasing_prob > 0:
+        drawn += draw_erasing(random, transform)
     return tuple(drawn)
+
+
+def apply_augmentation(image: torch.Tensor, drawn: Augmentation, fill: int) -> torch.Tensor:
+    """Apply ``drawn`` to ``image [3, S, S]`` uint8, in any memory layout and on any device.
+
+    ``fill`` is the grey value of pixels that move in from outside. ``image`` is never changed; the
+    result may share its memory if there was nothing to do.
+    """
+    for item in drawn:
+        if isinstance(item, Erasure):
+            image = _erase(image, item)
+        elif item.name != "Identity":
+            image = _KERNELS[item.name](image, item.magnitude, float(fill))
+    return image
+
+
+def draw_autoaugment(random: np.random.Generator, side_px: int) -> tuple[Op, ...]:
+    """Draw one of the 25 sub-policies, and each of its two operations with its probability."""
+    return tuple(
+        _op(random, name, magnitude_bin, AUTOAUGMENT_BINS, _NARROW, side_px)
+        for name, probability, magnitude_bin in _choice(random, _IMAGENET_POLICY)
+        if random.random() < probability
+    )
 
 
 def draw_randaugment(
     random: np.random.Generator, side_px: int, num_ops: int, magnitude_bin: int
 ) -> tuple[Op, ...]:
     """Draw ``num_ops`` operations, with repetition, all at ``magnitude_bin`` (0 to 30)."""
-    drawn = []
-    for _ in range(num_ops):
-        name = _CHOICES[_below(random, len(_CHOICES))]
-        at = _magnitude(_NARROW.get(name), magnitude_bin, WIDE_BINS)
-        drawn.append(_finished(random, name, at, _NARROW, side_px))
-    return tuple(drawn)
+    return tuple(
+        _op(random, _choice(random, _CHOICES), magnitude_bin, WIDE_BINS, _NARROW, side_px)
+        for _ in range(num_ops)
+    )
 
 
 def draw_trivialaugment(random: np.random.Generator) -> tuple[Op, ...]:
     """Draw one operation and its magnitude, each uniformly."""
-    name = _CHOICES[_below(random, len(_CHOICES))]
+    name = _choice(random, _CHOICES)
     magnitude_bin = _below(random, WIDE_BINS) if name in _WIDE else 0
-    at = _magnitude(_WIDE.get(name), magnitude_bin, WIDE_BINS)
-    return (_finished(random, name, at, _WIDE, 1),)
+    return (_op(random, name, magnitude_bin, WIDE_BINS, _WIDE, 1),)
 
 
-def draw_colour_jitter(random: np.random.Generator, transform: TrainTransform) -> tuple[Op, ...]:
-    """Draw brightness, contrast, saturation and hue where they are on, in a random order.
+def draw_color_jitter(random: np.random.Generator, transform: TrainTransform) -> tuple[Op, ...]:
+    """Draw brightness, contrast, saturation and hue, if they are on, in a random order.
 
-    The first three are factors uniform in ``[max(0, 1 - x), 1 + x]``, hue a turn uniform in
+    The first three are factors, uniform in ``[max(0, 1 - x), 1 + x]``; hue is a turn, uniform in
     ``[-x, x]``.
     """
-    spans = (
+    strengths = (
         ("Brightness", transform.jitter_brightness),
         ("Contrast", transform.jitter_contrast),
         ("Color", transform.jitter_saturation),
         ("Hue", transform.jitter_hue),
     )
     drawn = []
-    for name, x in spans:
+    for name, x in strengths:
         if x > 0:
             low, high = (-x, x) if name == "Hue" else (max(0.0, 1.0 - x), 1.0 + x)
             drawn.append(Op(name, low + (high - low) * random.random()))
@@ -195,9 +212,9 @@ def draw_colour_jitter(random: np.random.Generator, transform: TrainTransform) -
 
 
 def draw_erasing(random: np.random.Generator, transform: TrainTransform) -> tuple[Erasure, ...]:
-    """Draw the rectangle to erase, if any: area and the ratio's logarithm uniform, as the position.
+    """Draw the rectangle to erase, if any; area, logarithm of the ratio and position are uniform.
 
-    One that does not fit is drawn again, ten times at most; then nothing is erased.
+    If ten draws do not fit, nothing is erased.
     """
     if not random.random() < transform.erasing_prob:
         return ()
@@ -211,97 +228,53 @@ def draw_erasing(random: np.random.Generator, transform: TrainTransform) -> tupl
         if height < side and width < side:
             top = _below(random, side - height + 1)
             left = _below(random, side - width + 1)
-            return (Erasure(CropBox(top, left, height, width), transform.erasing_colour),)
+            return (Erasure(CropBox(top, left, height, width), transform.erasing_color),)
     return ()
 
 
 def _below(random: np.random.Generator, count: int) -> int:
-    # Not `integers`: NumPy promises the stream of `random` alone across its releases.
+    # Not `integers`: NumPy keeps only the stream of `random` the same across releases.
     return int(random.random() * count)
 
 
-def _magnitude(span: _Range | None, magnitude_bin: int, bins: int) -> float:
-    if span is None:
-        return 0.0
-    return span.low + (span.high - span.low) * magnitude_bin / (bins - 1)
+def _choice(random: np.random.Generator, options: Sequence[T]) -> T:
+    return options[_below(random, len(options))]
 
 
-def _finished(
-    random: np.random.Generator, name: str, at: float, spans: dict[str, _Range], side_px: int
+def _op(
+    random: np.random.Generator,
+    name: str,
+    magnitude_bin: int,
+    bins: int,
+    ranges: dict[str, _Range],
+    side_px: int,
 ) -> Op:
-    """Give the magnitude its sign and turn it into the unit `Op` has."""
-    if name in spans and spans[name].signed and random.random() < 0.5:
-        at = -at
-    if name in ("Brightness", "Color", "Contrast", "Sharpness"):
-        return Op(name, 1.0 + at)
+    """Return the operation with the magnitude of its bin, in the unit of `Op`, with random sign."""
+    if name not in ranges:
+        return Op(name, 0.0)
+    low, high, is_signed = ranges[name]
+    magnitude = low + (high - low) * magnitude_bin / (bins - 1)
+    if is_signed and random.random() < 0.5:
+        magnitude = -magnitude
+    if name in _FACTORS:
+        return Op(name, 1.0 + magnitude)
     if name in ("TranslateX", "TranslateY"):
-        return Op(name, int(at * side_px))
-    return Op(name, round(at) if name == "Posterize" else at)
+        return Op(name, int(magnitude * side_px))
+    return Op(name, round(magnitude) if name == "Posterize" else magnitude)
 
 
-Augmentation = tuple[Op | Erasure, ...]
-"""What one image gets, in this order; empty for nothing."""
-
-
-def augment(
-    image: torch.Tensor, transform: TrainTransform, random: np.random.Generator
-) -> torch.Tensor:
-    """Draw from ``random`` and apply: ``[3, S, S]`` uint8 to the same, S = transform.image_size.
-
-    ``random`` is the image's stream after its crop and flip were drawn. Returns ``image`` itself,
-    with nothing drawn, where the transform has no further augmentation.
-    """
-    drawn = draw_augmentation(transform, random)
-    return apply_augmentation(image, drawn, transform.augmentation_fill)
-
-
-def draw_augmentation(transform: TrainTransform, random: np.random.Generator) -> Augmentation:
-    """Draw what one image gets: policy, colour jitter, erasing. Pixels are not needed."""
-    drawn: list[Op | Erasure] = []
-    if transform.augmentation != "none":
-        drawn += _draw_policy(transform, random)
-    drawn += draw_colour_jitter(random, transform)
-    if transform.erasing_prob > 0:
-        drawn += draw_erasing(random, transform)
-    return tuple(drawn)
-
-
-def apply_augmentation(image: torch.Tensor, drawn: Augmentation, fill: int) -> torch.Tensor:
-    """Apply ``drawn`` to ``image [3, S, S]`` uint8, in any layout and on any device.
-
-    ``fill`` is the grey value of what moves in from outside. The result may share its memory with
-    ``image`` where nothing was to be done, and never changes it.
-    """
-    for item in drawn:
-        if isinstance(item, Erasure):
-            image = _erased(image, item)
-        elif item.name != "Identity":
-            image = _KERNELS[item.name](image, item.magnitude, float(fill))
-    return image
-
-
-def _draw_policy(transform: TrainTransform, random: np.random.Generator) -> tuple[Op, ...]:
-    side = transform.image_size
-    if transform.augmentation == "autoaugment":
-        return draw_autoaugment(random, side)
-    if transform.augmentation == "randaugment":
-        steps = transform.randaugment_ops, transform.randaugment_magnitude
-        return draw_randaugment(random, side, *steps)
-    if transform.augmentation == "trivialaugment":
-        return draw_trivialaugment(random)
-    raise ValueError(f"no augmentation policy {transform.augmentation!r}")
-
-
-def _erased(image: torch.Tensor, erasure: Erasure) -> torch.Tensor:
+def _erase(image: torch.Tensor, erasure: Erasure) -> torch.Tensor:
     box, erased = erasure.box, image.clone()
-    for channel, value in enumerate(erasure.colour):
+    for channel, value in enumerate(erasure.color):
         erased[channel, box.top : box.top + box.height, box.left : box.left + box.width] = value
     return erased
 
 
 def _shear(image: torch.Tensor, x: float, y: float, fill: float) -> torch.Tensor:
-    """Move each pixel by ``x`` times its row and ``y`` times its column, the corner fixed."""
-    # The papers' magnitude is the tangent of the angle, about the top left corner.
+    """Move each pixel by ``x`` times its row and ``y`` times its column.
+
+    ``x`` and ``y`` are tangents of angles; the top left corner stays in place, as in the papers.
+    """
     return torch.as_tensor(
         ops.affine(
             image,
@@ -334,9 +307,10 @@ def _rotate(image: torch.Tensor, degrees: float, fill: float) -> torch.Tensor:
 
 
 def _sharpen(image: torch.Tensor, factor: float) -> torch.Tensor:
-    """Blend with the image smoothed by ones around a five, over 13; the border stays.
+    """Blend with the image smoothed by a 3 x 3 kernel of ones around a five, over 13.
 
-    Sums of whole numbers, so the pixels are those of torchvision's convolution, ten times faster.
+    The border is unchanged. Sums of integers are exact, so the pixels equal those of torchvision's
+    convolution, ten times faster.
     """
     pixels = image.to(torch.float32)
     inner = pixels[:, 1:-1, 1:-1]
@@ -360,7 +334,7 @@ _KERNELS: dict[str, _Kernel] = {
     "Sharpness": lambda image, factor, _: _sharpen(image, factor),
     "Hue": lambda image, turn, _: ops.adjust_hue(image, turn),
     "Posterize": lambda image, bits, _: ops.posterize(image, int(bits)),
-    "Solarize": lambda image, least, _: ops.solarize(image, least),
+    "Solarize": lambda image, low, _: ops.solarize(image, low),
     "AutoContrast": lambda image, *_: ops.autocontrast(image),
     "Equalize": lambda image, *_: ops.equalize(image),
     "Invert": lambda image, *_: ops.invert(image),

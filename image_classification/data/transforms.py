@@ -1,8 +1,4 @@
-"""What is done to an image, said without any decoder's or tensor library's words.
-
-Every backend reads the same description; what differs between backends is only how the pixels
-are resampled.
-"""
+"""Crop, flip and resize of an image, as plain values that every data backend follows."""
 
 from __future__ import annotations
 
@@ -29,15 +25,16 @@ class CropBox:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop (arXiv:1409.4842), horizontal flip, policy, colour jitter, erasing.
+    """Random resized crop (arXiv:1409.4842), flip, augmentation policy, color jitter, erasing.
 
-    In this order, each where it is on, on uint8 pixels; ``augmentation`` names the policy.
-    area: share of the image's area a crop has, least and largest; the largest may exceed 1, as
-    the published BI-V100 runs have it (0.08 to 1.25): such draws never fit and are drawn again.
-    ratio: width / height of the crop, least and largest. image_size: side of the result in pixels.
-    augmentation_fill: grey value of what a policy moves in from outside the image. jitter: see
-    `image_classification.data.augment.draw_colour_jitter`; 0 is off. erasing_colour: the mean
-    the images are normalised with, rounded to whole values of 0..255.
+    They are applied in this order to uint8 pixels, each if it is on.
+    area: min and max share of the image's area that a crop has. The max may exceed 1, as in the
+    published BI-V100 runs (0.08 to 1.25): draws above 1 never fit and are drawn again.
+    ratio: min and max width / height of the crop. image_size: side of the result in pixels.
+    augmentation: name of the policy. augmentation_fill: grey value of the pixels that a policy
+    moves in from outside the image. jitter: see
+    `image_classification.data.augment.draw_color_jitter`; 0 is off. erasing_color: the mean that
+    images are normalized with, rounded to integers of 0..255.
     """
 
     area_min: float
@@ -57,23 +54,17 @@ class TrainTransform:
     jitter_saturation: float
     jitter_hue: float
     erasing_prob: float
-    erasing_colour: tuple[int, int, int]
+    erasing_color: tuple[int, int, int]
 
     @property
-    def has_augmentation(self) -> bool:
-        """Whether anything may happen to an image after its flip."""
-        jitter = (
-            self.jitter_brightness,
-            self.jitter_contrast,
-            self.jitter_saturation,
-            self.jitter_hue,
-        )
-        return self.augmentation != "none" or max(jitter) > 0 or self.erasing_prob > 0
+    def side(self) -> int:
+        """Side of the result in pixels."""
+        return self.image_size
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize, then the centre crop of ``crop`` x ``crop`` pixels.
+    """Resize, then center crop of ``crop`` x ``crop`` pixels.
 
     resize_mode ``short_side`` scales the shorter side to ``resize`` and keeps the aspect ratio;
     ``squash`` scales to ``resize`` x ``resize``.
@@ -85,10 +76,15 @@ class EvalTransform:
     interpolation: str
     antialias: bool
 
-    def resized(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Return (width, height) in pixels after the resize; the longer side is cut, not rounded.
+    @property
+    def side(self) -> int:
+        """Side of the result in pixels."""
+        return self.crop
 
-        A side never falls under ``resize``, so the crop always fits.
+    def resized(self, width_px: int, height_px: int) -> tuple[int, int]:
+        """Return (width, height) in pixels after the resize; the longer side is rounded down.
+
+        No side is less than ``resize``, so the crop always fits.
         """
         if self.resize_mode == "squash":
             return self.resize, self.resize
@@ -97,14 +93,19 @@ class EvalTransform:
         return max(self.resize, self.resize * width_px // height_px), self.resize
 
     def crop_box(self, width_px: int, height_px: int) -> CropBox:
-        """Return the centre crop of an image already resized to these sides."""
+        """Return the center crop of an image already resized to these sides."""
         top = round((height_px - self.crop) / 2)
         left = round((width_px - self.crop) / 2)
         return CropBox(top, left, self.crop, self.crop)
 
 
+def image_transform(data: DataConfig, split: str) -> TrainTransform | EvalTransform:
+    """Return `train_transform` or `eval_transform`."""
+    return train_transform(data) if split == "train" else eval_transform(data)
+
+
 def train_transform(data: DataConfig) -> TrainTransform:
-    """Read the training transform out of the configuration.
+    """Return the training transform of the configuration.
 
     Raises:
         ConfigError: a range of areas or ratios that is empty or not positive.
@@ -130,12 +131,12 @@ def train_transform(data: DataConfig) -> TrainTransform:
         jitter_saturation=data.colour_jitter_saturation,
         jitter_hue=data.colour_jitter_hue,
         erasing_prob=data.random_erasing,
-        erasing_colour=(_to_255(red), _to_255(green), _to_255(blue)),
+        erasing_color=(_to_255(red), _to_255(green), _to_255(blue)),
     )
 
 
 def eval_transform(data: DataConfig) -> EvalTransform:
-    """Read the validation transform out of the configuration.
+    """Return the validation transform of the configuration.
 
     Raises:
         ConfigError: the crop is larger than the resized image.
@@ -159,8 +160,8 @@ def sample_crop(
 ) -> CropBox:
     """Draw the crop of an image of these sides, as torchvision's RandomResizedCrop does.
 
-    Area uniform, ratio uniform in its logarithm, position uniform. After ten draws that do not
-    fit: the largest central crop whose ratio lies in the range. Only ``random.random()`` is used.
+    Area, logarithm of the ratio, and position are uniform. If ten draws do not fit, the result is
+    the largest centered crop whose ratio is in the range. Only ``random.random()`` is used.
     """
     area_px = width_px * height_px
     log_min, log_max = math.log(transform.ratio_min), math.log(transform.ratio_max)
@@ -188,6 +189,6 @@ def _to_255(share: float) -> int:
 def _check_range(name: str, low: float, high: float) -> None:
     if not 0 < low <= high:
         raise ConfigError(
-            f"data.{name}_min {low:g} to data.{name}_max {high:g} is no range: both must be above "
-            f"0 and the first not above the second"
+            f"data.{name}_min {low:g} to data.{name}_max {high:g} is no range: the min must be "
+            f"above 0 and not above the max"
         )

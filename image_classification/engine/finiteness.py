@@ -17,7 +17,7 @@ import torch
 
 from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.core.files import write_atomically
-from image_classification.data.order import TrainPlan
+from image_classification.data.order import TrainOrder
 from image_classification.devices.async_readback import Readback
 from image_classification.distributed.host_collectives import gather_text
 from image_classification.engine.runs import TrainingRun
@@ -159,7 +159,7 @@ def report_divergence(run: TrainingRun, divergence: Divergence) -> DivergedError
 
 def _rank_entry(run: TrainingRun, check: StepCheck) -> dict[str, Any]:
     config, loader = run.config, run.train_loader
-    plan = TrainPlan(
+    plan = TrainOrder(
         num_images=loader.num_images,
         per_device_batch=config.batch.per_device_batch,
         accumulation=config.batch.accumulation,

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from image_classification.data.loaders.workers import NO_SHARED_MEMORY
+from image_classification.data.loaders.pytorch import NO_SHARED_MEMORY
 from tests.support.jobs import FinalState
 
 FULL = os.environ.get("FAULTS") == "full"

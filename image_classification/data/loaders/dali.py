@@ -1,15 +1,19 @@
-"""Data backends ``dali-cpu`` and ``dali-gpu``: NVIDIA DALI decodes only what a crop needs.
+"""Data backends ``dali-cpu`` and ``dali-gpu``: NVIDIA DALI decodes only the crop of each image.
 
-On a GPU it resamples as well. On a CPU torchvision's kernel does that, in threads: it takes about
-a third of the time of DALI's, and gives the ``pytorch`` backend's pixels.
+``dali-gpu`` resizes with DALI, too. ``dali-cpu`` resizes with torchvision's kernel in threads: that
+takes about a third of the time of DALI's, and gives the ``pytorch`` backend's pixels.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING
+import queue
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,39 +22,40 @@ from image_classification.core.errors import ConfigError, DataError
 from image_classification.core.types import Batch
 from image_classification.data.formats.folder import open_index
 from image_classification.data.formats.index import Index
-from image_classification.data.loaders.dali_samples import Sample, SampleWork
+from image_classification.data.loaders.dali_decode import (
+    DaliDecoder,
+    Decoded,
+    GpuDecoding,
+    HostSteps,
+    Resample,
+    Sample,
+)
 from image_classification.data.loaders.device_prefetch import (
     MEMORY_FORMATS,
-    DeviceFeed,
+    DevicePrefetch,
     HostBatch,
     StagedBatch,
     look_ahead,
     replace_rows,
 )
-from image_classification.data.loaders.protocol import LoaderSpec, Undecodable
-from image_classification.data.loaders.workers import Ahead, single_thread_pool
-from image_classification.data.order import PADDING, Indices, make_plan
+from image_classification.data.loaders.protocol import LoaderSpec, UndecodableImages
+from image_classification.data.order import PADDING, Indices, batch_order
 from image_classification.data.tools.demo import resolve_data_path
-from image_classification.data.transforms import (
-    EvalTransform,
-    TrainTransform,
-    eval_transform,
-    train_transform,
-)
+from image_classification.data.transforms import image_transform
 
-if TYPE_CHECKING:
-    from image_classification.data.loaders.dali_decoder import DaliDecoder, Decoded
-
-_IMAGES_PER_TASK = 16  # at most: handing over a task costs as much as one of its small steps
-_TASKS_PER_THREAD = 4  # so that no thread waits long for the last one
+_MAX_IMAGES_PER_TASK = 16  # handing over a task takes as long as a small step of one image
+_TASKS_PER_THREAD = 4  # so that no thread waits long for the last task
+_STOP_POLL_S = 0.05
 _MIB = 2**20
 
 Staged = tuple[StagedBatch, HostBatch]
-"""A batch on its way to the device, and what it is made from, less the pixels."""
+"""A batch queued for the device, and the `HostBatch` it is made from, without the pixels."""
+
+T = TypeVar("T")
 
 
 def open_cpu_loader(spec: LoaderSpec) -> DaliLoader:
-    """Open one split; no GPU and no driver is needed.
+    """Open one split, decoded on the CPU; no GPU or driver is needed.
 
     Raises:
         ConfigError: DALI is not installed; or sizes or ranges that contradict each other.
@@ -61,10 +66,10 @@ def open_cpu_loader(spec: LoaderSpec) -> DaliLoader:
 
 
 def open_gpu_loader(spec: LoaderSpec) -> DaliLoader:
-    """Open one split, decoded on the GPU that the run computes on.
+    """Open one split, decoded on the run's GPU.
 
     Raises:
-        ConfigError: the run's device is no CUDA device; or as `open_cpu_loader`. DataError: as
+        ConfigError: the run's device is no CUDA device; or as for `open_cpu_loader`. DataError: as
             there.
     """
     if torch.device(spec.device).type != "cuda":
@@ -75,22 +80,22 @@ def open_gpu_loader(spec: LoaderSpec) -> DaliLoader:
     if spec.data.interpolation == "nearest":
         raise ConfigError(
             "data backend dali-gpu picks other pixels for data.interpolation nearest than the "
-            "rest does: use bilinear or bicubic, or --data-backend dali-cpu"
+            "other backends: use bilinear or bicubic, or --data-backend dali-cpu"
         )
     return _open(spec, on_gpu=True)
 
 
 def _open(spec: LoaderSpec, on_gpu: bool) -> DaliLoader:
-    # Read when DALI first takes memory. A batch's crops are 10 to 30 MB, never twice of one size,
-    # taken and given back by several threads: malloc keeps a rising share of that as fragments,
-    # DALI's own pool uses it again. (The pool is for what is larger than the threshold.)
+    # DALI reads this when it first allocates memory. The crops of a batch are 10 to 30 MB, of a
+    # different size each time, and several threads allocate and free them: malloc fragments, while
+    # DALI's own pool, used above this threshold, reuses the memory.
     os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "1M")
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"data backend {spec.data.backend} needs NVIDIA DALI, which is not there ({error}): "
-            f"pip install 'image-classification[dali]', or use --data-backend pytorch"
+            f"data backend {spec.data.backend} needs NVIDIA DALI, which cannot be imported "
+            f"({error}): pip install 'image-classification[dali]', or use --data-backend pytorch"
         ) from error
     root = resolve_data_path(spec.data.path)
     index = open_index(root, spec.split, spec.num_classes, spec.data.format)
@@ -100,9 +105,9 @@ def _open(spec: LoaderSpec, on_gpu: bool) -> DaliLoader:
 class DaliLoader:
     """A `image_classification.data.loaders.protocol.Loader` over DALI.
 
-    A thread runs ahead of the training thread; it and ``data.workers`` more read, resample and
-    augment while DALI's own ``data.workers`` threads (or the GPU) decode the batch after. One epoch
-    runs at a time: asking for another ends the one before.
+    A background thread makes batches ahead of the training thread. It and ``data.workers`` pool
+    threads read, resize and augment one batch, while DALI's own ``data.workers`` threads (or the
+    GPU) decode the next.
     """
 
     def __init__(self, spec: LoaderSpec, index: Index, on_gpu: bool) -> None:
@@ -110,48 +115,53 @@ class DaliLoader:
         self.num_images = len(index)
         self.num_quarantined = index.num_quarantined
         self.classes = index.classes
-        self.undecodable = Undecodable(len(index), data.error_budget)
+        self.undecodable = UndecodableImages(len(index), data.error_budget)
         self._is_train = spec.split == "train"
-        self._plan = make_plan(spec, len(index))
-        self.steps_per_epoch = self._plan.steps_per_epoch
+        self._order = batch_order(spec, len(index))
+        self.steps_per_epoch = self._order.steps_per_epoch
         self._device = torch.device(spec.device)
-        self._feed = DeviceFeed(self._device, data.mean, data.std)
+        self._prefetch = DevicePrefetch(self._device, data.mean, data.std)
         self._layout = MEMORY_FORMATS[spec.memory_format]
-        self._prefetch = data.prefetch
+        self._depth = data.prefetch
         self._index = index
-        transform: TrainTransform | EvalTransform
-        transform = train_transform(data) if self._is_train else eval_transform(data)
-        self._work = SampleWork(index, transform, spec.seed)
+        transform = image_transform(data, spec.split)
+        self._side = transform.side
+        self._steps = HostSteps(index, transform, spec.seed)
         threads = max(1, data.workers)
-        self._decoder: DaliDecoder | None = _make_decoder(spec, transform, threads, on_gpu)
-        self._pool = single_thread_pool(threads)
+        resample, gpu = None, None
+        if on_gpu:
+            resample = Resample(self._side, data.interpolation, data.antialias)
+            gpu = GpuDecoding(
+                device_index=self._device.index or 0,
+                hw_load=data.hw_decoder_load,
+                memory_padding_bytes=data.device_memory_padding_mib * _MIB,
+            )
+        self._decoder: DaliDecoder | None = DaliDecoder(
+            spec.per_device_batch, threads, resample, gpu
+        )
+        self._pool = ThreadPoolExecutor(threads, "images", initializer=use_one_torch_thread)
         share = spec.per_device_batch // (_TASKS_PER_THREAD * threads)
-        self._per_task = min(max(1, share), _IMAGES_PER_TASK)
+        self._per_task = min(max(1, share), _MAX_IMAGES_PER_TASK)
         self._stream = (
             torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             if on_gpu
             else None
         )
-        self._running: Ahead[Staged] | None = None
+        self._running: BackgroundIterator[Staged] | None = None
         atexit.register(self.close)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield the micro-batches of ``epoch`` from ``start_step`` on (val: from that batch on).
-
-        Raises:
-            ValueError: a closed loader, or a position outside the epoch. DataError, while
-            iterating: as `image_classification.data.loaders.protocol.Loader.epoch` has it.
-        """
+        """See `image_classification.data.loaders.protocol.Loader.epoch`."""
         if self._decoder is None:
             raise ValueError("the loader is closed")
-        batches = self._plan.batches(epoch, start_step)
+        batches = self._order.batches(epoch, start_step)
         self._stop_running()
         produced = self._produce(self._decoder, epoch, batches)
-        self._running = running = Ahead(produced, self._prefetch)
+        self._running = running = BackgroundIterator(produced, self._depth)
         return self._run(running)
 
     def sample_name(self, index: int) -> str:
-        """Return the name of image ``index``: the one that quarantine lists have."""
+        """Return the name of image ``index``, as in quarantine lists."""
         return self._index.name(index)
 
     def close(self) -> None:
@@ -166,50 +176,43 @@ class DaliLoader:
         if running is not None:
             running.stop()
 
-    def _run(self, running: Ahead[Staged]) -> Iterator[Batch]:
+    def _run(self, running: BackgroundIterator[Staged]) -> Iterator[Batch]:
         for staged, host in running:
             if host.error:
                 raise DataError(host.error)
             self.undecodable.note(dict(host.undecodable))
-            yield self._feed.take(staged)
+            yield self._prefetch.take(staged)
 
     def _produce(
         self, decoder: DaliDecoder, epoch: int, batches: Indices
     ) -> Generator[Staged, None, None]:
-        """Make the micro-batches; while one is finished, DALI decodes the next.
+        """Make the micro-batches, in the background thread.
 
-        And the one after that is read and handed to it. Runs in the thread that is ahead, which
-        starts no kernel of torch's itself: see `single_thread_pool`.
+        While one is finished, DALI decodes the next, and the pool reads the one after that.
         """
+        use_one_torch_thread()
         if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # else this thread pins memory through GPU 0
-        while decoder.num_running:  # an epoch was broken off
+            # The current device is per thread; on another one this would use memory of GPU 0.
+            torch.cuda.set_device(self._device)
+        while decoder.num_running:  # left from an epoch that was broken off
             decoder.collect()
         decoding: list[Sample] | None = None
-        for ready in look_ahead((self._prepare(epoch, batch) for batch in batches), 1):
-            samples = ready()
-            decoder.submit([self._work.cut(s) for s in samples if s.content is not None])
+        for samples, reads in look_ahead((self._read(epoch, batch) for batch in batches), 1):
+            for read in reads:
+                read.result()
+            decoder.submit([self._steps.cut(s) for s in samples if s.content is not None])
             if decoding is not None:
                 yield self._stage(decoding, decoder.collect())
             decoding = samples
         if decoding is not None:
             yield self._stage(decoding, decoder.collect())
 
-    def _prepare(self, epoch: int, indices: Indices) -> Callable[[], list[Sample]]:
-        """Start reading one micro-batch; the result waits for it."""
+    def _read(self, epoch: int, indices: Indices) -> tuple[list[Sample], list[Future[None]]]:
+        """Start to read one micro-batch; return its samples, and the tasks to wait for."""
         samples = [Sample(index, row) for row, index in enumerate(indices.tolist())]
-        wanted = [sample for sample in samples if sample.index != PADDING]
-        tasks = [
-            self._pool.submit(self._work.prepare, epoch, some)
-            for some in _chunks(wanted, self._per_task)
-        ]
-
-        def wait() -> list[Sample]:
-            for task in tasks:
-                task.result()
-            return samples
-
-        return wait
+        images = [sample for sample in samples if sample.index != PADDING]
+        prepare = self._steps.prepare
+        return samples, [self._pool.submit(prepare, epoch, s) for s in self._tasks(images)]
 
     def _stage(self, samples: list[Sample], decoded: Decoded) -> Staged:
         parts: list[torch.Tensor | None] = [None] * len(samples)
@@ -217,42 +220,43 @@ class DaliLoader:
         for sample, part in zip(submitted, decoded.images, strict=True):
             parts[sample.row] = part
             if part is None:
-                self._pool.submit(self._work.take_over, sample).result()
+                self._steps.decode(sample)
         if self._stream is None:
-            images = self._finish_on_host(samples, parts)
+            host = self._assemble(samples, self._finish_on_host(samples, parts))
         else:
             with torch.cuda.stream(self._stream):
                 images = self._finish_on_gpu(samples, parts, decoded.together)
-            self._stream.synchronize()  # what DALI decoded into is its own again after this
-        host = self._assemble(samples, images)
-        if self._feed.on_host is not None:  # normalised already, each image while in the cache
-            return StagedBatch(Batch(images, host.labels, host.valid), None), host
-        staged = self._pool.submit(self._feed.put, host).result()
+                host = self._assemble(samples, images)
+            self._stream.synchronize()  # DALI reuses its memory after this
+        if self._prefetch.on_host is not None:  # `_finish_on_host` has normalized the images
+            return StagedBatch(Batch(host.images, host.labels, host.valid), None), host
+        staged = self._prefetch.put(host)
         if staged.ready is not None:
             staged.ready.synchronize()
-        return staged, host._replace(images=images[:0])
+        return staged, host._replace(images=torch.empty(0))
 
     def _finish_on_host(
         self, samples: list[Sample], parts: list[torch.Tensor | None]
     ) -> torch.Tensor:
+        """Return ``[N, 3, S, S]``: normalized float32 if the device is the CPU, else uint8."""
         images = self._new_batch(len(samples))
-        on_host = self._feed.on_host
-        targets = images.unbind() if on_host is None else on_host.targets(images)
+        on_host = self._prefetch.on_host
+        targets = images.unbind()
 
         def finish(some: Sequence[Sample]) -> None:
             for sample in some:
-                if sample.lost:
+                if sample.error:
                     continue
                 if sample.index == PADDING:
                     image = torch.zeros(images.shape[1:], dtype=torch.uint8)
                 else:
-                    image = self._work.finish(sample, parts[sample.row])
+                    image = self._steps.finish(sample, parts[sample.row])
                 if on_host is None:
                     targets[sample.row].copy_(image)
                 else:
                     on_host.image(image, targets[sample.row])
 
-        for task in [self._pool.submit(finish, s) for s in _chunks(samples, self._per_task)]:
+        for task in [self._pool.submit(finish, some) for some in self._tasks(samples)]:
             task.result()
         return images
 
@@ -262,81 +266,132 @@ class DaliLoader:
         parts: list[torch.Tensor | None],
         together: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return the batch on the GPU: DALI's own memory where nothing is left to do to it."""
+        """Return ``[N, 3, S, S]`` uint8 on the GPU: DALI's own memory if nothing is left to do."""
         if together is None or len(together) < len(samples):
-            side = self._work.side
-            together = torch.zeros(
-                (len(samples), side, side, 3), dtype=torch.uint8, device=self._device
-            )
+            shape = (len(samples), self._side, self._side, 3)
+            together = torch.zeros(shape, dtype=torch.uint8, device=self._device)
             for sample, part in zip(samples, parts, strict=True):
                 if part is not None:
                     together[sample.row] = part
                 elif sample.decoded is not None:
-                    finished = self._pool.submit(self._work.finish, sample, None).result()
+                    finished = self._steps.finish(sample, None)
                     together[sample.row] = finished.permute(1, 2, 0).to(self._device)
         images = together.permute(0, 3, 1, 2)
         for sample, part in zip(samples, parts, strict=True):
             if part is not None:
                 image = images[sample.row]
-                augmented = self._work.augmented(sample, image)
+                augmented = self._steps.augmented(sample, image)
                 if augmented is not image:
                     images[sample.row] = augmented
         return images.contiguous(memory_format=self._layout)
 
     def _new_batch(self, count: int) -> torch.Tensor:
-        """Return memory for ``[count, 3, S, S]`` on the host, in the run's layout.
-
-        float32 where that is where the images stay, else uint8.
-        """
-        side = self._work.side
-        shape = (count, 3, side, side)
-        if self._feed.on_host is not None:
-            return self._feed.on_host.new_batch(shape, self._layout)
-        # torch keeps pinned memory, and knows when a copy out of it is over.
+        """Return host memory for `_finish_on_host`, in the run's layout."""
+        shape = (count, 3, self._side, self._side)
+        if self._prefetch.on_host is not None:
+            return self._prefetch.on_host.new_batch(shape, self._layout)
+        # torch reuses pinned memory, and only after copies from it are done.
         is_pinned = self._device.type == "cuda"
         return torch.empty(
             shape, dtype=torch.uint8, memory_format=self._layout, pin_memory=is_pinned
         )
 
     def _assemble(self, samples: list[Sample], images: torch.Tensor) -> HostBatch:
-        """Add labels, and fill the rows of lost images as every backend does."""
-        wanted = np.array([sample.index for sample in samples], dtype=np.int64)
-        valid = wanted != PADDING
-        labels = torch.from_numpy(np.where(valid, self._index.labels[wanted.clip(min=0)], 0))
-        known = torch.from_numpy(valid)
-        lost = [sample for sample in samples if sample.lost]
+        """Add the labels, and replace the rows of images that could not be decoded."""
+        indices = np.array([sample.index for sample in samples], dtype=np.int64)
+        valid = indices != PADDING
+        labels = torch.from_numpy(np.where(valid, self._index.labels[indices.clip(min=0)], 0))
+        batch = HostBatch(images, labels, torch.from_numpy(valid), "")
+        lost = [sample for sample in samples if sample.error]
         if not lost:
-            return HostBatch(images, labels, known, "")
+            return batch
         if not self._is_train:
-            return HostBatch(images, labels, known, lost[0].lost)
+            return batch._replace(error=lost[0].error)
         if len(lost) == len(samples):
-            reason = f"no image of a micro-batch of {len(lost)} could be read: {lost[0].lost}"
-            return HostBatch(images, labels, known, reason)
-        rows = [sample.row for sample in lost]
-        self._pool.submit(replace_rows, images, labels, rows).result()
-        named = tuple((self._index.name(sample.index), sample.lost) for sample in lost)
-        return HostBatch(images, labels, known, "", named)
+            reason = f"no image of a micro-batch of {len(lost)} could be read: {lost[0].error}"
+            return batch._replace(error=reason)
+        replace_rows(images, labels, [sample.row for sample in lost])
+        named = tuple((self._index.name(sample.index), sample.error) for sample in lost)
+        return batch._replace(undecodable=named)
+
+    def _tasks(self, samples: list[Sample]) -> list[list[Sample]]:
+        size = self._per_task
+        return [samples[at : at + size] for at in range(0, len(samples), size)]
 
 
-def _make_decoder(
-    spec: LoaderSpec, transform: TrainTransform | EvalTransform, threads: int, on_gpu: bool
-) -> DaliDecoder:
-    from image_classification.data.loaders.dali_decoder import DaliDecoder, GpuDecoding, Resample
-
-    if not on_gpu:
-        return DaliDecoder(spec.per_device_batch, threads, None, None)
-    side = transform.image_size if isinstance(transform, TrainTransform) else transform.crop
-    return DaliDecoder(
-        spec.per_device_batch,
-        threads,
-        Resample(side, transform.interpolation, transform.antialias),
-        GpuDecoding(
-            device_index=torch.device(spec.device).index or 0,
-            hw_load=spec.data.hw_decoder_load,
-            memory_padding_bytes=spec.data.device_memory_padding_mib * _MIB,
-        ),
-    )
+_torch_threads_lock = threading.Lock()
 
 
-def _chunks(samples: list[Sample], size: int) -> list[list[Sample]]:
-    return [samples[at : at + size] for at in range(0, len(samples), size)]
+def use_one_torch_thread() -> None:
+    """Let torch's operations in the calling thread, a new one, use no further threads.
+
+    Otherwise each would use as many as there are cores. torch keeps that number per thread, and
+    once per process for threads to come. Setting it changes both, so another thread restores the
+    process's.
+    """
+    with _torch_threads_lock:
+        of_process = torch.get_num_threads()  # also keeps torch from setting it here later on
+        torch.set_num_threads(1)
+        restore = threading.Thread(target=torch.set_num_threads, args=(of_process,))
+        restore.start()
+        restore.join()
+
+
+@dataclass(frozen=True)
+class _End:
+    """Marks the end of the items; ``error`` is what they raised, if anything."""
+
+    error: BaseException | None
+
+
+class BackgroundIterator(Generic[T]):
+    """Iterates over ``items``, which a thread of its own draws up to ``depth`` items ahead.
+
+    What ``items`` raises is raised after the items before it. The thread is a daemon: a program
+    that ends without `stop` does not wait for it.
+    """
+
+    def __init__(self, items: Generator[T, None, None], depth: int) -> None:
+        self._queue: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
+        self._is_stopping = threading.Event()
+        self._is_over = False
+        self._thread = threading.Thread(target=self._run, args=(items,), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> BackgroundIterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._is_over:
+            raise StopIteration
+        item = self._queue.get()
+        if not isinstance(item, _End):
+            return item
+        self._is_over = True
+        self._thread.join()
+        if item.error is not None:
+            raise item.error
+        raise StopIteration
+
+    def stop(self) -> None:
+        """End the thread and discard its items; may be called twice."""
+        self._is_over = True
+        self._is_stopping.set()
+        while self._thread.is_alive():
+            while not self._queue.empty():  # the thread may be waiting for a free place
+                self._queue.get()
+            self._thread.join(_STOP_POLL_S)
+
+    def _run(self, items: Generator[T, None, None]) -> None:
+        error: BaseException | None = None
+        try:
+            try:
+                for item in items:
+                    self._queue.put(item)
+                    if self._is_stopping.is_set():
+                        break
+            finally:
+                items.close()
+        except BaseException as raised:
+            error = raised
+        self._queue.put(_End(error))

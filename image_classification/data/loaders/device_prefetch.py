@@ -1,14 +1,10 @@
-"""Normalising on the host: the arithmetic of `feed.normalise`, without its memory traffic.
-
-From a worker's uint8 batch to a normalised `Batch` on the device.
-"""
+"""From a uint8 batch in host memory to a normalized `Batch` on the device, one batch ahead."""
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -17,94 +13,70 @@ import numpy.typing as npt
 import torch
 
 from image_classification.core.types import Batch
-from image_classification.data.loaders.workers import single_thread_pool
 
-_BUFFERS = 8
-"""More than a loader has on the way at once, with the usual prefetch; they are made as needed."""
+MEMORY_FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+_MAX_BUFFERS = 8  # more than a loader holds at once with the usual prefetch
+
+T = TypeVar("T")
 
 
-class HostNormaliser:
-    """Turns uint8 batches in the host's memory into float32.
+class HostBatch(NamedTuple):
+    """A micro-batch in host memory: a quarter of the bytes of float images.
 
-    The whole batch at once makes three passes over memory that no cache holds, into pages the
-    kernel has to hand out first; an image at a time, into memory used before, takes a tenth of
-    the time and gives the same bits.
-
-    mean_255, inverse_std_255: three values each, in units of 0..255.
+    images: ``[N, 3, S, S]`` uint8, in the run's memory format. labels: ``[N]`` int64. valid:
+    ``[N]`` bool. error: why the batch could not be made, or "". undecodable: (name, reason) of
+    the train images whose rows `replace_rows` has filled.
     """
 
-    def __init__(self, mean_255: torch.Tensor, inverse_std_255: torch.Tensor) -> None:
-        self._mean_255 = mean_255.cpu().reshape(-1)
-        self._inverse_std_255 = inverse_std_255.cpu().reshape(-1)
-        self._buffers = BufferPool(_BUFFERS)
-        self._thread: ThreadPoolExecutor | None = None
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    images: torch.Tensor
+    labels: torch.Tensor
+    valid: torch.Tensor
+    error: str
+    undecodable: tuple[tuple[str, str], ...] = ()
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return ``(images - mean) / std`` as float32, in the layout of ``images``.
 
-        images: ``[N, 3, H, W]`` uint8 in the host's memory, contiguous or channels_last.
-        """
-        # In this thread torch would share out each image among all cores, which are busy with the
-        # next batches: waiting for them takes longer than the work.
-        if self._thread is None:
-            self._thread = single_thread_pool(1)
-        return self._thread.submit(self._normalise, images).result()
+@dataclass(frozen=True)
+class StagedBatch:
+    """A batch whose copy to the device is queued; ``ready`` is None if nothing is queued."""
 
-    def new_batch(
-        self, shape: tuple[int, int, int, int], layout: torch.memory_format
-    ) -> torch.Tensor:
-        """Return memory for ``shape`` (N, 3, H, W) normalised images, float32 in ``layout``."""
-        count, channels, height, width = shape
-        if layout is torch.channels_last:
-            whole = self._buffers.take((count, height, width, channels), np.float32)
-            return whole.permute(0, 3, 1, 2)
-        return self._buffers.take(shape, np.float32)
+    batch: Batch
+    ready: torch.cuda.Event | None
 
-    def targets(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return what `image` is to fill of a `new_batch`, one for each of its images."""
-        count, channels, _, width = batch.shape
-        rows = batch.permute(0, 2, 3, 1)
-        if not rows.is_contiguous():
-            return batch.unbind()
-        # A row of pixels at a time: three values would be too short an inner loop.
-        return rows.view(count, -1, width * channels).unbind()
 
-    def image(self, pixels: torch.Tensor, target: torch.Tensor) -> None:
-        """Normalise ``pixels [3, H, W]`` uint8 into ``target``, one of `targets`."""
-        if target.ndim == 2:
-            target.copy_(pixels.permute(1, 2, 0).reshape(target.shape))
-        else:
-            target.copy_(pixels)
-        mean, inverse_std = self._constants(target)
-        target.sub_(mean).mul_(inverse_std)
+def normalize(
+    images: torch.Tensor, mean_255: torch.Tensor, inverse_std_255: torch.Tensor
+) -> torch.Tensor:
+    """Return ``(images - mean) / std`` as float32, in the layout of ``images``.
 
-    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        is_nhwc = images.is_contiguous(memory_format=torch.channels_last)
-        count, channels, height, width = images.shape
-        layout = torch.channels_last if is_nhwc else torch.contiguous_format
-        batch = self.new_batch((count, channels, height, width), layout)
-        for pixels, target in zip(images.unbind(), self.targets(batch), strict=True):
-            self.image(pixels, target)
-        return batch
+    images: ``[N, 3, H, W]`` uint8. mean_255, inverse_std_255: ``[1, 3, 1, 1]`` float32 on the same
+    device, for values of 0..255.
+    """
+    return torch.sub(images, mean_255).mul_(inverse_std_255)
 
-    def _constants(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean and the inverse deviation in the shape that goes with ``target``."""
-        size = target.shape[-1] if target.ndim == 2 else 0
-        if size not in self._kept:
-            pair = (self._mean_255, self._inverse_std_255)
-            mean, inverse_std = (
-                v.repeat(size // len(v)) if size else v.view(-1, 1, 1) for v in pair
-            )
-            self._kept[size] = (mean, inverse_std)
-        return self._kept[size]
+
+def replace_rows(images: torch.Tensor, labels: torch.Tensor, lost: Sequence[int]) -> None:
+    """Fill each ``lost`` row of a micro-batch, in place, with the next row that was decoded.
+
+    The first row follows the last. images: ``[N, ...]``; labels: ``[N]``. At least one row must
+    not be lost. The result depends only on the micro-batch.
+    """
+    lost_rows = set(lost)
+    if len(lost_rows) >= len(labels):
+        raise ValueError("every row of the micro-batch is lost: none can replace the others")
+    for row in sorted(lost_rows):
+        source = (row + 1) % len(labels)
+        while source in lost_rows:
+            source = (source + 1) % len(labels)
+        images[row] = images[source]
+        labels[row] = labels[source]
 
 
 class BufferPool:
-    """Memory for batches, handed out again once nothing refers to it any more.
+    """Memory for batches, reused once no tensor refers to it.
 
-    Fresh memory of a batch's size costs more than what is written to it: a page fault every 4 KB.
-    Whoever keeps a tensor, or any view of it, keeps its memory.
+    New memory of a batch's size costs more than writing to it: a page fault every 4 KB. A tensor,
+    or any view of it, keeps its memory.
     """
 
     def __init__(self, limit: int) -> None:
@@ -112,7 +84,7 @@ class BufferPool:
         self._known: list[tuple[npt.NDArray[np.generic], weakref.ref[npt.NDArray[np.generic]]]] = []
 
     def take(self, shape: tuple[int, ...], dtype: type[np.generic]) -> torch.Tensor:
-        """Return an uninitialised contiguous tensor."""
+        """Return an uninitialized contiguous tensor."""
         for position, (base, user) in enumerate(self._known):
             if user() is None and base.shape == shape and base.dtype == dtype:
                 del self._known[position]
@@ -127,66 +99,57 @@ class BufferPool:
         return torch.from_numpy(view)
 
 
-T = TypeVar("T")
+class HostNormalizer:
+    """Normalizes uint8 images in host memory, with the same bits as `normalize`.
 
-MEMORY_FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+    It works on one image at a time, which stays in the cache, and writes into reused memory: that
+    takes a tenth of the time of `normalize` on a whole batch. NumPy uses no further threads.
 
-
-class HostBatch(NamedTuple):
-    """What a worker sends: a quarter of the bytes of float images, normalised on the device.
-
-    images: ``[N, 3, S, S]`` uint8, already in the run's memory format. labels: ``[N]`` int64.
-    valid: ``[N]`` bool. error: why the batch could not be made; "" where it could. undecodable:
-    (name, reason) of the train images whose rows others have taken, see `replace_rows`.
+    mean_255, inverse_std_255: three values each, for values of 0..255.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    valid: torch.Tensor
-    error: str
-    undecodable: tuple[tuple[str, str], ...] = ()
+    def __init__(self, mean_255: torch.Tensor, inverse_std_255: torch.Tensor) -> None:
+        self._mean_255 = mean_255.numpy().reshape(-1)
+        self._inverse_std_255 = inverse_std_255.numpy().reshape(-1)
+        self._buffers = BufferPool(_MAX_BUFFERS)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return ``images [N, 3, H, W]`` uint8, contiguous or channels_last, as float32."""
+        is_nhwc = images.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_nhwc else torch.contiguous_format
+        batch = self.new_batch(tuple(images.shape), layout)
+        for pixels, target in zip(images.unbind(), batch.unbind(), strict=True):
+            self.image(pixels, target)
+        return batch
+
+    def new_batch(self, shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tensor:
+        """Return uninitialized float32 memory of ``shape`` (N, 3, H, W) in ``layout``."""
+        if layout is torch.channels_last:
+            count, channels, height, width = shape
+            return self._buffers.take((count, height, width, channels), np.float32).permute(
+                0, 3, 1, 2
+            )
+        return self._buffers.take(shape, np.float32)
+
+    def image(self, pixels: torch.Tensor, target: torch.Tensor) -> None:
+        """Normalize ``pixels [3, H, W]`` uint8 into ``target``, one image of a `new_batch`."""
+        source, out = pixels.numpy(), target.numpy()
+        shape = (-1, 1, 1)
+        mean, inverse_std = self._mean_255.reshape(shape), self._inverse_std_255.reshape(shape)
+        if not target.is_contiguous():
+            # A row of pixels at a time: three channels would be too short an inner loop.
+            width = out.shape[2]
+            source, out = (a.transpose(1, 2, 0).reshape(-1, width * 3) for a in (source, out))
+            mean, inverse_std = (np.tile(v.reshape(-1), width) for v in (mean, inverse_std))
+        np.copyto(out, source)
+        np.subtract(out, mean, out=out)
+        np.multiply(out, inverse_std, out=out)
 
 
-@dataclass(frozen=True)
-class StagedBatch:
-    """A batch whose copy to the device is queued; ``ready`` is None where nothing is queued."""
+class DevicePrefetch:
+    """Copies batches to the device and normalizes them, on its own stream if that is a GPU.
 
-    batch: Batch
-    ready: torch.cuda.Event | None
-
-
-def normalise(
-    images: torch.Tensor, mean_255: torch.Tensor, inverse_std_255: torch.Tensor
-) -> torch.Tensor:
-    """Return ``(images - mean) / std`` as float32, in the layout of ``images``.
-
-    images: ``[N, 3, H, W]`` uint8. The other two: ``[1, 3, 1, 1]`` float32 on the same device, in
-    units of 0..255.
-    """
-    return torch.sub(images, mean_255).mul_(inverse_std_255)
-
-
-def replace_rows(images: torch.Tensor, labels: torch.Tensor, lost: Sequence[int]) -> None:
-    """Fill the ``lost`` rows of a micro-batch, in place, with the next row that was decoded.
-
-    The row after the last is the first. images: ``[N, ...]``; labels: ``[N]``. At least one row
-    must not be lost. What a row becomes depends on the micro-batch alone.
-    """
-    gone = set(lost)
-    if len(gone) >= len(labels):
-        raise ValueError("no row is left to take the place of the lost ones")
-    for row in sorted(gone):
-        heir = (row + 1) % len(labels)
-        while heir in gone:
-            heir = (heir + 1) % len(labels)
-        images[row] = images[heir]
-        labels[row] = labels[heir]
-
-
-class DeviceFeed:
-    """Copies and normalises batches, on a stream of its own where the device is a GPU.
-
-    on_host: what normalises where the device is the CPU, else None.
+    on_host: normalizes if the device is the CPU, else None.
     """
 
     def __init__(
@@ -200,7 +163,7 @@ class DeviceFeed:
         self._mean_255 = (torch.tensor(mean) * 255).reshape(shape).to(device)
         self._inverse_std_255 = (1 / (torch.tensor(std) * 255)).reshape(shape).to(device)
         self.on_host = (
-            HostNormaliser(self._mean_255, self._inverse_std_255) if device.type == "cpu" else None
+            HostNormalizer(self._mean_255, self._inverse_std_255) if device.type == "cpu" else None
         )
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -209,7 +172,7 @@ class DeviceFeed:
         )
 
     def put(self, host: HostBatch) -> StagedBatch:
-        """Queue the copy and the normalisation of ``host``."""
+        """Queue the copy and the normalization of ``host``."""
         if self._stream is None:
             return StagedBatch(self._convert(host), None)
         with torch.cuda.stream(self._stream):
@@ -225,7 +188,8 @@ class DeviceFeed:
             current.wait_event(staged.ready)
             batch = staged.batch
             for tensor in (batch.images, batch.labels, batch.valid):
-                tensor.record_stream(current)  # else its memory is reused while still read
+                # Without this, memory would be reused while the current stream still reads it.
+                tensor.record_stream(current)
         return staged.batch
 
     def _convert(self, host: HostBatch) -> Batch:
@@ -233,7 +197,7 @@ class DeviceFeed:
             images = self.on_host(host.images)
         else:
             images = host.images.to(self.device, non_blocking=True)
-            images = normalise(images, self._mean_255, self._inverse_std_255)
+            images = normalize(images, self._mean_255, self._inverse_std_255)
         return Batch(
             images=images,
             labels=host.labels.to(self.device, non_blocking=True),
@@ -242,7 +206,7 @@ class DeviceFeed:
 
 
 def look_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Yield ``items`` in order, always having drawn ``depth`` more than were yielded.
+    """Yield ``items`` in order, drawing each ``depth`` items before it is yielded.
 
     With depth 1, the copy of the next batch is queued before the step on this one is.
     """

@@ -1,7 +1,4 @@
-"""Images that could not be decoded while training: each named once, and too many end the run.
-
-What a data backend is: the seam between loaders and everything else.
-"""
+"""What a data backend is: `LoaderSpec` in, `Loader` out; and which images it may fail to decode."""
 
 from __future__ import annotations
 
@@ -15,10 +12,31 @@ from image_classification.core.registry import Registry
 from image_classification.core.types import Batch, Decoding
 
 
-class Undecodable(dict[str, str]):
-    """Name -> reason of every distinct image this rank has lost, and of what others told of.
+@dataclass(frozen=True)
+class LoaderSpec:
+    """All a backend needs to open one split for one rank; plain values only.
 
-    error_budget: share of ``num_images`` (the whole split, over all ranks) that may be lost.
+    split: ``train`` or ``val``. device: a torch device string such as ``cuda:0``.
+    accumulation: micro-batches per optimizer step (train only). rank and world_size are global.
+    """
+
+    data: DataConfig
+    split: str
+    per_device_batch: int
+    accumulation: int
+    num_classes: int
+    rank: int
+    world_size: int
+    seed: int
+    device: str
+    memory_format: str
+
+
+class UndecodableImages(dict[str, str]):
+    """Name -> reason of the train images that this rank could not decode so far.
+
+    Other ranks' images may be noted too. error_budget: the share of ``num_images`` (the whole
+    split, over all ranks) that may be undecodable.
     """
 
     def __init__(self, num_images: int, error_budget: float) -> None:
@@ -44,61 +62,40 @@ class Undecodable(dict[str, str]):
             )
 
 
-@dataclass(frozen=True)
-class LoaderSpec:
-    """All a backend needs to open one split for one rank; plain values only.
-
-    split: ``train`` or ``val``. device: a torch device string such as ``cuda:0``.
-    accumulation: micro-batches an optimizer step (train only). rank and world_size are global.
-    """
-
-    data: DataConfig
-    split: str
-    per_device_batch: int
-    accumulation: int
-    num_classes: int
-    rank: int
-    world_size: int
-    seed: int
-    device: str
-    memory_format: str
-
-    @property
-    def global_batch(self) -> int:
-        """Images an optimizer step over all ranks."""
-        return self.per_device_batch * self.accumulation * self.world_size
-
-
 class Loader(Protocol):
     """One split, opened for one rank.
 
     Train: every rank yields exactly ``steps_per_epoch * accumulation`` micro-batches of
-    ``per_device_batch`` valid images; which images form optimizer step s of epoch e depends on
-    (seed, e, s) alone, never on rank or worker count. The last incomplete global batch is
-    dropped. Val: every rank yields the same number of batches; padding has ``valid`` False, and
-    over all ranks each image is valid exactly once.
+    ``per_device_batch`` valid images. Which images form optimizer step s of epoch e depends only
+    on (seed, e, s), not on rank or worker count. The last incomplete global batch is dropped.
+    Val: every rank yields the same number of batches; padding has ``valid`` False, and over all
+    ranks each image is valid exactly once.
 
-    num_quarantined: train images that the quarantine list kept out; not among num_images.
-    undecodable: name -> reason of the train images that could not be decoded so far. Such an image
-    costs its sample: the next one of its micro-batch that was decoded takes its place.
+    num_quarantined: train images left out by the quarantine list; not counted in num_images.
+    undecodable: train images that could not be decoded. Each is replaced by the next image of its
+    micro-batch that was decoded.
     """
 
     num_images: int
     num_quarantined: int
-    undecodable: Undecodable
+    undecodable: UndecodableImages
     classes: tuple[str, ...]
     steps_per_epoch: int
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield the micro-batches of ``epoch`` from optimizer step ``start_step`` on.
+        """Yield the micro-batches of ``epoch`` from optimizer step (val: batch) ``start_step`` on.
 
-        Skipping decodes nothing. Raises DataError: a validation image, a whole micro-batch or
-        more train images than ``data.error_budget`` cannot be decoded; or the data set has gone.
+        Skipped steps decode nothing. Asking for another epoch ends the one before.
+
+        Raises:
+            ValueError: a closed loader, or a position outside the epoch. DataError, while
+            iterating: a validation image, a whole micro-batch or more train images than
+            ``data.error_budget`` cannot be decoded; or the data set was removed.
         """
         ...
 
     def sample_name(self, index: int) -> str:
-        """Return the name of image ``index``: the one that quarantine lists have."""
+        """Return the name of image ``index``, as in quarantine lists."""
         ...
 
     def close(self) -> None:
@@ -116,18 +113,18 @@ BACKENDS.add("synthetic", "image_classification.data.loaders.synthetic:open_load
 
 _ON_HOST = Decoding(decoder="libjpeg-turbo", resampler="torchvision")
 DECODING: dict[str, Decoding] = {
-    "dali-cpu": _ON_HOST,  # DALI's is the same library, and torchvision's kernel scales
+    "dali-cpu": _ON_HOST,  # DALI uses the same library, and torchvision's kernel resizes
     "dali-gpu": Decoding(decoder="nvjpeg", resampler="dali-gpu"),
     "pytorch": _ON_HOST,
     "synthetic": Decoding(decoder="none", resampler="none"),
 }
-"""What a backend's pixels come from."""
+"""What decodes and resizes the images of each backend."""
 
 
 def open_loader(spec: LoaderSpec) -> Loader:
     """Open ``spec.data.backend``.
 
     Raises:
-        ConfigError: no such backend. DataError: the data set cannot be used as it is.
+        ConfigError: no such backend. DataError: the data set cannot be used.
     """
     return BACKENDS.get(spec.data.backend)(spec)

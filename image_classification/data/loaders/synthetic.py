@@ -1,8 +1,8 @@
-"""Data backend ``synthetic``: finite, reproducible, made on the device; nothing is decoded.
+"""Data backend ``synthetic``: finite, reproducible noise made on the device.
 
-It measures everything but data loading. There are `POOL_IMAGES` images of uniform noise a split;
-image i of the data set is number ``i % POOL_IMAGES`` of them, and its label is drawn from
-(seed, split, i). Order and sharding are those of real data.
+For benchmarks without data loading. Each split has `POOL_IMAGES` images of uniform noise; image i
+of the data set is number ``i % POOL_IMAGES`` of them, and its label is drawn from (seed, split, i).
+Order and sharding are the same as for real data.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from image_classification.core.types import Batch
-from image_classification.data.loaders.device_prefetch import normalise
-from image_classification.data.loaders.protocol import LoaderSpec, Undecodable
-from image_classification.data.order import PADDING, make_plan, synthetic_draws
+from image_classification.data.loaders.device_prefetch import normalize
+from image_classification.data.loaders.protocol import LoaderSpec, UndecodableImages
+from image_classification.data.order import PADDING, batch_order, synthetic_draws
 
 POOL_IMAGES = 64
 """Distinct images; few, so that the pool stays small on the device."""
@@ -25,7 +25,7 @@ _IMAGE_STREAMS = {"train": 2, "val": 3}
 
 
 def open_loader(spec: LoaderSpec) -> SyntheticLoader:
-    """Open one split of made-up data; ``spec.data.path`` is not looked at.
+    """Open one split of synthetic data; ``spec.data.path`` is ignored.
 
     Raises:
         DataError: the train images do not fill one global batch.
@@ -34,17 +34,17 @@ def open_loader(spec: LoaderSpec) -> SyntheticLoader:
 
 
 class SyntheticLoader:
-    """A `protocol.Loader` over noise; classes are ``0000`` onwards."""
+    """A `image_classification.data.loaders.protocol.Loader` over noise; its classes are numbers."""
 
     def __init__(self, spec: LoaderSpec) -> None:
         is_train = spec.split == "train"
         data = spec.data
         self.num_images = data.synthetic_train_images if is_train else data.synthetic_val_images
         self.num_quarantined = 0
-        self.undecodable = Undecodable(self.num_images, data.error_budget)
+        self.undecodable = UndecodableImages(self.num_images, data.error_budget)
         self.classes = tuple(f"{label:04d}" for label in range(spec.num_classes))
-        self._plan = make_plan(spec, self.num_images)
-        self.steps_per_epoch = self._plan.steps_per_epoch
+        self._order = batch_order(spec, self.num_images)
+        self.steps_per_epoch = self._order.steps_per_epoch
         self._device = torch.device(spec.device)
         draws = synthetic_draws(spec.seed, _LABEL_STREAMS[spec.split], self.num_images)
         labels = (draws % np.uint64(spec.num_classes)).astype(np.int64)
@@ -53,19 +53,15 @@ class SyntheticLoader:
         self._pool: torch.Tensor | None = self._make_pool(spec)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield the micro-batches of ``epoch`` from ``start_step`` on (val: from that batch on).
-
-        Raises:
-            ValueError: a closed loader, or a position outside the epoch.
-        """
+        """See `image_classification.data.loaders.protocol.Loader.epoch`."""
         if self._pool is None:
             raise ValueError("the loader is closed")
-        batches = self._plan.batches(epoch, start_step)
-        # One copy an epoch instead of one a batch.
+        batches = self._order.batches(epoch, start_step)
+        # Copied to the device once per epoch, not once per batch.
         return self._run(self._pool, torch.from_numpy(batches).to(self._device))
 
     def sample_name(self, index: int) -> str:
-        """Return the number of the image in the pool: ``pool/12``."""
+        """Return the number of image ``index`` in the pool: ``pool/12``."""
         return f"pool/{index % POOL_IMAGES}"
 
     def close(self) -> None:
@@ -76,7 +72,7 @@ class SyntheticLoader:
         for indices in batches:
             valid = indices != PADDING
             known = indices.clamp(min=0)
-            # Gathered along dimension 0, so each batch is new memory that may be written to.
+            # Gathered along dimension 0: each batch is new memory that may be written to.
             images = pool.index_select(0, known % len(pool))
             labels = torch.where(valid, self._labels.index_select(0, known), 0)
             yield Batch(images.permute(0, 3, 1, 2) if self._is_nhwc else images, labels, valid)
@@ -89,7 +85,7 @@ class SyntheticLoader:
         draws = synthetic_draws(spec.seed, _IMAGE_STREAMS[spec.split], -(-num_bytes // 8))
         pixels = draws.view(np.uint8)[:num_bytes].reshape(count, 3, side, side)
         shape = (1, 3, 1, 1)
-        pool = normalise(
+        pool = normalize(
             torch.from_numpy(pixels.copy()).to(self._device),
             (torch.tensor(spec.data.mean) * 255).reshape(shape).to(self._device),
             (1 / (torch.tensor(spec.data.std) * 255)).reshape(shape).to(self._device),

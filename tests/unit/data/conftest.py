@@ -1,18 +1,19 @@
-"""Small folder data sets made on the spot."""
+"""Small folder data sets, made for each test."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from image_classification.config.schema import DataConfig
 from image_classification.data.loaders.protocol import LoaderSpec
+from tests.support.loaders import loader_spec
 
 
 def noise(seed: int, width_px: int, height_px: int) -> Image.Image:
-    """Blocks of 8 px in random colours: crops and flips differ, and JPEG keeps them."""
+    """Blocks of 8 px in random colors: crops and flips differ, and JPEG keeps them."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (-(-height_px // 8), -(-width_px // 8), 3), dtype=np.uint8)
     return Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)[:height_px, :width_px])
@@ -34,28 +35,5 @@ def image_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_spec(image_folder: Path) -> Callable[..., LoaderSpec]:
-    """Build a spec over `image_folder`; keywords go to LoaderSpec, or to its DataConfig."""
-
-    def make(**changes: object) -> LoaderSpec:
-        values: dict[str, object] = {
-            "split": "train",
-            "per_device_batch": 3,
-            "accumulation": 1,
-            "num_classes": 2,
-            "rank": 0,
-            "world_size": 1,
-            "seed": 7,
-            "device": "cpu",
-            "memory_format": "nchw",
-        }
-        data: dict[str, object] = {
-            "path": str(image_folder),
-            "image_size": 24,
-            "resize": 28,
-            "workers": 0,
-        }
-        for key, value in changes.items():
-            (values if key in values else data)[key] = value
-        return LoaderSpec(data=DataConfig(**data), **values)  # type: ignore[arg-type]
-
-    return make
+    """`loader_spec` over `image_folder`."""
+    return partial(loader_spec, image_folder)

@@ -6,9 +6,9 @@ from image_classification.core.errors import DataError
 from image_classification.data.loaders.protocol import LoaderSpec
 from image_classification.data.order import (
     PADDING,
-    TrainPlan,
-    ValPlan,
-    make_plan,
+    TrainOrder,
+    ValOrder,
+    batch_order,
     sample_order,
     sample_random,
 )
@@ -46,7 +46,7 @@ def test_world_and_accumulation_share_one_micro_batch_order(
     num_images, batch = 53, 3
     order = sample_order(5, 2, num_images)
     plans = [
-        TrainPlan(num_images, batch, accumulation, rank, world_size, seed=5)
+        TrainOrder(num_images, batch, accumulation, rank, world_size, seed=5)
         for rank in range(world_size)
     ]
     per_rank = [plan.batches(2) for plan in plans]
@@ -57,7 +57,7 @@ def test_world_and_accumulation_share_one_micro_batch_order(
 
 
 def test_start_step_skips_whole_optimizer_steps() -> None:
-    plan = TrainPlan(50, 2, 3, rank=1, world_size=2, seed=0)
+    plan = TrainOrder(50, 2, 3, rank=1, world_size=2, seed=0)
     assert plan.steps_per_epoch == 4
     whole = plan.batches(1)
     for step in range(5):
@@ -67,7 +67,7 @@ def test_start_step_skips_whole_optimizer_steps() -> None:
 @pytest.mark.parametrize(("epoch", "step"), [(-1, 0), (0, -1), (0, 5)])
 def test_positions_outside_the_epoch_are_refused(epoch: int, step: int) -> None:
     with pytest.raises(ValueError, match="epoch"):
-        TrainPlan(50, 2, 3, rank=0, world_size=2, seed=0).batches(epoch, step)
+        TrainOrder(50, 2, 3, rank=0, world_size=2, seed=0).batches(epoch, step)
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 7, 12, 13])
@@ -75,7 +75,7 @@ def test_positions_outside_the_epoch_are_refused(epoch: int, step: int) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_each_validation_image_is_valid_once(num_images: int, world_size: int, batch: int) -> None:
     per_rank = [
-        ValPlan(num_images, batch, rank, world_size).batches(0) for rank in range(world_size)
+        ValOrder(num_images, batch, rank, world_size).batches(0) for rank in range(world_size)
     ]
     assert len({rows.shape for rows in per_rank}) == 1
     seen = np.concatenate([rows.reshape(-1) for rows in per_rank])
@@ -86,7 +86,7 @@ def test_each_validation_image_is_valid_once(num_images: int, world_size: int, b
 
 def test_fewer_images_than_a_global_batch_is_an_error_with_the_arithmetic() -> None:
     with pytest.raises(DataError, match=r"63 train images .* 64 \(8 per device x 2 .* x 4 devices"):
-        TrainPlan(63, 8, 2, rank=0, world_size=4, seed=0)
+        TrainOrder(63, 8, 2, rank=0, world_size=4, seed=0)
 
 
 def spec(split: str, rank: int) -> LoaderSpec:
@@ -105,11 +105,11 @@ def spec(split: str, rank: int) -> LoaderSpec:
 
 
 def test_make_plan_reads_the_spec() -> None:
-    assert make_plan(spec("train", 1), 40) == TrainPlan(40, 2, 3, rank=1, world_size=2, seed=9)
-    assert make_plan(spec("val", 1), 40) == ValPlan(40, 2, rank=1, world_size=2)
+    assert batch_order(spec("train", 1), 40) == TrainOrder(40, 2, 3, rank=1, world_size=2, seed=9)
+    assert batch_order(spec("val", 1), 40) == ValOrder(40, 2, rank=1, world_size=2)
 
 
 @pytest.mark.parametrize(("split", "rank"), [("test", 0), ("train", 2)])
 def test_make_plan_refuses_unknown_splits_and_ranks(split: str, rank: int) -> None:
     with pytest.raises(ValueError, match=r"split|rank"):
-        make_plan(spec(split, rank), 40)
+        batch_order(spec(split, rank), 40)

@@ -15,7 +15,7 @@ from image_classification.data.augment import (
     WIDE_BINS,
     Op,
     draw_autoaugment,
-    draw_colour_jitter,
+    draw_color_jitter,
     draw_erasing,
     draw_randaugment,
     draw_trivialaugment,
@@ -179,7 +179,7 @@ def jitter(**data: float) -> TrainTransform:
 
 def test_jitter_factors_are_uniform_about_one() -> None:
     transform = jitter(brightness=0.4, contrast=0.3, saturation=1.5, hue=0.1)
-    drawn = [draw_colour_jitter(random, transform) for random in streams()]
+    drawn = [draw_color_jitter(random, transform) for random in streams()]
     assert {tuple(sorted(op.name for op in ops)) for ops in drawn} == {
         ("Brightness", "Color", "Contrast", "Hue")
     }
@@ -199,7 +199,7 @@ def test_jitter_factors_are_uniform_about_one() -> None:
 def test_jitter_has_every_order_equally() -> None:
     transform = jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     orders = Counter(
-        "".join(op.name[:3] for op in draw_colour_jitter(random, transform)) for random in streams()
+        "".join(op.name[:3] for op in draw_color_jitter(random, transform)) for random in streams()
     )
     assert len(orders) == 24
     assert_even(orders, list(orders), DRAWS)
@@ -207,8 +207,8 @@ def test_jitter_has_every_order_equally() -> None:
 
 def test_jitter_draws_only_what_is_on() -> None:
     random = Scripted(0.5)  # a second number would raise
-    assert draw_colour_jitter(random, jitter(contrast=0.2)) == (Op("Contrast", 1.0),)
-    assert draw_colour_jitter(Scripted(), jitter()) == ()
+    assert draw_color_jitter(random, jitter(contrast=0.2)) == (Op("Contrast", 1.0),)
+    assert draw_color_jitter(Scripted(), jitter()) == ()
 
 
 def erasing(prob: float, **data: object) -> TrainTransform:
@@ -253,6 +253,6 @@ def test_a_rectangle_that_never_fits_erases_nothing() -> None:
 
 
 def test_the_erased_colour_is_the_rounded_mean() -> None:
-    assert erasing(1.0).erasing_colour == (124, 116, 104)
-    assert erasing(1.0, mean=(0.0, 0.5, 1.2)).erasing_colour == (0, 128, 255)
-    assert replace(erasing(1.0), erasing_colour=(1, 2, 3)).erasing_colour == (1, 2, 3)
+    assert erasing(1.0).erasing_color == (124, 116, 104)
+    assert erasing(1.0, mean=(0.0, 0.5, 1.2)).erasing_color == (0, 128, 255)
+    assert replace(erasing(1.0), erasing_color=(1, 2, 3)).erasing_color == (1, 2, 3)

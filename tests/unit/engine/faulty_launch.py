@@ -13,7 +13,7 @@ from pathlib import Path
 import image_classification.engine.train as engine
 from image_classification.__main__ import run
 from image_classification.core.types import Batch
-from image_classification.data.loaders.decode import ImageBatches
+from image_classification.data.loaders.pytorch import ImageBatches
 from image_classification.data.transforms import TrainTransform
 
 

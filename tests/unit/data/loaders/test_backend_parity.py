@@ -13,7 +13,7 @@ from image_classification.config.resolve import resolve
 from image_classification.config.schema import DataConfig
 from image_classification.core.types import WorldInfo
 from image_classification.data.formats.folder import open_index
-from image_classification.data.loaders.dali_samples import Sample, SampleWork
+from image_classification.data.loaders.dali_decode import HostSteps, Sample
 from image_classification.data.loaders.decode import resized_crop
 from image_classification.data.loaders.protocol import LoaderSpec, open_loader
 from image_classification.data.tools.demo import write_demo
@@ -80,10 +80,10 @@ def from_pil(root: Path, split: str) -> Split:
 
 def from_dali_resize(root: Path, split: str) -> Split:
     """The graph of dali-gpu, run on the CPU."""
-    decoder_module = pytest.importorskip("image_classification.data.loaders.dali_decoder")
+    decoder_module = pytest.importorskip("image_classification.data.loaders.dali_decode")
     config = DataConfig(**SIZE)
     index = open_index(root, split, 10)
-    work = SampleWork(index, eval_transform(config), seed=0)
+    work = HostSteps(index, eval_transform(config), seed=0)
     samples = [Sample(i, i) for i in range(len(index))]
     work.prepare(0, samples)
     resample = decoder_module.Resample(config.image_size, config.interpolation, config.antialias)

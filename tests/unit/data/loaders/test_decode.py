@@ -11,7 +11,8 @@ from torchvision.transforms import v2
 from image_classification.config.schema import DataConfig
 from image_classification.core.errors import DataError
 from image_classification.data.formats.folder import open_index
-from image_classification.data.loaders.decode import ImageBatches, decode_rgb, eval_image
+from image_classification.data.loaders.decode import decode_rgb, eval_image
+from image_classification.data.loaders.pytorch import ImageBatches
 from image_classification.data.order import PADDING
 from image_classification.data.transforms import eval_transform, train_transform
 
