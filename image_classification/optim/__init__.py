@@ -1,1 +1,1 @@
-"""What turns gradients into learning: decay groups, optimizers, schedules, losses, mixing, EMA."""
+"""Optimizers, learning-rate schedules, losses, mixing, and the moving average of weights."""

@@ -1,7 +1,4 @@
-"""Softmax cross-entropy with label smoothing.
-
-Mixup and CutMix of a micro-batch, reproducible from (seed, micro-batch).
-"""
+"""Softmax cross-entropy with label smoothing, and mixup and CutMix of a micro-batch."""
 
 from __future__ import annotations
 
@@ -20,28 +17,27 @@ LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def build_loss(cfg: LossConfig) -> LossFn:
     """Return ``loss(logits, labels) -> mean loss``, a 0-d float32 tensor.
 
-    logits: ``[N, C]``, any float dtype; the softmax is taken in float32. labels: ``[N]`` int64
-    class indices, or ``[N, C]`` float soft targets after mixing, to which the smoothing applies
-    as well: (1 - s) * target + s / C (arXiv:1512.00567, section 7).
+    logits: ``[N, C]`` of any float dtype; the softmax is computed in float32. labels: ``[N]``
+    int64 class indices, or ``[N, C]`` float soft targets after mixing. Both are smoothed to
+    (1 - s) * target + s / C (arXiv:1512.00567, section 7).
     """
-    smoothing = float(cfg.label_smoothing)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         assert logits.dim() == 2, logits.shape
         assert labels.shape in (logits.shape, logits.shape[:1]), (logits.shape, labels.shape)
         if labels.dim() == 2:
             labels = labels.float()
-        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=cfg.label_smoothing)
 
     return loss
 
 
-# Keeps these draws apart from other uses of the run's seed.
+# Distinguishes these random numbers from other uses of the run's seed.
 _STREAM = 0x6D6978
 
 
 def soften(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Turn ``[N]`` int64 class indices into ``[N, num_classes]`` float32 one-hot rows."""
+    """Return ``[N, num_classes]`` float32 one-hot rows of ``[N]`` int64 class indices."""
     assert labels.dim() == 1 and labels.dtype == torch.int64, (labels.shape, labels.dtype)
     one_hot = torch.zeros(labels.shape[0], num_classes, dtype=torch.float32, device=labels.device)
     return one_hot.scatter_(1, labels.unsqueeze(1), 1.0)
@@ -50,28 +46,28 @@ def soften(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 def mixup(
     images: torch.Tensor, targets: torch.Tensor, perm: torch.Tensor, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blend each image and target with its partner: lam * x + (1 - lam) * x[perm].
+    """Blend images and targets with their partners: lam * x + (1 - lam) * x[perm].
 
-    images ``[N, 3, H, W]`` float, targets ``[N, C]`` float, perm ``[N]`` int64 on their device.
-    Returns new tensors; images keep dtype and memory format (arXiv:1710.09412).
+    images: ``[N, 3, H, W]`` float. targets: ``[N, C]`` float. perm: ``[N]`` int64 on their
+    device. Returns new tensors; images keep dtype and memory format. See arXiv:1710.09412.
     """
     return torch.lerp(images[perm], images, lam), torch.lerp(targets[perm], targets, lam)
 
 
 def cut_box(
-    height_px: int, width_px: int, lam: float, centre_y: int, centre_x: int
+    height_px: int, width_px: int, lam: float, center_y: int, center_x: int
 ) -> tuple[int, int, int, int]:
-    """Return (top, bottom, left, right) in pixels of CutMix's patch, clipped to the image.
+    """Return CutMix's patch, clipped to the image: (top, bottom, left, right) in pixels.
 
-    The patch has the area share 1 - lam and the image's aspect ratio before clipping.
+    Before clipping, it has 1 - lam of the image's area and the image's aspect ratio.
     """
     ratio = math.sqrt(1.0 - lam)
     half_h, half_w = int(height_px * ratio) // 2, int(width_px * ratio) // 2
     return (
-        max(centre_y - half_h, 0),
-        min(centre_y + half_h, height_px),
-        max(centre_x - half_w, 0),
-        min(centre_x + half_w, width_px),
+        max(center_y - half_h, 0),
+        min(center_y + half_h, height_px),
+        max(center_x - half_w, 0),
+        min(center_x + half_w, width_px),
     )
 
 
@@ -81,9 +77,9 @@ def cutmix(
     perm: torch.Tensor,
     box: tuple[int, int, int, int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Paste each partner's patch into its image; targets blend by the area really pasted.
+    """Paste the partner's patch into each image; blend targets by the pasted area.
 
-    Shapes as in `mixup`; ``box`` is (top, bottom, left, right) in pixels (arXiv:1905.04899).
+    Shapes as in `mixup`. box: (top, bottom, left, right) in pixels. See arXiv:1905.04899.
     """
     top, bottom, left, right = box
     height, width = images.shape[-2:]
@@ -94,16 +90,16 @@ def cutmix(
 
 
 class Mixer:
-    """Mixes micro-batches; with both alphas above 0 each one gets mixup or CutMix, evenly.
+    """Mixes micro-batches; if both alphas are above 0, either method with equal probability.
 
-    One lambda and one permutation a micro-batch, as in the predecessor. They derive from
-    (seed, micro_batch_id, N) alone, drawn on the host: whatever rank holds the micro-batch, and
-    however often the run was resumed, the same images are mixed the same way.
+    One lambda and one permutation per micro-batch, as in NVIDIA's code. They are drawn on the
+    host and depend only on (seed, micro_batch_id, N), so that neither the rank nor resuming the
+    run changes how images are mixed.
     """
 
     def __init__(self, cfg: MixingConfig, num_classes: int, seed: int) -> None:
         if cfg.mixup <= 0 and cfg.cutmix <= 0:
-            raise ValueError("a Mixer needs mixup or cutmix above 0")
+            raise ValueError("Mixer needs mixup or cutmix above 0")
         self.cfg = cfg
         self.num_classes = num_classes
         self.seed = seed
@@ -113,12 +109,12 @@ class Mixer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mixed images and ``[N, num_classes]`` float32 soft targets.
 
-        images ``[N, 3, H, W]`` float and labels ``[N]`` int64 share a device and are left as they
-        were. micro_batch_id: counts micro-batches of the run over all ranks.
+        images: ``[N, 3, H, W]`` float. labels: ``[N]`` int64 on the same device. Both are left
+        unchanged. micro_batch_id: counts the run's micro-batches over all ranks.
         """
         assert images.dim() == 4 and images.shape[0] == labels.shape[0]
         rng = np.random.default_rng((_STREAM, self.seed, micro_batch_id))
-        # Drawn in a fixed order and always, so that one setting never shifts another's draws.
+        # Always drawn, in this order, so that one setting does not change another's random numbers.
         pick_mixup = rng.random() < 0.5
         perm = torch.from_numpy(rng.permutation(images.shape[0])).to(
             images.device, non_blocking=True

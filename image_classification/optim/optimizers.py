@@ -1,7 +1,4 @@
-"""Which parameters decay: two optimizer groups, by a named rule.
-
-The optimizers, by name, each in the fastest form torch has for the device.
-"""
+"""Optimizers by name, and their parameter groups with and without weight decay."""
 
 from __future__ import annotations
 
@@ -22,87 +19,58 @@ _NORM_TYPES: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNor
 
 
 @dataclass(frozen=True)
-class Owner:
-    """A parameter's full dotted name, its own last part, and the module that holds it."""
+class Parameter:
+    """A parameter's full dotted name and the module that has it."""
 
     name: str
-    leaf: str
     module: nn.Module
 
 
-DecayRule = Callable[[Owner], bool]
-"""True when the parameter decays."""
+DecayRule = Callable[[Parameter], bool]
+"""Return whether the parameter has weight decay."""
 
 DECAY_RULES: Registry[DecayRule] = Registry("weight-decay rule")
 
 
 @DECAY_RULES.register("no_norm_bias")
-def _no_norm_bias(owner: Owner) -> bool:
-    """Neither normalisation layers nor biases decay (arXiv:1812.01187, 'no bias decay')."""
-    return not isinstance(owner.module, _NORM_TYPES) and owner.leaf != "bias"
+def _no_norm_bias(parameter: Parameter) -> bool:
+    """All but normalization layers and biases (arXiv:1812.01187, "no bias decay")."""
+    is_bias = parameter.name.rpartition(".")[2] == "bias"
+    return not isinstance(parameter.module, _NORM_TYPES) and not is_bias
 
 
 @DECAY_RULES.register("legacy_bn_name")
-def _legacy_bn_name(owner: Owner) -> bool:
-    """Everything decays but names that hold ``bn``, as in NVIDIA DeepLearningExamples ConvNets.
+def _legacy_bn_name(parameter: Parameter) -> bool:
+    """All but names that contain ``bn``, as in NVIDIA DeepLearningExamples ConvNets.
 
-    A norm layer named otherwise (``downsample.1``) and ``fc.bias`` therefore decay; the published
-    runs were made so.
+    Norm layers with other names (``downsample.1``) and ``fc.bias`` therefore decay, as in the
+    published runs.
     """
-    return "bn" not in owner.name
+    return "bn" not in parameter.name
 
 
 @DECAY_RULES.register("all")
-def _all(owner: Owner) -> bool:
-    """Everything decays (torchvision's reference recipes)."""
+def _all(parameter: Parameter) -> bool:
+    """All parameters (torchvision's reference recipes)."""
     return True
 
 
-@dataclass(frozen=True)
-class DecaySplit:
-    """Parameter names by group, in the model's order; for reports and tests."""
-
-    decayed: tuple[str, ...]
-    not_decayed: tuple[str, ...]
-
-
-def _owned(model: nn.Module) -> list[tuple[Owner, nn.Parameter]]:
-    modules = dict(model.named_modules())
-    owned = []
-    for name, parameter in model.named_parameters():
-        path, _, leaf = name.rpartition(".")
-        owned.append((Owner(name, leaf, modules[path]), parameter))
-    return owned
-
-
-def decay_split(model: nn.Module, rule: str) -> DecaySplit:
-    """Return which parameters of ``model`` decay under ``rule``.
-
-    Raises:
-        ConfigError: no such rule.
-    """
-    decays = DECAY_RULES.get(rule)
-    owners = [owner for owner, _ in _owned(model)]
-    return DecaySplit(
-        tuple(o.name for o in owners if decays(o)), tuple(o.name for o in owners if not decays(o))
-    )
-
-
 def param_groups(model: nn.Module, weight_decay: float, rule: str) -> list[dict[str, Any]]:
-    """Split ``model``'s parameters into the decayed and the undecayed optimizer group.
+    """Return the optimizer groups of ``model``: parameters with decay, then those without.
 
-    Both groups are always there, the decayed one first (either may be empty), so that optimizer
-    state has one shape whatever the rule. Every parameter is in exactly one group, once, even
-    when modules share it. ``decay_split`` gives the same partition by name.
+    Both groups are always there, even if empty, so that the optimizer's state has the same shape
+    with every rule. A parameter that modules share is in one group once.
 
     Raises:
-        ConfigError: no such rule.
+        ConfigError: there is no such rule.
     """
     decays = DECAY_RULES.get(rule)
+    modules = dict(model.named_modules())
     decayed: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for owner, parameter in _owned(model):
-        (decayed if decays(owner) else rest).append(parameter)
+    for name, value in model.named_parameters():
+        parameter = Parameter(name, modules[name.rpartition(".")[0]])
+        (decayed if decays(parameter) else rest).append(value)
     return [
         {"params": decayed, "weight_decay": float(weight_decay)},
         {"params": rest, "weight_decay": 0.0},
@@ -113,23 +81,22 @@ OptimizerFactory = Callable[[list[dict[str, Any]], OptimConfig, str], torch.opti
 
 OPTIMIZERS: Registry[OptimizerFactory] = Registry("optimizer")
 
-# Devices whose single-kernel SGD this project has tests for; torch refuses fused=True elsewhere.
+# Devices where SGD with fused=True is tested; torch refuses it on others.
 _FUSED_SGD_DEVICES = frozenset({"cuda", "cpu"})
 
 
 @OPTIMIZERS.register("sgd")
 def _sgd(groups: list[dict[str, Any]], cfg: OptimConfig, device_kind: str) -> torch.optim.Optimizer:
-    """SGD with momentum and L2 decay, fused into one kernel a group on cuda and cpu.
+    """SGD with momentum and L2 decay, fused into one kernel per group on cuda and cpu.
 
-    Momentum buffers are made here, as zeros, and not at the first step: torch's fused SGD
-    allocates them uninitialised and then leaves them so when the loss scaler discards the first
-    step, after which the garbage counts as momentum (torch 2.10). From zeros the first applied
-    step is the same: momentum * 0 + gradient.
+    Momentum buffers are created here as zeros, not at the first step: torch's fused SGD (2.10)
+    allocates them uninitialized and leaves them so if the loss scaler discards the first step.
+    Starting from zeros gives the same first update: momentum * 0 + gradient.
     """
     if cfg.nesterov and cfg.momentum == 0:
         raise ConfigError(
-            "optim.nesterov is true but optim.momentum is 0; set a momentum above 0 or drop "
-            "nesterov"
+            "optim.nesterov is true but optim.momentum is 0; set a momentum above 0 or "
+            "remove nesterov"
         )
     fused = device_kind in _FUSED_SGD_DEVICES
     optimizer = torch.optim.SGD(
@@ -151,12 +118,11 @@ def _sgd(groups: list[dict[str, Any]], cfg: OptimConfig, device_kind: str) -> to
 def _rmsprop(
     groups: list[dict[str, Any]], cfg: OptimConfig, device_kind: str
 ) -> torch.optim.Optimizer:
-    """RMSprop with momentum, horizontally fused (``foreach``) on every device.
+    """RMSprop with momentum; each operation runs over all tensors of a group (``foreach``).
 
-    torch 2.10 has no single-kernel RMSprop; ``foreach`` runs each operation over all tensors of
-    a group at once. Epsilon is added *outside* the square root, as torch and the PyTorch
-    predecessor's EfficientNet runs have it (there with eps 0.01); TensorFlow's EfficientNet code
-    adds it inside, so an epsilon from a TensorFlow recipe does not carry over unchanged.
+    torch 2.10 has no fused RMSprop. Epsilon is added *outside* the square root, as in torch and
+    in NVIDIA's PyTorch EfficientNet runs (with eps 0.01). TensorFlow's EfficientNet code adds it
+    inside, so an epsilon from a TensorFlow recipe has another effect here.
     """
     if cfg.nesterov:
         raise ConfigError(
@@ -176,12 +142,12 @@ def _rmsprop(
 def build_optimizer(
     groups: list[dict[str, Any]], cfg: OptimConfig, device_kind: str
 ) -> torch.optim.Optimizer:
-    """Build the optimizer over ``groups`` (see `params.param_groups`).
+    """Build the optimizer for ``groups``, those of `param_groups`.
 
-    The parameters must already be on their device and in their memory format. Each group's
-    ``lr`` is a Python float, to be set every step from the schedule.
+    The parameters must be on their device and in their memory format. Each group's ``lr`` is a
+    Python float, which the training step sets from the schedule.
 
     Raises:
-        ConfigError: unknown name or options the optimizer does not have.
+        ConfigError: unknown name, or options the optimizer does not have.
     """
     return OPTIMIZERS.get(cfg.name)(groups, cfg, device_kind)

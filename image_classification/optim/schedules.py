@@ -1,11 +1,10 @@
-"""The learning rate as a pure function of the step.
+"""Learning-rate schedules: the learning rate as a pure function of the step.
 
-The schedule's length is ``epochs * steps_per_epoch``; where a run stops has no say in it. Steps
-count from 0. The warm-up takes ``warmup_epochs``: its step s has ``peak * (s + 1) / warmup_steps``,
-so that its last step has the peak. The named shape then runs from the peak (at the first step
-after the warm-up) to its final value (at the schedule's end), per iteration. Published runs of
-the predecessor changed their rate once an epoch; per iteration is the limit of that, and equal to
-it at the start of each epoch after the warm-up.
+A schedule has ``epochs * steps_per_epoch`` steps, counted from 0, even if the run stops earlier.
+Step s of the warm-up, which takes ``warmup_epochs``, has ``peak * (s + 1) / warmup_steps``. The
+named shape follows per step, from the peak at the first step after the warm-up to the final value
+at the schedule's end. NVIDIA's published runs changed the rate once per epoch; both agree at the
+start of each epoch after the warm-up.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from image_classification.core.registry import Registry
 
 @dataclass(frozen=True)
 class Point:
-    """Where in the schedule a rate is asked for.
+    """A position in the schedule.
 
-    fraction: of the way from the end of the warm-up to the schedule's end, 0..1. epochs: since
-    the schedule's start, warm-up included; milestones are absolute epochs.
+    fraction: 0..1 from the end of the warm-up to the end of the schedule. epochs: since the start
+    of the schedule, including the warm-up, as for milestones.
     """
 
     cfg: ScheduleConfig
@@ -47,13 +46,13 @@ def _between(p: Point, share: float) -> float:
 
 @SHAPES.register("constant")
 def _constant(p: Point) -> float:
-    """The peak throughout."""
+    """The peak."""
     return p.peak_lr
 
 
 @SHAPES.register("step")
 def _step(p: Point) -> float:
-    """Times ``gamma`` at each milestone (arXiv:1512.03385, section 3.4)."""
+    """The peak, multiplied by ``gamma`` at each milestone (arXiv:1512.03385, section 3.4)."""
     passed = sum(p.epochs >= m for m in p.cfg.milestone_epochs)
     return p.peak_lr * math.pow(p.cfg.gamma, passed)
 
@@ -72,7 +71,7 @@ def _linear(p: Point) -> float:
 
 @SHAPES.register("exponential")
 def _exponential(p: Point) -> float:
-    """Geometric from the peak to ``end_lr``: equal factors in equal times."""
+    """From the peak to ``end_lr`` by a constant factor per step."""
     return p.peak_lr * math.pow(p.cfg.end_lr / p.peak_lr, p.fraction)
 
 
@@ -93,7 +92,7 @@ class Schedule:
     """The learning rate of every optimizer step.
 
     Raises:
-        ConfigError: unknown name, or settings that contradict one another.
+        ConfigError: unknown name, or settings that contradict each other.
         ValueError: ``steps_per_epoch`` is not positive.
     """
 
@@ -109,7 +108,7 @@ class Schedule:
         self.warmup_steps = min(round(cfg.warmup_epochs * steps_per_epoch), self.total_steps)
 
     def lr(self, step: int) -> float:
-        """Return the rate of optimizer step ``step``; past the end it stays at its final value."""
+        """Return the rate of optimizer step ``step``; after the end, the final value."""
         if step < 0:
             raise ValueError(f"steps count from 0, not {step}")
         if step < self.warmup_steps:
@@ -135,7 +134,7 @@ def _check(cfg: ScheduleConfig, peak_lr: float) -> None:
             )
         if cfg.name == "exponential" and cfg.end_lr <= 0:
             raise ConfigError(
-                "schedule 'exponential' decays by equal factors and never reaches "
+                "schedule 'exponential' decays by a constant factor and never reaches "
                 f"schedule.end_lr {cfg.end_lr:g}; set schedule.end_lr above 0, for example "
                 f"{peak_lr * 1e-3:g}"
             )
@@ -148,13 +147,13 @@ def _check(cfg: ScheduleConfig, peak_lr: float) -> None:
         times = cfg.milestone_epochs
         if not times:
             raise ConfigError(
-                f"schedule {cfg.name!r} needs schedule.milestone_epochs; name the epochs where "
+                f"schedule {cfg.name!r} needs schedule.milestone_epochs; list the epochs where "
                 "the rate changes, or use schedule.name=constant"
             )
         if any(a >= b for a, b in pairwise(times)) or min(times) < 0:
             raise ConfigError(
-                f"schedule.milestone_epochs {list(times)} must grow from 0 on; sort them and "
-                "drop repeats"
+                f"schedule.milestone_epochs {list(times)} must increase from 0; sort them and "
+                "remove duplicates"
             )
     if cfg.name == "list":
         if len(cfg.milestone_lrs) != len(cfg.milestone_epochs):
@@ -164,11 +163,11 @@ def _check(cfg: ScheduleConfig, peak_lr: float) -> None:
             )
         if any(lr < 0 for lr in cfg.milestone_lrs):
             raise ConfigError(
-                f"schedule.milestone_lrs {list(cfg.milestone_lrs)} holds a negative rate; rates "
-                "are 0 or above"
+                f"schedule.milestone_lrs {list(cfg.milestone_lrs)} has a negative rate; rates "
+                "must be at least 0"
             )
     elif cfg.milestone_lrs:
         raise ConfigError(
-            f"schedule {cfg.name!r} does not use schedule.milestone_lrs; drop them or set "
+            f"schedule {cfg.name!r} does not use schedule.milestone_lrs; remove them or set "
             "schedule.name=list"
         )

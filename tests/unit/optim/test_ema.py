@@ -17,7 +17,7 @@ def shift(model: nn.Module, by: float) -> None:
 
 
 @pytest.mark.parametrize("applied", [None, torch.tensor(True)], ids=["none", "true"])
-def test_average_follows_the_formula(applied: torch.Tensor | None) -> None:
+def test_update_formula(applied: torch.Tensor | None) -> None:
     model = net()
     ema = Ema(model, decay=0.9)
     expected = {k: v.clone() for k, v in model.state_dict().items()}
@@ -33,7 +33,7 @@ def test_average_follows_the_formula(applied: torch.Tensor | None) -> None:
     assert int(ema.state_dict()["1.num_batches_tracked"]) == 3
 
 
-def test_a_discarded_update_moves_nothing() -> None:
+def test_discarded_update_changes_nothing() -> None:
     model = net()
     ema = Ema(model, decay=0.5)
     before = {k: v.clone() for k, v in ema.state_dict().items()}
@@ -42,7 +42,7 @@ def test_a_discarded_update_moves_nothing() -> None:
     assert all(torch.equal(v, before[k]) for k, v in ema.state_dict().items())
 
 
-def test_the_model_and_the_average_are_apart() -> None:
+def test_average_is_independent_of_the_model() -> None:
     model = net()
     ema = Ema(model, decay=0.0)
     weight = model[0].weight.detach().clone()
@@ -55,7 +55,7 @@ def test_the_model_and_the_average_are_apart() -> None:
     torch.testing.assert_close(ema.module(torch.ones(2, 3)), model.eval()(torch.ones(2, 3)))
 
 
-def test_saving_and_loading_continue_the_same_average() -> None:
+def test_loaded_state_continues_the_average() -> None:
     model = net()
     ema = Ema(model, decay=0.75)
     shift(model, 2.0)
@@ -70,7 +70,7 @@ def test_saving_and_loading_continue_the_same_average() -> None:
         assert torch.equal(value, other.state_dict()[key])
 
 
-def test_another_model_is_refused() -> None:
+def test_other_models_and_decays_are_refused() -> None:
     ema = Ema(net(), decay=0.9)
     with pytest.raises(AssertionError):
         ema.update(nn.Linear(3, 4))

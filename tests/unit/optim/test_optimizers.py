@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from image_classification.config.schema import OptimConfig
 from image_classification.core.errors import ConfigError
-from image_classification.optim.optimizers import build_optimizer, param_groups
+from image_classification.optim.optimizers import DECAY_RULES, build_optimizer, param_groups
 
 SGD = OptimConfig(name="sgd", lr=0.1, momentum=0.875, weight_decay=1e-2)
 RMSPROP = OptimConfig(name="rmsprop", lr=0.01, momentum=0.9, weight_decay=1e-2)
@@ -26,7 +27,7 @@ def small_net() -> nn.Module:
         nn.Flatten(),
         nn.Linear(8, 4),
     )
-    return net.to(memory_format=torch.channels_last)  # fused kernels must honour the strides
+    return net.to(memory_format=torch.channels_last)  # fused kernels must respect the strides
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 6) -> list[torch.Tensor]:
@@ -40,7 +41,7 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 6) -> l
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_fused_sgd_equals_plain_sgd(nesterov: bool) -> None:
+def test_fused_sgd_equals_unfused_sgd(nesterov: bool) -> None:
     start = small_net()
     cfg = replace(SGD, nesterov=nesterov)
     fused_net, plain_net = copy.deepcopy(start), copy.deepcopy(start)
@@ -57,7 +58,7 @@ def test_fused_sgd_equals_plain_sgd(nesterov: bool) -> None:
     torch.testing.assert_close(train(fused_net, fused), train(plain_net, plain))
 
 
-def test_sgd_decays_by_the_group() -> None:
+def test_sgd_applies_weight_decay_per_group() -> None:
     net = nn.Linear(2, 2)
     weight, bias = net.weight.detach().clone(), net.bias.detach().clone()
     optimizer = build_optimizer(param_groups(net, 0.5, "no_norm_bias"), SGD, "cpu")
@@ -68,11 +69,11 @@ def test_sgd_decays_by_the_group() -> None:
 
 
 @pytest.mark.parametrize("cfg", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
-def test_an_overflow_in_the_first_step_leaves_no_trace(cfg: OptimConfig) -> None:
+def test_an_overflow_in_the_first_step_has_no_effect(cfg: OptimConfig) -> None:
     def run(overflow_first: bool) -> torch.Tensor:
         weight = nn.Parameter(torch.ones(64))
         groups: list[dict[str, Any]] = [{"params": [weight], "weight_decay": 0.0}]
-        # Freed memory full of NaN: what an uninitialised momentum buffer would be made of.
+        # Freed memory full of NaN, which an uninitialized momentum buffer would contain.
         junk = [torch.full((64,), float("nan")) for _ in range(64)]
         del junk
         optimizer = build_optimizer(groups, cfg, "cpu")
@@ -88,7 +89,7 @@ def test_an_overflow_in_the_first_step_leaves_no_trace(cfg: OptimConfig) -> None
     assert torch.equal(run(overflow_first=True), run(overflow_first=False))
 
 
-def test_sgd_has_its_whole_state_from_the_start() -> None:
+def test_sgd_has_its_state_from_the_start() -> None:
     net = small_net()
     optimizer = build_optimizer(param_groups(net, 1e-2, "all"), SGD, "cpu")
     for parameter in net.parameters():
@@ -96,7 +97,7 @@ def test_sgd_has_its_whole_state_from_the_start() -> None:
         assert not buffer.any() and buffer.stride() == parameter.stride()
 
 
-def test_sgd_without_momentum_keeps_no_state() -> None:
+def test_sgd_without_momentum_has_no_state() -> None:
     net = small_net()
     optimizer = build_optimizer(param_groups(net, 0.0, "all"), replace(SGD, momentum=0.0), "cpu")
     train(net, optimizer, steps=1)
@@ -114,14 +115,14 @@ def test_rmsprop_adds_epsilon_outside_the_root() -> None:
     assert weight.item() == pytest.approx(-0.01 * 0.2 / (mean_square**0.5 + 0.01), rel=1e-6)
 
 
-def test_lr_is_a_python_float_a_schedule_can_set() -> None:
+def test_lr_is_a_python_float() -> None:
     net = nn.Linear(1, 1)
     for cfg in (SGD, RMSPROP):
         optimizer = build_optimizer(param_groups(net, 0.0, "all"), cfg, "cpu")
         assert all(type(g["lr"]) is float for g in optimizer.param_groups)
 
 
-def test_devices_without_a_fused_kernel_get_foreach() -> None:
+def test_devices_without_a_fused_kernel_use_foreach() -> None:
     optimizer = build_optimizer(param_groups(nn.Linear(1, 1), 0.0, "all"), SGD, "hpu")
     assert all(g["foreach"] and not g["fused"] for g in optimizer.param_groups)
 
@@ -134,6 +135,68 @@ def test_devices_without_a_fused_kernel_get_foreach() -> None:
         (replace(SGD, name="sdg"), "sgd"),
     ],
 )
-def test_bad_options(cfg: OptimConfig, words: str) -> None:
+def test_unusable_options_are_refused(cfg: OptimConfig, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         build_optimizer(param_groups(nn.Linear(1, 1), 0.0, "all"), cfg, "cpu")
+
+
+@pytest.fixture(scope="module")
+def resnet50() -> nn.Module:
+    return torchvision.models.resnet50()
+
+
+def decayed_names(model: nn.Module, rule: str) -> set[str]:
+    decayed = {id(parameter) for parameter in param_groups(model, 1e-4, rule)[0]["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
+
+
+@pytest.mark.parametrize("rule", DECAY_RULES)
+def test_every_parameter_is_in_exactly_one_group(resnet50: nn.Module, rule: str) -> None:
+    groups = param_groups(resnet50, 1e-4, rule)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in resnet50.parameters())
+    assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
+
+
+def test_decay_rules_on_resnet50(resnet50: nn.Module) -> None:
+    names = {name for name, _ in resnet50.named_parameters()}
+    by_type = decayed_names(resnet50, "no_norm_bias")
+    # 53 convolutions and the classifier's matrix.
+    assert len(by_type) == 54
+    assert all(name.endswith("weight") for name in by_type)
+    assert not any("bn" in name or "downsample.1" in name for name in by_type)
+
+    legacy = decayed_names(resnet50, "legacy_bn_name")
+    # The four downsample norms (weight and bias) and fc.bias decay, too.
+    assert legacy - by_type == {
+        "fc.bias",
+        *(f"layer{i}.0.downsample.1.{leaf}" for i in (1, 2, 3, 4) for leaf in ("weight", "bias")),
+    }
+    assert all("bn" in name for name in names - legacy)
+
+    assert decayed_names(resnet50, "all") == names
+
+
+def test_groups_keep_the_order_of_the_model(resnet50: nn.Module) -> None:
+    order = {id(parameter): i for i, parameter in enumerate(resnet50.parameters())}
+    for group in param_groups(resnet50, 1e-4, "legacy_bn_name"):
+        indices = [order[id(parameter)] for parameter in group["params"]]
+        assert indices == sorted(indices)
+
+
+def test_no_norm_bias_knows_other_norm_layers() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.LayerNorm(4)
+    )
+    assert decayed_names(model, "no_norm_bias") == {"0.weight"}
+
+
+def test_a_shared_parameter_is_in_one_group_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    assert len(param_groups(model, 0.1, "all")[0]["params"]) == 3
+
+
+def test_unknown_decay_rule_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="legacy_bn_name"):
+        param_groups(nn.Linear(1, 1), 0.1, "legacy_bn")

@@ -17,7 +17,7 @@ def table(
     return [schedule.lr(step) for step in range(end + 1)]
 
 
-# Worked out by hand: peak 1, 2 steps an epoch; the last entry is the schedule's end.
+# Computed by hand: peak 1, 2 steps per epoch; the last entry is the end of the schedule.
 GOLDEN = {
     "constant": (dict(name="constant", epochs=2), [1, 1, 1, 1, 1]),
     "linear": (dict(name="linear", epochs=2), [1, 0.75, 0.5, 0.25, 0]),
@@ -52,7 +52,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("case", GOLDEN)
-def test_tables(case: str) -> None:
+def test_rates_computed_by_hand(case: str) -> None:
     cfg, expected = GOLDEN[case]
     assert table(steps_per_epoch=2, peak=1.0, **cfg) == pytest.approx(expected, abs=1e-12)
 
@@ -69,12 +69,12 @@ def test_published_resnet50_recipe() -> None:
     assert schedule.lr(5000) == 2.048
     middle = 625 * 49
     assert schedule.lr(middle) == pytest.approx(1.024)
-    # The predecessor's value of epoch 60, which it holds for the whole epoch.
+    # NVIDIA's code keeps this value during all of epoch 60.
     at_60 = 0.5 * (1 + math.cos(math.pi * 52 / 82)) * 2.048
     assert schedule.lr(60 * 625) == pytest.approx(at_60)
 
 
-def test_values_are_python_floats() -> None:
+def test_rates_are_python_floats() -> None:
     for name in SHAPES:
         cfg = ScheduleConfig(
             name=name,
@@ -88,13 +88,13 @@ def test_values_are_python_floats() -> None:
         assert all(type(schedule.lr(s)) is float for s in (0, 2, 3, 7, 12, 99))
 
 
-def test_past_the_end_the_last_value_stays() -> None:
+def test_rate_after_the_end_is_the_last_one() -> None:
     for cfg, expected in GOLDEN.values():
         values = table(steps_per_epoch=2, peak=1.0, upto=30, **cfg)
         assert values[len(expected) :] == [values[len(expected) - 1]] * (31 - len(expected))
 
 
-def test_rates_never_rise_after_the_warm_up() -> None:
+def test_rates_never_increase_after_the_warm_up() -> None:
     for name in ("cosine", "linear", "polynomial", "exponential", "step", "constant"):
         end = 1e-3 if name == "exponential" else 0.0
         values = table(90, 7, 2.0, name=name, warmup_epochs=5.0, end_lr=end)
@@ -111,19 +111,19 @@ def test_rates_never_rise_after_the_warm_up() -> None:
         (dict(name="exponential"), "end_lr above 0"),
         (dict(name="step", end_lr=0.1), "has no end value"),
         (dict(name="step", milestone_epochs=()), "needs schedule.milestone_epochs"),
-        (dict(name="step", milestone_epochs=(3.0, 1.0)), "must grow"),
+        (dict(name="step", milestone_epochs=(3.0, 1.0)), "must increase"),
         (dict(name="list", milestone_epochs=(1.0, 2.0), milestone_lrs=(0.1,)), "2 .* but 1"),
         (dict(name="list", milestone_epochs=(1.0,), milestone_lrs=(-0.1,)), "negative"),
         (dict(name="cosine", milestone_lrs=(0.1,)), "does not use"),
         (dict(name="cosin"), "cosine"),
     ],
 )
-def test_contradictions_are_the_users_to_mend(cfg: dict[str, Any], words: str) -> None:
+def test_contradicting_settings_are_refused(cfg: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Schedule(ScheduleConfig(epochs=4, **cfg), 1.0, 10)
 
 
-def test_misuse() -> None:
+def test_negative_steps_and_empty_epochs_are_errors() -> None:
     with pytest.raises(ValueError, match="steps_per_epoch"):
         Schedule(ScheduleConfig(epochs=1), 1.0, 0)
     with pytest.raises(ValueError, match="from 0"):
