@@ -194,7 +194,7 @@ def _initialize(model: nn.Module, mode: str) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(
                 module.weight,
-                mode=mode,  # type: ignore[arg-type] (checked by `check_options`)
+                mode=mode,  # type: ignore[arg-type]  # checked by `check_options`
                 nonlinearity="relu",
             )
         elif isinstance(module, nn.BatchNorm2d):

@@ -47,8 +47,8 @@ def state_bytes(
     """
     with torch.device("meta"):
         model = build(name, num_classes, se_reduction=se_reduction)
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    state = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    parameters: int = sum(p.numel() * p.element_size() for p in model.parameters())
+    state: int = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     return state * (2 if has_average else 1) + optimizer_values * parameters
 
 

@@ -311,7 +311,8 @@ def scaling(runs: Sequence[RunData]) -> Picture | LeftOut:
 
 
 def _scaling_series(label: str, points: _ScalingPoints, look: Look) -> Series:
-    return Series(label, *zip(*points, strict=True), look)
+    x, y = zip(*points, strict=True)
+    return Series(label, x, y, look)
 
 
 def _published_scaling(kind: _Kind, runs: list[RunData]) -> dict[str, _ScalingPoints]:

@@ -109,7 +109,8 @@ def _panel(
             if len(runs) > 1:
                 label = f"{run.label}, {label}"
                 look = run_look.with_line(look.line, filled=look.line == "-")
-            series.append(Series(label, *zip(*points, strict=True), look))
+            x, y = zip(*points, strict=True)
+            series.append(Series(label, x, y, look))
     bands = tuple(dict.fromkeys(each for run in runs for each in run.bands(band)))
     lines: tuple[VerticalLine, ...] = ()
     # The lines of several runs would be indistinguishable.

@@ -165,7 +165,12 @@ class Picture:
             return self.legend
         looks: dict[str, Look] = {}
         for panel in self.panels:
-            for part in (*panel.series, *panel.bars, *panel.lines):
+            parts: tuple[Series | Bars | VerticalLine, ...] = (
+                *panel.series,
+                *panel.bars,
+                *panel.lines,
+            )
+            for part in parts:
                 looks.setdefault(part.label, part.look)
         looks.pop("", None)
         return tuple(looks.items())
