@@ -1,45 +1,306 @@
-"""``python -m image_classification report …``: what finished runs say, alone and together."""
+"""``report combine | compare | history | plots``: evaluate finished runs."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from image_classification.core.errors import ConfigError, unknown
+from rich.console import Console
+
+from image_classification.cli.command_line import CommandParser
+from image_classification.core.errors import (
+    EXIT_DONE,
+    EXIT_REGRESSED,
+    ConfigError,
+    WorkspaceError,
+    unknown,
+)
+from image_classification.core.files import write_atomically
 from image_classification.core.program import command
-from image_classification.core.registry import Registry
+from image_classification.core.terminal import mute_stdout, show
+from image_classification.reporting.compare.combine import group_runs
+from image_classification.reporting.compare.combined import (
+    Combined,
+    combined_json,
+    print_combined,
+)
+from image_classification.reporting.compare.history import (
+    AGAINST,
+    history_json,
+    print_history,
+    read_history,
+)
+from image_classification.reporting.compare.identity import check_ignored
+from image_classification.reporting.compare.regression import (
+    THRESHOLDS,
+    Thresholds,
+    compare_folders,
+    compare_runs,
+    comparison_json,
+    folders_json,
+    holds_runs,
+    print_comparison,
+    print_folders,
+)
+from image_classification.reporting.run_folder import read_run
 
-Command = Callable[[list[str]], int]
-
-COMMANDS: Registry[Command] = Registry("report command")
-SUMMARIES: dict[str, str] = {}
-
-
-def _add(name: str, summary: str) -> None:
-    """List ``report NAME``, which is ``main`` of ``cli/report_NAME.py``."""
-    COMMANDS.add(name, f"image_classification.cli.report_{name}:main")
-    SUMMARIES[name] = summary
-
-
-_add("combine", "runs over seeds, precisions or devices: mean, spread, verdict, speed-up, scaling")
-_add("compare", "one run in two environments: which figures regressed")
-_add("history", "all runs below a folder in order of time, with what regressed")
-_add("plots", "pictures of one run, or of several over one another")
-
-
-def usage() -> str:
-    """Return what ``report --help`` prints."""
-    lines = [f"  {name:<9} {summary}" for name, summary in SUMMARIES.items()]
-    head = f"usage: {command('report COMMAND …')}\n\n"
-    return head + "\n".join(lines) + "\n\nEach has its own --help.\n"
+COMBINED_JSON = "combined.json"
+COMBINED_PAGE = "combined.html"
+PICTURE_FORMATS = ("png", "svg")
 
 
 def main(argv: list[str]) -> int:
     """Run one command; return the exit code. Raises UserError."""
     if argv and argv[0] in ("-h", "--help"):
-        print(usage(), end="")
-        return 0
+        print(f"usage: {command('report COMMAND …')}\n")
+        for name, (summary, _) in COMMANDS.items():
+            print(f"  {name:<9} {summary}")
+        print("\nEach has its own --help.")
+        return EXIT_DONE
     if not argv:
-        raise ConfigError(f"report: name what to do ({', '.join(COMMANDS)}): see report --help")
+        raise ConfigError(f"report: name a command ({', '.join(COMMANDS)}): see report --help")
     if argv[0] not in COMMANDS:
         raise ConfigError(unknown("report command", argv[0], COMMANDS))
-    return COMMANDS.get(argv[0])(list(argv[1:]))
+    _, run = COMMANDS[argv[0]]
+    return run(argv[1:])
+
+
+def _combine(argv: list[str]) -> int:
+    parser = CommandParser(
+        "report combine",
+        description="Mean and spread of runs of one name over their seeds, with the verdict on "
+        "the mean; AMP's speed-up and weak scaling if the runs for it are given.",
+    )
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="a run's folder, or its report.json"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help=f"write {COMBINED_JSON} and {COMBINED_PAGE} to this folder",
+    )
+    parser.add_argument(
+        "--vendor", action="store_true", help="print the vendor table too (always in -o)"
+    )
+    _add_json(parser)
+    _add_ignore(parser)
+    arguments = parser.parse_args(argv)
+    ignored = check_ignored(arguments.ignore)
+    combined = Combined.of(group_runs([read_run(path) for path in arguments.runs], ignored))
+    content = combined_json(combined)
+    if arguments.output is not None:
+        _write_combined(arguments.output, combined, content)
+    if arguments.json:
+        _show_json(content)
+    else:
+        _show_tables(lambda console: print_combined(console, combined, vendor=arguments.vendor))
+    return EXIT_DONE
+
+
+def _write_combined(folder: Path, combined: Combined, content: object) -> None:
+    from image_classification.reporting.page.combined_page import combined_page
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(
+            f"cannot make {folder}: {error.strerror or error}; give another -o"
+        ) from error
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / COMBINED_JSON, text)
+    write_atomically(folder / COMBINED_PAGE, combined_page(combined))
+
+
+def _compare(argv: list[str]) -> int:
+    parser = CommandParser(
+        "report compare",
+        description="Compare a run with an earlier one of the same name, as in another container "
+        "release, or every run of a folder with the one of its name in another folder. Exits "
+        f"with {EXIT_REGRESSED} if a figure got worse by more than its threshold.",
+    )
+    parser.add_argument(
+        "old", metavar="OLD", type=Path, help="a run's folder or report.json, or a folder of runs"
+    )
+    parser.add_argument("new", metavar="NEW", type=Path, help="the same for the later run")
+    _add_json(parser)
+    _add_thresholds(parser)
+    _add_ignore(parser)
+    arguments = parser.parse_args(argv)
+    options = (_thresholds(arguments), check_ignored(arguments.ignore))
+    old, new = arguments.old, arguments.new
+    if holds_runs(old) and holds_runs(new):
+        folders = compare_folders(old, new, *options)
+        if arguments.json:
+            _show_json(folders_json(folders))
+        else:
+            _show_tables(lambda console: print_folders(console, folders))
+        return EXIT_REGRESSED if folders.regressed else EXIT_DONE
+    comparison = compare_runs(read_run(old), read_run(new), *options)
+    if arguments.json:
+        _show_json(comparison_json(comparison))
+    else:
+        _show_tables(lambda console: print_comparison(console, comparison))
+    return EXIT_REGRESSED if comparison.regressed else EXIT_DONE
+
+
+def _history(argv: list[str]) -> int:
+    parser = CommandParser(
+        "report history",
+        description="List all runs below DIR by name and time, with what they ran on, and flag "
+        "figures that are worse than before. Exits with "
+        f"{EXIT_REGRESSED} if the newest run of any name is worse.",
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that holds runs")
+    _add_json(parser)
+    parser.add_argument(
+        "--against",
+        choices=AGAINST,
+        default="best",
+        help="the earlier run that each is compared with: the best of all, or the previous "
+        "(default: best)",
+    )
+    _add_thresholds(parser)
+    _add_ignore(parser)
+    arguments = parser.parse_args(argv)
+    ignored = check_ignored(arguments.ignore)
+    history = read_history(arguments.folder, _thresholds(arguments), ignored, arguments.against)
+    if arguments.json:
+        _show_json(history_json(history))
+    else:
+        _show_tables(lambda console: print_history(console, history))
+    return EXIT_REGRESSED if history.regressed else EXIT_DONE
+
+
+def _plots(argv: list[str]) -> int:
+    """Draw; print every file written and what was left out."""
+    from image_classification.reporting.page.run_page import write_pictures_page
+    from image_classification.reporting.pictures.draw import draw
+    from image_classification.reporting.pictures.source import read_run
+
+    parser = CommandParser(
+        "report plots",
+        description="Draw the pictures of a run, or of several overlaid: curves, throughput and "
+        "power, step times, latency, accuracy against arithmetic, scaling. Pictures that a run "
+        "has no data for are left out, with the reason.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or a report.json")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="where to write NAME.png, NAME.svg and pictures.html (default for one run: its "
+        "plots folder)",
+    )
+    parser.add_argument(
+        "--format",
+        metavar="F[,F]",
+        default=",".join(PICTURE_FORMATS),
+        help="png, svg or both; pictures.html comes with svg (default: both)",
+    )
+    arguments = parser.parse_args(argv)
+    formats = _picture_formats(arguments.format)
+    runs = [read_run(Path(name)) for name in arguments.runs]
+    gallery = draw(runs, _picture_folder(arguments.output, arguments.runs), formats)
+    files = [*gallery.files]
+    if gallery.drawn and "svg" in formats:
+        title = "Pictures of " + ", ".join(run.label for run in runs)
+        files.append(write_pictures_page(gallery, files[0].parent, title))
+    left_out = [f"not drawn: {entry.title}: {entry.why}" for entry in gallery.left_out]
+    _show_text("\n".join([*map(str, files), *left_out]))
+    return EXIT_DONE
+
+
+def _picture_formats(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in PICTURE_FORMATS:
+            raise ConfigError(unknown("picture format", name, PICTURE_FORMATS))
+    if not names:
+        raise ConfigError(f"--format names no format: give {' or '.join(PICTURE_FORMATS)}")
+    return [name for name in PICTURE_FORMATS if name in names]
+
+
+def _picture_folder(output: str | None, runs: list[str]) -> Path:
+    if output is not None:
+        return Path(output)
+    if len(runs) > 1:
+        raise ConfigError(f"pictures of {len(runs)} runs have no default folder: give one with -o")
+    run = Path(runs[0])
+    return (run if run.is_dir() else run.parent) / "plots"
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "combine": (
+        "runs over seeds, precisions or devices: mean, spread, verdict, speed-up, scaling",
+        _combine,
+    ),
+    "compare": ("one run in two environments: which figures regressed", _compare),
+    "history": ("all runs below a folder in order of time, with what regressed", _history),
+    "plots": ("pictures of one run, or of several overlaid", _plots),
+}
+
+
+def _add_json(parser: CommandParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def _add_ignore(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--ignore",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="a setting that may differ, such as data.workers; can be repeated",
+    )
+
+
+def _add_thresholds(parser: CommandParser) -> None:
+    for name, threshold in THRESHOLDS.items():
+        parser.add_argument(
+            f"--threshold-{name}",
+            metavar=threshold.unit.upper(),
+            type=_threshold,
+            default=threshold.default,
+            help=f"{threshold.what}: how many {threshold.unit} worse is a regression (default: "
+            f"{threshold.default:g})",
+        )
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return value
+
+
+def _thresholds(arguments: argparse.Namespace) -> Thresholds:
+    return {name: getattr(arguments, f"threshold_{name}") for name in THRESHOLDS}
+
+
+def _show_json(content: Any) -> None:
+    _show_text(json.dumps(content, indent=1, allow_nan=False))
+
+
+def _show_tables(draw: Callable[[Console], None]) -> None:
+    """Print what ``draw`` prints to a console as wide as the terminal, in color only there."""
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        draw(console)
+    _show_text(captured.get().rstrip("\n"))
+
+
+def _show_text(text: str) -> None:
+    """Print ``text``; a closed pipe changes no exit code."""
+    try:
+        show(text)
+    except BrokenPipeError:
+        mute_stdout()

@@ -262,6 +262,11 @@ class PublishedComparison:
     why: str
     verdict: VerdictWord
 
+    @property
+    def spread(self) -> float | None:
+        """The printed spread: not in a run's report."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exit:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from image_classification.core.errors import WorkspaceError
+from image_classification.core.errors import EXIT_DIVERGED, WorkspaceError
 from image_classification.core.units import printable
 from image_classification.reporting.figures import measured
 from image_classification.reporting.report import REPORT_NAME, RunReport, read_report
@@ -52,6 +52,11 @@ class RecordedRun:
     def finished(self) -> bool:
         """Whether it ran to its end."""
         return self.report.exit.code == 0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended because the loss was not finite."""
+        return self.report.exit.code == EXIT_DIVERGED
 
     @property
     def time_text(self) -> str:

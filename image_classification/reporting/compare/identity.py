@@ -1,4 +1,4 @@
-"""Which runs are the same named run, and where two of them differ."""
+"""Which runs are the same named run, where two runs differ, and what each ran on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from image_classification.core.units import printable
 from image_classification.reporting.report import to_json
 from image_classification.reporting.run_folder import RecordedRun
 
-# What says how a run is driven and recorded, but neither what is learnt nor how fast.
-_FREE = frozenset(
+# Settings that affect neither what is learned nor how fast.
+_IRRELEVANT = frozenset(
     {
-        "data.path",  # compared by its kind, below: one data set lies elsewhere on each machine
+        "data.path",  # replaced by the kind of data set: the folder differs between machines
         "run.seed",
         "run.workspace",
         "run.resume",
@@ -35,11 +35,22 @@ _FREE = frozenset(
     }
 )
 _SHOWN_DIFFERENCES = 4
+_SOFTWARE = (
+    "container",
+    "driver",
+    "cuda",
+    "cudnn",
+    "torch",
+    "torchvision",
+    "dali",
+    "python",
+    "git_commit",
+)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run is called: its five names and how many devices it ran on, over all nodes."""
+    """The name of a run: its five parts, and the number of devices over all nodes."""
 
     model: str
     precision: str
@@ -50,19 +61,23 @@ class Identity:
 
     @classmethod
     def of(cls, run: RecordedRun) -> Identity:
-        """Return that of ``run``."""
+        """Return the name of ``run``."""
         return cls(**asdict(run.report.name), num_devices=run.num_devices)
 
     @property
+    def devices_text(self) -> str:
+        """The number of devices in words: ``8 devices``."""
+        return "1 device" if self.num_devices == 1 else f"{self.num_devices} devices"
+
+    @property
     def text(self) -> str:
-        """The names on one line: ``resnet50 AMP convergence DGX1V 90e, 8 devices``."""
+        """The whole name on one line: ``resnet50 AMP convergence DGX1V 90e, 8 devices``."""
         names = (self.model, self.precision, self.mode, self.platform, self.recipe)
-        devices = "1 device" if self.num_devices == 1 else f"{self.num_devices} devices"
-        return f"{' '.join(name for name in names if name)}, {devices}"
+        return f"{' '.join(name for name in names if name)}, {self.devices_text}"
 
 
 def check_ignored(keys: Collection[str]) -> frozenset[str]:
-    """Return the settings that may differ.
+    """Return the settings given with ``--ignore``.
 
     Raises:
         ConfigError: there is no such setting.
@@ -72,11 +87,33 @@ def check_ignored(keys: Collection[str]) -> frozenset[str]:
     return frozenset(keys)
 
 
-def settings(run: RecordedRun) -> dict[str, Any]:
-    """Return what decides the run's figures, by ``section.key``.
+def differences(
+    before: RecordedRun, after: RecordedRun, ignored: Collection[str] = ()
+) -> list[str]:
+    """Return in words why two runs are not the same named run: ``optim.lr 2.048 -> 1.0``."""
+    old_settings, new_settings = _settings(before), _settings(after)
+    names = _changed_names(before, after)
+    # Settings that follow from a name that differs anyway.
+    implied = {f"{section}.name" for section in names} | {f"run.{section}" for section in names}
+    changed = [f"{name} {old} -> {new}" for name, (old, new) in names.items()]
+    for key in sorted({*old_settings, *new_settings} - implied - set(ignored)):
+        old, new = old_settings.get(key), new_settings.get(key)
+        if old != new:
+            changed.append(f"{key} {_text(old)} -> {_text(new)}")
+    old, new = _changed_midway(before), _changed_midway(after)
+    if old != new:
+        changed.append(f"settings changed midway: {old} -> {new}")
+    counts = [run.report.results.validation.images for run in (before, after)]
+    if None not in counts and counts[0] != counts[1]:
+        changed.append(f"validation images {counts[0]:,} -> {counts[1]:,}")
+    return changed
 
-    A setting that did not exist when the report was made has its default: that is what was done
-    before there was one. ``data`` is the kind of data set: its folder is no setting.
+
+def _settings(run: RecordedRun) -> dict[str, Any]:
+    """Return the settings that affect the run's figures, by ``section.key``.
+
+    A setting that did not exist when the report was made has its default, which is what the older
+    release did. ``data set`` is the kind of data set, not its folder.
     """
     found = {
         f"{section}.{key}": value
@@ -88,39 +125,18 @@ def settings(run: RecordedRun) -> dict[str, Any]:
             default = key.default
             found[name] = list(default) if isinstance(default, tuple) else default
     path = found["data.path"]
-    kept = {name: value for name, value in found.items() if name not in _FREE}
-    kept["data set"] = path if path in ("demo", "synthetic") else "a folder"
-    return kept
+    relevant = {name: value for name, value in found.items() if name not in _IRRELEVANT}
+    return relevant | {"data set": path if path in ("demo", "synthetic") else "a folder"}
 
 
-def differences(
-    before: RecordedRun, after: RecordedRun, ignored: Collection[str] = ()
-) -> list[str]:
-    """Return in words where two runs are not the same named run: ``optim.lr 2.048 -> 1.0``."""
-    theirs, ours = settings(before), settings(after)
-    names = _changed_names(before, after)
-    named = {f"{section}.name" for section in names} | {f"run.{section}" for section in names}
-    changed = [f"{name} {old} -> {new}" for name, (old, new) in names.items()]
-    for key in sorted({*theirs, *ours} - named):
-        old, new = theirs.get(key), ours.get(key)
-        if old != new and key not in ignored:
-            changed.append(f"{key} {_text(old)} -> {_text(new)}")
-    if _on_the_way(before) != _on_the_way(after):
-        changed.append(f"on the way: {_on_the_way(before)} -> {_on_the_way(after)}")
-    counts = [run.report.results.validation.images for run in (before, after)]
-    if None not in counts and counts[0] != counts[1]:
-        changed.append(f"validation images {counts[0]:,} -> {counts[1]:,}")
-    return changed
-
-
-def _on_the_way(run: RecordedRun) -> str:
-    """Settings that were changed when the run was continued, in words."""
+def _changed_midway(run: RecordedRun) -> str:
+    """Return in words which settings were changed when the run was continued."""
     changes = [
         f"{change} at step {start.step}"
         for start in run.report.results.starts or ()
         for change in start.changes
     ]
-    return ", ".join(changes) or "no change"
+    return ", ".join(changes) or "none"
 
 
 def _changed_names(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[str, str]]:
@@ -128,8 +144,16 @@ def _changed_names(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[s
     return {key: (old[key] or "none", new[key] or "none") for key in old if old[key] != new[key]}
 
 
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return printable(str(value))[:60]
+
+
 def listed(changes: Sequence[str]) -> str:
-    """Join differences for one line, the first few of many."""
+    """Join differences on one line; of many only the first."""
     shown = "; ".join(changes[:_SHOWN_DIFFERENCES])
     more = len(changes) - _SHOWN_DIFFERENCES
     return f"{shown}; and {more} more" if more > 0 else shown
@@ -141,7 +165,7 @@ def check_same(
     """Refuse two runs that are not the same named run.
 
     Raises:
-        WorkspaceError: they differ; the message names where, and ``remedy``.
+        WorkspaceError: they differ; the message says where, and ``remedy``.
     """
     changes = differences(before, after, ignored)
     if changes:
@@ -163,20 +187,19 @@ def check_finished(run: RecordedRun) -> None:
         ended = run.report.exit
         message = f" ({ended.message})" if ended.message else ""
         raise WorkspaceError(
-            f"{printable(str(run.path))} is of a run that ended early, status "
-            f"{ended.status!r}{message}: continue it, or leave it out"
+            f"{printable(str(run.path))} is from a run that ended early, status "
+            f"{ended.status!r}{message}: continue the run, or leave it out"
         )
 
 
 def check_distinct(runs: Sequence[RecordedRun]) -> None:
-    """Refuse one report given twice, or a copy of it: it would count as two runs.
+    """Refuse a report that is given twice, also as a copy: it would count as two runs.
 
     Raises:
         WorkspaceError: naming both.
     """
     seen: dict[str, RecordedRun] = {}
     for run in runs:
-        # By content, so that a copy in another folder counts as the same.
         content = json.dumps(to_json(run.report), sort_keys=True)
         if content in seen:
             raise WorkspaceError(
@@ -186,19 +209,34 @@ def check_distinct(runs: Sequence[RecordedRun]) -> None:
         seen[content] = run
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return printable(str(value))[:60]
-
-
 def device_names(run: RecordedRun) -> str:
-    """Return the names of the devices it ran on, or of the processor, without their count."""
+    """Return the names of the devices, or of the processor, without their number."""
     environment = run.report.environment
-    names = environment.device_names
-    if run.report.config["platform"]["device"] == "cpu":
-        # The count of usable cores belongs to the machine, and decides its speed.
-        return str(environment.cpu or ", ".join(names) or "cpu")
-    return ", ".join(names) or str(run.report.config["platform"]["device"])
+    names = ", ".join(environment.device_names)
+    device = str(run.report.config["platform"]["device"])
+    # With the CPU, the processor decides the speed; how many cores are used does not name it.
+    return (environment.cpu or names or "cpu") if device == "cpu" else (names or device)
+
+
+def environment_of(run: RecordedRun) -> dict[str, str]:
+    """Return what a run ran on, by key; ``-`` for what the report does not have."""
+    environment = run.report.environment
+    found = {key: getattr(environment, key) for key in ("cpu", *_SOFTWARE)}
+    known = {key: "-" if value is None else str(value) for key, value in found.items()}
+    return {"device": device_names(run), **known}
+
+
+def short_commit(commit: str) -> str:
+    """Return the first digits of a commit, with its ``-dirty`` if it has that."""
+    digits, dash, dirty = commit.partition("-")
+    return f"{digits[:8]}{dash}{dirty}"
+
+
+def run_json(run: RecordedRun) -> dict[str, Any]:
+    """Return path, seed and time of a run, for JSON."""
+    return {
+        "path": str(run.path),
+        "seed": run.seed,
+        "ended_at": run.ended_at.isoformat(timespec="seconds"),
+        "ended_at_is_file_time": not run.time_is_known,
+    }

@@ -1,4 +1,4 @@
-"""What several groups of runs say together: speed-up over full precision, scaling over devices."""
+"""Ratios between groups of runs: speed-up over full precision, and weak scaling over devices."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from image_classification.core.units import number, percent
 from image_classification.reporting.compare.combine import Group
-from image_classification.reporting.compare.identity import Identity, device_names
+from image_classification.reporting.compare.identity import Identity
 from image_classification.reporting.published.load import THROUGHPUT_TOLERANCE, load_published
-from image_classification.reporting.published.verdict import grade
+from image_classification.reporting.published.verdict import grade, newest
 from image_classification.reporting.report import VerdictWord
+from image_classification.reporting.table import Column, Table, columns, marked
 
 SPEED = "train_images_per_s"
 
@@ -25,9 +27,8 @@ RATIO_TOLERANCE = math.sqrt(2) * THROUGHPUT_TOLERANCE
 class Ratio:
     """A ratio of two groups' training speeds, and the published one.
 
-    value: None where the two cannot be compared; ``why`` says what differs. ideal: the value
-    without losses, for scaling. published_from: what the published value is worked out from.
-    verdict: as for single figures.
+    kind: ``speedup`` or ``scaling``. value: None if the two cannot be compared; ``why`` says what
+    differs. published_from: the publications that the published ratio is calculated from.
     """
 
     kind: str
@@ -39,12 +40,26 @@ class Ratio:
     verdict: str
     why: str
 
+    @property
+    def label(self) -> str:
+        """The two groups in words: ``resnet50 DGX1V, 8 devices, AMP over FP32``."""
+        of, over = self.of, self.over
+        if self.kind == "speedup":
+            return (
+                f"{of.model} {of.platform}, {of.devices_text}, {of.precision} over {over.precision}"
+            )
+        return f"{of.model} {of.precision} {of.platform}, {over.num_devices} -> {of.num_devices}"
+
+    def text(self, value: float | None) -> str:
+        """Write a speed-up as a factor, a scaling efficiency in percent."""
+        return percent(value) if self.kind == "scaling" else number(value)
+
 
 def speedups(groups: Sequence[Group]) -> list[Ratio]:
-    """Return the speed-up of AMP and BF16 over FP32 and TF32 wherever both were given.
+    """Return the speed-ups of AMP and BF16 over FP32 and TF32, where both are given.
 
-    Both have the same model, mode, platform, recipe and number of devices. Batches may differ, as
-    they do in the published runs.
+    Both groups have the same model, mode, platform, recipe and number of devices. Batches may
+    differ, as they do in the published runs.
     """
     return [
         _speedup(slow, fast)
@@ -52,32 +67,29 @@ def speedups(groups: Sequence[Group]) -> list[Ratio]:
         for fast in groups
         if slow.identity.precision in FULL
         and fast.identity.precision in REDUCED
-        and _rest(slow.identity) == _rest(fast.identity)
+        and _all_but_precision(slow.identity) == _all_but_precision(fast.identity)
         and _has_speed(slow)
         and _has_speed(fast)
     ]
 
 
 def scalings(groups: Sequence[Group]) -> list[Ratio]:
-    """Return weak scaling: images/s of N devices over N/n0 times those of the fewest, n0.
+    """Return weak scaling: images/s of n devices divided by n/n0 times those of the fewest, n0.
 
-    Both have the same model, mode, precision, recipe and kind of device; platforms may be sizes of
-    one machine.
+    Both groups have the same model, mode, precision, recipe and kind of device; their platforms
+    may be different sizes of one machine.
     """
     families: dict[tuple[str, ...], list[Group]] = {}
-    for group in groups:
+    for group in filter(_has_speed, groups):
         names = group.identity
-        if _has_speed(group):
-            devices = device_names(group.first)
-            key = (names.model, names.precision, names.mode, names.recipe, devices)
-            families.setdefault(key, []).append(group)
+        key = (names.model, names.precision, names.mode, names.recipe, group.device_names)
+        families.setdefault(key, []).append(group)
     found = []
     for family in families.values():
-        ordered = sorted(family, key=lambda group: group.identity.num_devices)
-        base = ordered[0]
+        base, *others = sorted(family, key=lambda group: group.identity.num_devices)
         found += [
             _scaling(base, other)
-            for other in ordered[1:]
+            for other in others
             if other.identity.num_devices > base.identity.num_devices
         ]
     return found
@@ -87,29 +99,39 @@ def _has_speed(group: Group) -> bool:
     return SPEED in group.figures and group.figures[SPEED].mean > 0
 
 
-def _rest(names: Identity) -> tuple[object, ...]:
+def _all_but_precision(names: Identity) -> tuple[object, ...]:
     return (names.model, names.mode, names.platform, names.recipe, names.num_devices)
 
 
 def _speedup(slow: Group, fast: Group) -> Ratio:
-    obstacles = _obstacles(slow, fast, batches_may_differ=True)
     value = fast.figures[SPEED].mean / slow.figures[SPEED].mean
     count = fast.identity.num_devices
-    # From the two speeds: a printed speed-up may be over another precision than these runs'.
-    above, below = _rates(fast, count), _rates(slow, count)
-    shared = above.keys() & below.keys()
+    # From the two published speeds: a printed speed-up may be over another precision than the
+    # runs' own. Publications of both groups say nothing about one of them.
+    fast_rates, slow_rates = _published_rates(fast, count), _published_rates(slow, count)
+    shared = fast_rates.keys() & slow_rates.keys()
     published, source = _quotient(
-        {key: rate for key, rate in above.items() if key not in shared},
-        {key: rate for key, rate in below.items() if key not in shared},
+        {key: rate for key, rate in fast_rates.items() if key not in shared},
+        {key: rate for key, rate in slow_rates.items() if key not in shared},
     )
+    obstacles = _obstacles(slow, fast, batches_may_differ=True)
     return _ratio("speedup", slow, fast, value, published, source, obstacles)
 
 
 def _scaling(base: Group, other: Group) -> Ratio:
+    few, many = base.identity.num_devices, other.identity.num_devices
+    value = other.figures[SPEED].mean / (many / few * base.figures[SPEED].mean)
+    many_rates = _published_rates(other, many)
+    # Two speeds of one publication: those of two publications would compare two releases as well.
+    few_rates = {
+        key: rate for key, rate in _published_rates(other, few).items() if key in many_rates
+    }
+    if few_rates:
+        many_rates = {key: rate for key, rate in many_rates.items() if key in few_rates}
+    else:
+        few_rates = _published_rates(base, few)
+    published, source = _quotient(many_rates, few_rates, many / few)
     obstacles = _obstacles(base, other, batches_may_differ=False)
-    times = other.identity.num_devices / base.identity.num_devices
-    value = other.figures[SPEED].mean / (times * base.figures[SPEED].mean)
-    published, source = _published_scaling(base, other)
     return _ratio("scaling", base, other, value, published, source, obstacles)
 
 
@@ -122,14 +144,13 @@ def _ratio(
     source: str | None,
     obstacles: list[str],
 ) -> Ratio:
-    barred = _barred(over) or _barred(of)
     verdict: VerdictWord = "not-comparable"
     if obstacles:
         why = "; ".join(obstacles)
     elif published is None:
         why = "no published ratio of these runs"
-    elif barred:
-        why = barred
+    elif speed_obstacle := _speed_obstacle(over) or _speed_obstacle(of):
+        why = speed_obstacle
     else:
         change = value / published - 1
         verdict = grade(change, RATIO_TOLERANCE)
@@ -139,17 +160,14 @@ def _ratio(
 
 
 def _obstacles(one: Group, other: Group, *, batches_may_differ: bool) -> list[str]:
+    """Return why the speeds of two groups have no meaningful ratio."""
     obstacles = []
-    devices = [device_names(group.first) for group in (one, other)]
-    if devices[0] != devices[1]:
-        obstacles.append(f"ran on {devices[0]} and on {devices[1]}")
+    if one.device_names != other.device_names:
+        obstacles.append(f"ran on {one.device_names} and on {other.device_names}")
     configs = [group.report.config for group in (one, other)]
-    if (
-        not batches_may_differ
-        and configs[0]["batch"]["per_device"] != (configs[1]["batch"]["per_device"])
-    ):
-        batches = " and ".join(str(config["batch"]["per_device"]) for config in configs)
-        obstacles.append(f"batches of {batches} a device: that is no weak scaling")
+    batches = [config["batch"]["per_device"] for config in configs]
+    if not batches_may_differ and batches[0] != batches[1]:
+        obstacles.append(f"{batches[0]} and {batches[1]} images per device: not weak scaling")
     for key in ("backend", "image_size"):
         values = [config["data"].get(key) for config in configs]
         if values[0] != values[1]:
@@ -157,21 +175,17 @@ def _obstacles(one: Group, other: Group, *, batches_may_differ: bool) -> list[st
     return obstacles
 
 
-def _barred(group: Group) -> str | None:
-    """Say why the group's speed is comparable with no published one; None where it is."""
-    entries = [entry for entry in group.newest_published if entry.figure == SPEED]
-    if not entries:
-        return f"no published speed of {group.identity.text}"
-    return None if entries[0].comparable else entries[0].why
+def _speed_obstacle(group: Group) -> str:
+    """Return why the group's speed cannot be compared with a published one; '' if it can."""
+    for entry in newest(group.published):
+        if entry.figure == SPEED:
+            return "" if entry.comparable else entry.why
+    return f"no published speed of {group.identity.text}"
 
 
-def _ids(group: Group) -> list[str]:
-    return list(dict.fromkeys(entry.id for entry in group.published))
-
-
-def _rates(group: Group, num_devices: int) -> dict[str, float]:
-    """Published images/s on ``num_devices``, by the id of the publication's run."""
-    ids = _ids(group)
+def _published_rates(group: Group, num_devices: int) -> dict[str, float]:
+    """Return published images/s on ``num_devices``, by the id of the published run."""
+    ids = {entry.id for entry in group.published}
     return {
         row.id: row.value
         for row in load_published()
@@ -180,21 +194,31 @@ def _rates(group: Group, num_devices: int) -> dict[str, float]:
 
 
 def _quotient(
-    above: dict[str, float], below: dict[str, float], times: float = 1.0
+    fast: dict[str, float], slow: dict[str, float], times: float = 1.0
 ) -> tuple[float | None, str | None]:
-    if not above or not below:
+    """Divide the newest rates; return the ratio and the ids it is from."""
+    if not fast or not slow:
         return None, None
-    (one, fast), (other, slow) = next(iter(above.items())), next(iter(below.items()))
-    return fast / (times * slow), one if one == other else f"{one}, {other}"
+    (fast_id, fast_rate), (slow_id, slow_rate) = next(iter(fast.items())), next(iter(slow.items()))
+    source = fast_id if fast_id == slow_id else f"{fast_id}, {slow_id}"
+    return fast_rate / (times * slow_rate), source
 
 
-def _published_scaling(base: Group, other: Group) -> tuple[float | None, str | None]:
-    few, many = base.identity.num_devices, other.identity.num_devices
-    above = _rates(other, many)
-    # One publication's two speeds: those of two would compare two releases as well.
-    below = {key: rate for key, rate in _rates(other, few).items() if key in above}
-    if below:
-        above = {key: rate for key, rate in above.items() if key in below}
-    else:
-        below = _rates(base, few)
-    return _quotient(above, below, many / few)
+def ratio_table(ratios: Sequence[Ratio], *, with_reasons: bool = False) -> Table:
+    """Return measured and published ratios with their verdicts, and the reasons if asked for."""
+    heads = [
+        Column("of"),
+        *columns("measured", "published", numbers=range(2)),
+        Column("verdict", wrap=False),
+    ]
+    rows = [
+        (
+            ratio.label,
+            ratio.text(ratio.value),
+            ratio.text(ratio.published),
+            marked(ratio.verdict),
+            *([ratio.why] if with_reasons else []),
+        )
+        for ratio in ratios
+    ]
+    return Table([*heads, Column("why", css="why")] if with_reasons else heads, rows)

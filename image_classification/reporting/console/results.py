@@ -14,9 +14,8 @@ from image_classification.reporting.figures import (
     label_of,
     mean_power_w,
     split_batch,
-    value_text,
 )
-from image_classification.reporting.published.verdict import newest
+from image_classification.reporting.published.verdict import newest, published_table
 from image_classification.reporting.report import (
     InferenceResults,
     PublishedComparison,
@@ -24,10 +23,8 @@ from image_classification.reporting.report import (
     TargetResults,
 )
 from image_classification.reporting.table import (
-    Column,
     Table,
     columns,
-    marked,
     pairs,
     print_table,
 )
@@ -48,7 +45,7 @@ def print_results(
         print_table(console, inference_table(report.results.inference))
     if report.published:
         first = newest(report.published)
-        print_table(console, _published_table(first))
+        print_table(console, published_table(first))
         for about, why in _reasons(first).items():
             console.print(Text.assemble((f"{about}: ", "dim"), why))
         rest = len(report.published) - len(first)
@@ -163,27 +160,6 @@ def inference_table(rows: Sequence[InferenceResults]) -> Table:
             for row in rows
         ],
         title="Inference, latency in ms",
-    )
-
-
-def _published_table(entries: Sequence[PublishedComparison]) -> Table:
-    return Table(
-        (
-            Column("figure", wrap=False),
-            *columns("published", "measured", "ratio", numbers=range(3)),
-            Column("verdict", wrap=False),
-        ),
-        [
-            (
-                label_of(entry.figure),
-                value_text(entry.figure, entry.published),
-                value_text(entry.figure, entry.measured),
-                number(entry.ratio, 3),
-                marked(entry.verdict),
-            )
-            for entry in entries
-        ],
-        title="Against the published figures",
     )
 
 

@@ -1,4 +1,4 @@
-"""Draw all pictures of one run or several, as files and as figures of an HTML page."""
+"""Draw all pictures of one run or several, as files and as SVG elements of an HTML page."""
 
 from __future__ import annotations
 
@@ -86,27 +86,6 @@ def draw_run(folder: Path, report: RunReport) -> Gallery:
         WorkspaceError: its records cannot be read, or the pictures cannot be written.
     """
     return draw([with_records(folder, report)], folder / "plots")
-
-
-def gallery_html(gallery: Gallery) -> str:
-    """Return the pictures as ``<figure>`` elements, and a list of those left out."""
-    parts = []
-    if gallery.drawn:
-        figures = "\n".join(_figure(drawn) for drawn in gallery.drawn)
-        parts.append(f'<div class="pictures">{figures}</div>')
-    if gallery.left_out:
-        lines = "".join(
-            f"<li><b>{escape(entry.title)}</b>: {escape(entry.why)}.</li>"
-            for entry in gallery.left_out
-        )
-        parts.append(f'<p class="soft">Not drawn:</p>\n<ul class="soft">{lines}</ul>')
-    return "\n".join(parts)
-
-
-def _figure(drawn: Drawn) -> str:
-    notes = escape(" ".join(drawn.picture.notes))
-    caption = f"<figcaption>{notes}</figcaption>" if notes else ""
-    return f"<figure>{inline_svg(drawn)}{caption}</figure>"
 
 
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)

@@ -16,16 +16,20 @@ from typing import Protocol, TypeVar
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import DevicesFound
+from image_classification.core.units import number
 from image_classification.reporting.figures import (
     ACCURACY,
     FIGURES,
+    label_of,
     measured,
+    value_text,
     with_batch,
 )
 from image_classification.reporting.published.comparability import obstacles_of
 from image_classification.reporting.published.load import SPREADS, PublishedRow
 from image_classification.reporting.published.match import other_rows_for, rows_for
 from image_classification.reporting.report import PublishedComparison, RunReport, VerdictWord
+from image_classification.reporting.table import Cell, Column, Table, columns, marked
 
 
 @dataclass(frozen=True)
@@ -171,12 +175,28 @@ def band_of(row: PublishedRow) -> Band:
     )
 
 
-class _HasFigure(Protocol):
+class _Judged(Protocol):
+    """A published figure and what was measured, in the figure's unit."""
+
+    @property
+    def id(self) -> str: ...
     @property
     def figure(self) -> str: ...
+    @property
+    def published(self) -> float: ...
+    @property
+    def spread(self) -> float | None: ...
+    @property
+    def measured(self) -> float | None: ...
+    @property
+    def ratio(self) -> float | None: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def why(self) -> str: ...
 
 
-Entry = TypeVar("Entry", bound=_HasFigure)
+Entry = TypeVar("Entry", bound=_Judged)
 
 
 def newest(entries: Iterable[Entry]) -> list[Entry]:
@@ -185,3 +205,28 @@ def newest(entries: Iterable[Entry]) -> list[Entry]:
     for entry in entries:
         first.setdefault(entry.figure, entry)
     return list(first.values())
+
+
+def published_table(entries: Iterable[_Judged], *, with_reasons: bool = False) -> Table:
+    """Return published and measured values. with_reasons: with the id and reason of each too."""
+    rows = []
+    for entry in entries:
+        spread = "" if entry.spread is None else f" ± {number(entry.spread)}"
+        row = [
+            Cell(label_of(entry.figure), detail=entry.id if with_reasons else ""),
+            value_text(entry.figure, entry.published) + spread,
+            value_text(entry.figure, entry.measured),
+            number(entry.ratio, 3),
+            marked(entry.verdict),
+        ]
+        rows.append([*row, entry.why] if with_reasons else row)
+    heads = [
+        Column("figure", wrap=False, css="figure"),
+        *columns("published", "measured", "ratio", numbers=range(3)),
+        Column("verdict", wrap=False),
+    ]
+    return Table(
+        [*heads, Column("why", css="why")] if with_reasons else heads,
+        rows,
+        title="Against the published figures",
+    )

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from image_classification.__main__ import main
+from image_classification.config.resolve import resolve
 from image_classification.core.errors import EXIT_REGRESSED, ConfigError, WorkspaceError
+from tests.support import runs as made
 
 ROOT = Path(__file__).parents[3]
 REPORT = [sys.executable, "-m", "image_classification", "report"]
@@ -28,18 +30,19 @@ def two(record_run, run_results):
 def test_help_lists_every_command(capsys):
     assert report("--help") == 0
     out = capsys.readouterr().out
-    for name in ("combine", "compare", "history"):
+    for name in ("combine", "compare", "history", "plots"):
         assert f"\n  {name} " in out
         with pytest.raises(SystemExit) as left:
             report(name, "--help")
         assert left.value.code == 0
-    assert "--threshold-top1 POINTS" in capsys.readouterr().out
+    helps = capsys.readouterr().out
+    assert "--threshold-top1 POINTS" in helps and "pictures.html" in helps
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "report: name what to do"),
+        ([], "report: name a command"),
         (["histroy"], "unknown report command 'histroy'; did you mean 'history'"),
         (["combine"], "required: RUN: see .* report combine --help"),
         (["compare", "a"], "required: NEW"),
@@ -48,7 +51,7 @@ def test_help_lists_every_command(capsys):
         (["history", "a", "--ignore", "lr"], "--ignore: unknown key 'lr'; did you mean 'optim.lr'"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(arguments, words):
+def test_wrong_command_lines(arguments, words):
     with pytest.raises(ConfigError, match=words):
         report(*arguments)
 
@@ -67,13 +70,13 @@ def test_combine_prints_and_writes(two, tmp_path, capsys):
     assert "Vendor table" in capsys.readouterr().out
 
 
-def test_combine_says_where_it_cannot_write(two, tmp_path):
+def test_combine_into_an_unwritable_folder(two, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkspaceError, match=r"cannot make .*file: File exists; give another -o"):
         report("combine", two / "old", "-o", tmp_path / "file")
 
 
-def test_compare_ends_with_its_own_code(two, capsys):
+def test_compare_exits_with_4_after_a_regression(two, capsys):
     assert report("compare", two / "old", two / "new") == EXIT_REGRESSED == 4
     assert "training speed: -15.7 %, worse by more than 5 %" in capsys.readouterr().out
     assert report("compare", two / "new", two / "old") == 0
@@ -84,7 +87,7 @@ def test_compare_ends_with_its_own_code(two, capsys):
     assert json.loads(capsys.readouterr().out)["regressed"] == ["train_images_per_s"]
 
 
-def test_history_ends_with_its_own_code(two, capsys):
+def test_history_exits_with_4_after_a_regression(two, capsys):
     assert report("history", two) == EXIT_REGRESSED
     assert "The newest run has regressed: resnet50 AMP" in capsys.readouterr().out
     assert report("history", two, "--threshold-throughput", "20", "--against", "previous") == 0
@@ -93,7 +96,7 @@ def test_history_ends_with_its_own_code(two, capsys):
     assert len(json.loads(capsys.readouterr().out)["lines"][0]["runs"]) == 2
 
 
-def test_a_mistake_is_one_line_and_exit_2(two):
+def test_user_errors_are_one_line_and_exit_2(two):
     other = two.parent / "other"
     done = subprocess.run(
         [*REPORT, "compare", str(two / "old"), str(other)],
@@ -106,7 +109,7 @@ def test_a_mistake_is_one_line_and_exit_2(two):
     assert "precision AMP -> FP32" in done.stderr
 
 
-def test_a_reader_that_goes_away_changes_no_exit_code(two):
+def test_a_closed_pipe_does_not_change_the_exit_code(two):
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "w") as gone:
@@ -116,12 +119,14 @@ def test_a_reader_that_goes_away_changes_no_exit_code(two):
     assert done.returncode == EXIT_REGRESSED and done.stderr == ""
 
 
-def test_no_command_imports_torch_or_draws(two):
+def test_reports_import_neither_torch_nor_matplotlib(two):
     code = (
         "import sys; from image_classification.__main__ import main; "
         f"main(['report', 'combine', {str(two / 'old')!r}, '--json']); "
         f"main(['report', 'compare', {str(two / 'old')!r}, {str(two / 'new')!r}]); "
-        f"main(['report', 'history', {str(two)!r}]); print(*sys.modules, file=sys.stderr)"
+        f"main(['report', 'history', {str(two)!r}]); "
+        f"main(['report', 'combine', {str(two / 'old')!r}, '-o', {str(two / 'out')!r}]); "
+        "print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -130,7 +135,7 @@ def test_no_command_imports_torch_or_draws(two):
     assert not {"torch", "torchvision", "matplotlib", "numpy"} & loaded
 
 
-def test_compare_takes_folders_of_runs(tmp_path, record_run, run_results, capsys):
+def test_compare_folders_of_runs(tmp_path, record_run, run_results, capsys):
     record_run("old/a")
     record_run("new/a")
     assert report("compare", tmp_path / "old", tmp_path / "new") == 0
@@ -138,7 +143,93 @@ def test_compare_takes_folders_of_runs(tmp_path, record_run, run_results, capsys
     record_run("new/b", precision="FP32", results=run_results(2000.0))
     record_run("old/b", precision="FP32", results=run_results(3000.0))
     assert report("compare", tmp_path / "old", tmp_path / "new", "--json") == EXIT_REGRESSED
-    told = json.loads(capsys.readouterr().out)
-    assert told["regressed"] == ["resnet50 FP32 convergence DGX1V 90e, 8 devices"]
+    content = json.loads(capsys.readouterr().out)
+    assert content["regressed"] == ["resnet50 FP32 convergence DGX1V 90e, 8 devices"]
     with pytest.raises(WorkspaceError, match=r"old/report\.json|name the folder"):
         report("compare", tmp_path / "old", tmp_path / "new" / "a")
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = resolve("resnet50", "AMP", "benchmark_inference", "DGX1V")
+    return made.write_inference(tmp_path / "run", config)
+
+
+@pytest.fixture
+def other(tmp_path):
+    config = resolve("resnet50", "FP32", "benchmark_inference", "DGX1V")
+    return made.write_inference(tmp_path / "other", config, scale=2.0)
+
+
+def test_plots_writes_into_the_folder_of_the_run(run, capsys):
+    assert report("plots", run) == 0
+    out = capsys.readouterr().out.splitlines()
+    files = [run / "plots" / name for name in ("latency.png", "latency.svg", "pictures.html")]
+    assert out[:3] == [str(path) for path in files]
+    assert all(path.stat().st_size > 1000 for path in files)
+    assert "not drawn: Loss: no loss was recorded" in out
+    page = files[2].read_text()
+    assert page.count("<svg") == 1 and "<title>Pictures of run</title>" in page
+
+
+def test_plots_overlays_several_runs_in_the_given_folder(run, other, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert report("plots", run, other / "report.json", "-o", out, "--format", "svg") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["latency.svg", "pictures.html"]
+    drawn = (out / "latency.svg").read_text()
+    assert "AMP, mean" in drawn and "FP32, mean" in drawn
+    assert not (run / "plots").exists()
+
+
+def test_plots_writes_no_page_for_png_alone(run, tmp_path, capsys):
+    assert report("plots", run, "-o", tmp_path / "out", "--format=png") == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["latency.png"]
+
+
+def test_plots_writes_nothing_without_data(tmp_path, capsys):
+    with made.Writer(tmp_path) as writer:
+        writer.add("start", 0, 0)
+    assert report("plots", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert all(line.startswith("not drawn: ") for line in out.splitlines())
+    assert not (tmp_path / "plots").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: RUN"),
+        (["{run}", "{run}"], "pictures of 2 runs have no default folder: give one with -o"),
+        (["{run}", "--format", "pgn"], "unknown picture format 'pgn'"),
+        (["{run}", "--format", ","], "--format names no format: give png or svg"),
+    ],
+)
+def test_wrong_command_lines_of_plots(run, arguments, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        report("plots", *(argument.format(run=run) for argument in arguments))
+    assert "\n" not in caught.value.message
+
+
+def test_plots_of_a_missing_run(tmp_path):
+    with pytest.raises(WorkspaceError, match=r"missing has neither report.json nor metrics"):
+        report("plots", tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"\xff\xfe\n", "cannot read"),
+        (b'{"kind": "step"}\n', "is not a record of a run"),
+        (b'{"kind": "step", "step": null, "epoch": 0, "values": {}}\n', "is not a record"),
+        (b'{"kind": "step", "step": 1, "epoch": 0, "values": 3}\n', "is not a record"),
+        (
+            b'{"kind": "step", "step": 1, "epoch": 0, "values": {}, "timestamp": 5}\n',
+            "is not a record",
+        ),
+    ],
+)
+def test_plots_of_damaged_records(tmp_path, line, message):
+    (tmp_path / "metrics.jsonl").write_bytes(line)
+    with pytest.raises(WorkspaceError, match=message) as caught:
+        report("plots", tmp_path)
+    assert "\n" not in caught.value.message

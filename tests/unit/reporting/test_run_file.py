@@ -8,7 +8,7 @@ import pytest
 from image_classification.core.errors import UserError, WorkspaceError
 from image_classification.reporting.build_report import build_report
 from image_classification.reporting.compare.combine import group_runs
-from image_classification.reporting.compare.combine_text import Combined, combined_json
+from image_classification.reporting.compare.combined import Combined, combined_json
 from image_classification.reporting.compare.regression import compare_runs
 from image_classification.reporting.page.combined_page import combined_page
 from image_classification.reporting.report import write_report

@@ -53,7 +53,7 @@ def test_one_run_has_no_deviation(seeds):
     assert group.figures["top1"].std is None and group.figures["top1"].n == 1
 
 
-def test_the_verdict_is_on_the_mean(seeds):
+def test_the_mean_is_judged(seeds):
     # Published: 76.88 +- 0.16. One of the runs alone would be short, the mean is not.
     runs = seeds(76.5, 77.0, 76.9)
     alone = {(e.id, e.figure): e.verdict for e in runs[0].report.published}
@@ -67,7 +67,7 @@ def test_the_verdict_is_on_the_mean(seeds):
     assert entry.ratio == pytest.approx(76.8 / 76.88)
 
 
-def test_more_seeds_are_held_to_less(seeds):
+def test_more_seeds_have_a_smaller_tolerance(seeds):
     # 0.25 below: within two spreads for one seed, too far for the mean of ten.
     few, many = seeds(76.63), seeds(*[76.63 + 0.01 * (-1) ** n for n in range(10)])
     assert judged(group_runs(few)[0]).verdict == "reproduced"
@@ -90,7 +90,7 @@ def test_one_seed_is_judged_as_in_its_own_report(seeds):
         assert {(e.id, e.figure, e.published): e.verdict for e in group.published} == own
 
 
-def test_where_one_run_cannot_be_compared_the_mean_cannot(seeds, record_run, run_results):
+def test_the_mean_is_not_comparable_if_one_run_is_not(seeds, record_run, run_results):
     results = run_results()
     results["train"]["epochs"] = 45
     short = read_run(record_run("half", seed=9, results=results))
@@ -126,7 +126,7 @@ def test_repeated_benchmarks_are_not_warned_about(record_run, run_results):
     assert group.warnings == () and group.figures["train_images_per_s"].std == 1.0
 
 
-def test_a_figure_that_some_runs_lack_is_said(seeds, record_run, run_results):
+def test_a_figure_that_some_runs_lack_is_a_warning(seeds, record_run, run_results):
     results = run_results()
     del results["train"]["data_wait_fraction"]
     lacking = read_run(record_run("lacking", seed=7, results=results))
@@ -135,12 +135,12 @@ def test_a_figure_that_some_runs_lack_is_said(seeds, record_run, run_results):
     assert group.warnings == ("data_wait_fraction is measured in 2 of 3 runs",)
 
 
-def test_repeats_average_within_the_seed():
+def test_repeats_of_a_seed_are_averaged():
     assert spread([(0, 1.0), (0, 3.0), (1, 5.0)], by_seed=True).mean == 3.5
     assert spread([(0, 1.0), (0, 3.0), (1, 5.0)], by_seed=False).mean == 3.0
 
 
-def test_names_make_groups(seeds, record_run):
+def test_runs_are_grouped_by_name(seeds, record_run):
     other = read_run(record_run("fp32", precision="FP32"))
     groups = group_runs([*seeds(76.8, 76.9), other])
     assert [group.identity.text for group in groups] == [
@@ -152,19 +152,19 @@ def test_names_make_groups(seeds, record_run):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"optim__lr": 1.0}, r"\(optim.lr 2.048 -> 1\): combine each"),
+        ({"optim__lr": 1.0}, r"\(optim.lr 2.048 -> 1\): combine them"),
         ({"data__workers": 3, "optim__lr": 1.0}, r"data.workers \d+ -> 3; optim.lr 2.048 -> 1"),
         ({"data__path": "demo"}, "data set a folder -> demo"),
     ],
 )
-def test_other_settings_are_never_mixed(seeds, record_run, options, words):
+def test_runs_with_different_settings_are_refused(seeds, record_run, options, words):
     other = read_run(record_run("other", seed=5, **options))
     with pytest.raises(WorkspaceError, match=words) as caught:
         group_runs([*seeds(76.8), other])
     assert "or --ignore a setting" in caught.value.message
 
 
-def test_settings_that_change_nothing_measured_may_differ(seeds, record_run):
+def test_settings_without_effect_on_figures_may_differ(seeds, record_run):
     other = record_run(
         "other", seed=5, data__path="/mnt/imagenet", run__log_every_steps=7, run__workspace="x"
     )
@@ -180,7 +180,7 @@ def test_a_setting_may_be_ignored(seeds, record_run):
         check_ignored(["data.worker"])
 
 
-def test_a_setting_that_came_later_counts_as_its_default(seeds):
+def test_a_newer_setting_counts_as_its_default(seeds):
     one, other = seeds(76.8, 76.9)
     del other.report.config["data"]["antialias"]
     assert differences(one, other) == []
@@ -193,7 +193,7 @@ def with_results(run, **changes):
     return replace(run, report=replace(run.report, results=results))
 
 
-def test_another_validation_set_is_another_run(seeds):
+def test_another_number_of_validation_images_is_a_difference(seeds):
     one, other = seeds(76.8, 76.9)
     validation = replace(other.report.results.validation, images=360)
     assert differences(one, with_results(other, validation=validation)) == [
@@ -201,11 +201,11 @@ def test_another_validation_set_is_another_run(seeds):
     ]
 
 
-def test_settings_changed_on_the_way_make_another_run(seeds):
+def test_settings_changed_midway_are_a_difference(seeds):
     one, other = seeds(76.8, 76.9)
     start = StartResults(step=625, world_size=8, resumed_from="x", changes=("optim.lr 2 -> 1",))
     assert differences(one, with_results(other, starts=(start,))) == [
-        "on the way: no change -> optim.lr 2 -> 1 at step 625"
+        "settings changed midway: none -> optim.lr 2 -> 1 at step 625"
     ]
     # Continued without changes, a run is still the same.
     same = with_results(other, starts=(replace(start, changes=()),))

@@ -1,8 +1,7 @@
 import pytest
 
 from image_classification.core.errors import WorkspaceError
-from image_classification.reporting.compare.history import read_history
-from image_classification.reporting.compare.history_text import history_json
+from image_classification.reporting.compare.history import history_json, read_history
 from image_classification.reporting.compare.regression import DEFAULTS
 
 
@@ -27,7 +26,7 @@ def flags(history):
     }
 
 
-def test_runs_that_hold(months):
+def test_changes_within_the_thresholds_are_not_flagged(months):
     history = read_history(months((8300, 76.8), (8250, 76.9), (8400, 76.75)))
     assert flags(history) == {"01": [], "02": [], "03": []}
     assert history.regressed == [] and history.left_out == ()
@@ -43,30 +42,30 @@ def test_a_slow_drift_is_found_against_the_best(months):
     assert flags(read_history(folder, against="previous")) == {"01": [], "02": [], "03": []}
 
 
-def test_a_run_is_held_to_earlier_ones_only(months):
+def test_a_run_is_compared_only_with_earlier_ones(months):
     # The second is worse than the third, which came later.
     history = read_history(months((8000, 76.8), (7900, 76.8), (9000, 77.5)))
     assert flags(history) == {"01": [], "02": [], "03": []}
 
 
-def test_only_the_newest_run_decides(months):
+def test_only_the_newest_run_counts_as_regressed(months):
     history = read_history(months((8300, 76.8), (7000, 76.0), (8300, 76.8)))
     assert flags(history)["02"] == [("top1", "01"), ("train_images_per_s", "01")]
     assert history.regressed == []
 
 
-def test_thresholds_are_the_callers(months):
+def test_thresholds_can_be_changed(months):
     folder = months((8300, 76.8), (7000, 76.8))
     assert read_history(folder, {**DEFAULTS, "throughput": 20.0}).regressed == []
 
 
-def test_runs_are_ordered_by_their_own_time(record_run, run_results, tmp_path):
+def test_runs_are_sorted_by_their_end(record_run, run_results, tmp_path):
     record_run("runs/a", ended_at=20, results=run_results(7000.0))
     record_run("runs/b", ended_at=10, results=run_results(8300.0))
     assert flags(read_history(tmp_path / "runs")) == {"b": [], "a": [("train_images_per_s", "b")]}
 
 
-def test_other_settings_have_a_line_of_their_own(record_run, run_results, tmp_path):
+def test_runs_with_other_settings_form_their_own_line(record_run, run_results, tmp_path):
     record_run("runs/a", ended_at=1, data__workers=5)
     record_run("runs/b", ended_at=2, results=run_results(6000.0), data__workers=1)
     record_run("runs/c", ended_at=3, precision="FP32", results=run_results(2800.0))
@@ -79,11 +78,11 @@ def test_other_settings_have_a_line_of_their_own(record_run, run_results, tmp_pa
     assert len(merged.regressed) == 1
 
 
-def test_runs_that_ended_early(months, record_run, run_results):
+def test_runs_that_ended_early_are_not_compared(months, record_run, run_results):
     folder = months((8300, 76.8))
     record_run("runs/02", ended_at=2, results=run_results(99.0), exit_code=75)
     history = read_history(folder)
-    # A stopped run goes on some day: it is neither judged nor a yardstick.
+    # A stopped run can be continued, so nothing is compared with it.
     assert flags(history) == {"01": [], "02": []} and history.regressed == []
     record_run("runs/03", ended_at=3, results={}, exit_code=3)
     assert len(read_history(folder).regressed) == 1
@@ -91,7 +90,7 @@ def test_runs_that_ended_early(months, record_run, run_results):
     assert read_history(folder).regressed == []
 
 
-def test_reports_that_cannot_be_read_are_named(months):
+def test_unreadable_reports_are_listed(months):
     folder = months((8300, 76.8))
     (folder / "foreign").mkdir()
     (folder / "foreign" / "report.json").write_text("{}")
@@ -107,7 +106,7 @@ def test_reports_that_cannot_be_read_are_named(months):
         read_history(folder)
 
 
-def test_the_history_as_data(months):
+def test_history_as_json(months):
     content = history_json(read_history(months((8300, 76.8), (7000, 76.8))))
     (line,) = content["lines"]
     assert line["regressed"] and line["name"]["num_devices"] == 8

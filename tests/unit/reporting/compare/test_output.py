@@ -1,4 +1,4 @@
-"""What the report commands show, at the widths of terminals, and the page of combined runs."""
+"""Output of the report commands at the widths of terminals, and the page of combined runs."""
 
 import json
 from html.parser import HTMLParser
@@ -8,15 +8,13 @@ import pytest
 from rich.console import Console
 
 from image_classification.reporting.compare.combine import group_runs
-from image_classification.reporting.compare.combine_text import (
+from image_classification.reporting.compare.combined import (
     Combined,
     combined_json,
     print_combined,
 )
-from image_classification.reporting.compare.history import read_history
-from image_classification.reporting.compare.history_text import print_history
-from image_classification.reporting.compare.regression import compare_runs
-from image_classification.reporting.compare.regression_text import print_comparison
+from image_classification.reporting.compare.history import print_history, read_history
+from image_classification.reporting.compare.regression import compare_runs, print_comparison
 from image_classification.reporting.page.combined_page import combined_page
 from image_classification.reporting.run_folder import read_run
 
@@ -33,7 +31,7 @@ def shown(width, draw, *arguments, **options):
 
 
 def published(top1, speed):
-    """The published figures of the AMP run of 90 epochs, as its report has them."""
+    """Return the published figures of the AMP run of 90 epochs, as in its report."""
     entry = {"id": "nvidia-resnet50-dgx1v-amp-90e", "comparable": True, "why": "", "ratio": 1.0}
     return [
         entry
@@ -84,13 +82,13 @@ def releases(record_run, run_results):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_combined_runs_on_the_console(combined, width):
+def test_print_combined(combined, width):
     text = shown(width, print_combined, combined, vendor=True)
     assert text == (EXPECTED / f"combined-{width}.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_history_on_the_console(releases, width, monkeypatch):
+def test_print_history(releases, width, monkeypatch):
     monkeypatch.chdir(releases.parent)
     (releases / "foreign").mkdir()
     (releases / "foreign" / "report.json").write_text("{}")
@@ -99,13 +97,13 @@ def test_a_history_on_the_console(releases, width, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_comparison_on_the_console(releases, width):
+def test_print_comparison(releases, width):
     comparison = compare_runs(read_run(releases / "feb"), read_run(releases / "mar"))
     text = shown(width, print_comparison, comparison)
     assert text == (EXPECTED / f"comparison-{width}.txt").read_text(encoding="utf-8")
 
 
-def test_equal_runs_on_the_console(record_run):
+def test_print_comparison_of_equal_runs(record_run):
     runs = [read_run(record_run(name, ended_at=n)) for n, name in enumerate(("a", "b"), start=1)]
     text = shown(80, print_comparison, compare_runs(*runs))
     assert text.endswith("The environments are the same.\nNo figure regressed.\n")
@@ -120,7 +118,7 @@ def test_inference_runs_have_a_table_of_batch_sizes(releases):
     assert "25,600" in page.text and page.open == []
 
 
-def test_combined_json_is_plain_and_whole(combined):
+def test_combined_json(combined):
     content = json.loads(json.dumps(combined_json(combined), allow_nan=False))
     assert list(content) == ["schema_version", "groups", "speedups", "scalings"]
     amp, fp32 = content["groups"]
@@ -135,7 +133,7 @@ def test_combined_json_is_plain_and_whole(combined):
 
 
 class Page(HTMLParser):
-    """Counts tables and their heads; holds every tag to its end."""
+    """Counts tables and their heads; checks that tags nest."""
 
     def __init__(self, text):
         super().__init__()
@@ -147,7 +145,7 @@ class Page(HTMLParser):
         names = dict(attributes)
         assert not {"src", "href", "onload"} & set(names), (tag, names)
         assert tag not in ("script", "link", "iframe", "img")
-        if tag != "meta":
+        if tag not in ("meta", "br"):
             self.open.append(tag)
         self.tables += tag == "table"
         self.heads += tag == "th" and names["scope"] == "col"
@@ -159,7 +157,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_is_whole_and_needs_nothing_else(combined):
+def test_the_page_is_complete_and_needs_no_other_file(combined):
     text = combined_page(combined)
     page = Page(text)
     # Vendor table, speed-ups, and for each group figures and runs; one has published figures.
@@ -170,13 +168,13 @@ def test_the_page_is_whole_and_needs_nothing_else(combined):
     assert "No published figure belongs to these runs." in page.text
 
 
-def test_the_page_escapes_what_a_report_says(record_run):
+def test_the_page_escapes_text_from_reports(record_run):
     folder = record_run("<b>odd", environment={"driver": "<script>alert(1)</script>"})
     text = combined_page(Combined.of(group_runs([read_run(folder)])))
     assert "<script>alert(1)</script>" in Page(text).text and "<script" not in text
 
 
-def test_images_names_are_numbered_below_a_history(record_run):
+def test_container_images_are_numbered_below_a_history(record_run):
     images = ["docker", "docker, image-classification 0.2.0 on nvcr.io/nvidia/pytorch:26.09-py3"]
     for at, image in enumerate([*images, images[1]]):
         record_run(f"runs/{at}", ended_at=1 + at, environment={"container": image})

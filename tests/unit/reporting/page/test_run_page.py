@@ -7,7 +7,7 @@ import pytest
 from image_classification.config.resolve import resolve
 from image_classification.reporting.build_report import build_report
 from image_classification.reporting.console.results import result_rows
-from image_classification.reporting.page.run_page import render, write_page
+from image_classification.reporting.page.run_page import run_page, write_page
 from image_classification.reporting.pictures.draw import Gallery, draw_run
 from image_classification.reporting.pictures.picture import LeftOut
 from image_classification.reporting.report import read_report
@@ -17,7 +17,7 @@ VOID = {"meta", "br", "link", "img"}
 
 
 class Checker(HTMLParser):
-    """Collects tags, text and outside references; fails on tags that do not nest."""
+    """Collects tags, text and references; fails on tags that do not nest."""
 
     def __init__(self):
         super().__init__()
@@ -59,8 +59,8 @@ def report(make_config, dgx1, results):
     return build_report(make_config(), devices=dgx1, environment=environment, results=results)
 
 
-def test_the_page_holds_names_verdicts_results_and_configuration(report, make_config):
-    page = render(report, provenance=make_config().provenance)
+def test_the_page_has_names_verdicts_results_and_configuration(report, make_config):
+    page = run_page(report, provenance=make_config().provenance)
     text = " ".join(parse(page).text)
     for expected in (
         "resnet50 on DGX1V",
@@ -74,7 +74,7 @@ def test_the_page_holds_names_verdicts_results_and_configuration(report, make_co
         "configs.yml:123, recipe 90e",
     ):
         assert expected in text
-    assert page.count('class="verdict reproduced"') == 2
+    assert page.count('class="mark reproduced"') == 2
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +96,17 @@ def test_the_page_needs_no_script_and_no_network(report, gallery, tmp_path):
     # The namespaces of SVG are names, never fetched.
     outside = set(re.findall(r"https?://[^\"' <]+", page))
     assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    # What belongs to one picture is not answered by another.
+    # Ids are unique, and references stay within the page.
     assert len(checker.ids) == len(set(checker.ids))
     referred = {reference[1:] for reference in checker.references}
     referred |= set(re.findall(r"url\(#([^)]+)\)", page))
     assert referred and referred <= set(checker.ids)
-    # On a dark page nothing keeps the colours of white paper.
+    # All colors are variables, which dark mode changes.
     assert not re.search(r"[:\"] ?#(222222|ffffff|dddddd)\b", page[page.index("<figure>") :])
 
 
-def test_pictures_are_described_and_come_in_reading_order(report, gallery):
-    page = render(report, gallery)
+def test_pictures_have_a_description_and_an_order(report, gallery):
+    page = run_page(report, gallery)
     described = re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
     assert [text.split(".")[0] for text in described] == [
         "Loss",
@@ -122,20 +122,20 @@ def test_pictures_are_described_and_come_in_reading_order(report, gallery):
     assert "<li><b>Scaling over devices</b>: it needs training runs" in page
 
 
-def test_a_page_without_any_picture_says_why(report):
-    page = render(report, Gallery(left_out=(LeftOut("loss", "Loss", "no <loss> was recorded"),)))
+def test_a_page_without_pictures_has_the_reasons(report):
+    page = run_page(report, Gallery(left_out=(LeftOut("loss", "Loss", "no <loss> was recorded"),)))
     assert "<li><b>Loss</b>: no &lt;loss&gt; was recorded.</li>" in page
     assert "<figure>" not in page
 
 
 def test_tables_have_headers(report, make_config):
-    page = render(report, provenance=make_config().provenance)
+    page = run_page(report, provenance=make_config().provenance)
     assert page.count("<thead>") + page.count("<tbody><tr><th scope=") == page.count("<table")
     assert '<th scope="row">devices</th>' in page
     assert not re.search(r"<th(?! scope=)[ >]", page)
 
 
-def test_everything_from_outside_is_escaped(make_config, dgx1, results):
+def test_text_from_reports_is_escaped(make_config, dgx1, results):
     evil = "<script>alert('x')</script> & $title"
     config = make_config(
         names={"model": evil, "recipe": evil}, data={"path": evil}, platform={"name": evil}
@@ -148,14 +148,14 @@ def test_everything_from_outside_is_escaped(make_config, dgx1, results):
         exit_code=2,
         exit_message=evil,
     )
-    page = render(report, provenance={"data.path": evil})
+    page = run_page(report, provenance={"data.path": evil})
     assert "<script" not in page
     assert parse(page).tags.count("script") == 0
     assert "&lt;script&gt;" in page
     assert "$title" in page
 
 
-def test_power_is_in_the_results_once_every_device_has_it(make_config, dgx1):
+def test_power_is_in_the_results_if_every_device_has_it(make_config, dgx1):
     devices = [{"name": "V100", "power_w_mean": 250.0, "energy_j": 5000.0}] * 8
     telemetry = {"devices": devices, "energy_j": 40_000.0, "images_per_joule": 0.512}
 
