@@ -38,7 +38,7 @@ def test_the_rank_that_leaves_no_mark_is_missing(store: dist.TCPStore) -> None:
     found: dict[int, list[int]] = {}
 
     def report(rank: int) -> None:
-        found[rank] = missing_ranks(client(store), rank, 3, patience_s=1.0)
+        found[rank] = missing_ranks(client(store), rank, 3, timeout_s=1.0)
 
     threads = [threading.Thread(target=report, args=(rank,)) for rank in (0, 2)]
     for thread in threads:
@@ -70,7 +70,7 @@ def test_a_store_kept_by_a_stopped_process_means_rank_0() -> None:
         port = int(host.stdout.readline())
         kept = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
         os.kill(host.pid, signal.SIGSTOP)
-        assert missing_ranks(kept, 1, 3, patience_s=0.5) == [0]
+        assert missing_ranks(kept, 1, 3, timeout_s=0.5) == [0]
     finally:
         # The thread that asked gets its answer, or an error, and ends.
         os.kill(host.pid, signal.SIGKILL)

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.launch.agent import (
-    Ends,
-    exit_code,
-    explain_end,
-    is_stopped,
-)
 from image_classification.launch.outcomes import (
     Outcome,
-    forget_outcomes,
-    gather_outcomes,
-    leave_outcome,
+    clear_outcomes,
+    read_outcomes,
+    report_outcome,
+)
+from image_classification.launch.processes import (
+    ProcessEnds,
+    exit_code,
+    is_stopped,
+    root_cause,
 )
 
 LOST = Outcome(0, 1, "lost contact with rank 1; see its own error", retry=True)
@@ -29,24 +29,31 @@ LOST = Outcome(0, 1, "lost contact with rank 1; see its own error", retry=True)
     ("ends", "outcomes", "rank", "code", "message", "retry"),
     [
         # A mistake explains the ranks that lose contact with the one that made it.
-        (Ends({0: 1, 1: 2}), [LOST, Outcome(1, 2, "bad image")], 1, 2, "bad image", False),
-        (Ends({0: 1, 1: -9}), [LOST], 1, 1, "killed by signal 9", True),
-        (Ends({0: 1, 1: 1}), [LOST], 1, 1, "ended with exit code 1", True),
-        (Ends({0: 1}), [LOST], 0, 1, "lost contact with rank 1", True),
-        (Ends({1: -9}, {1: 61.0}), [LOST], 1, 1, "had not run for 61 s", True),
+        (ProcessEnds({0: 1, 1: 2}), [LOST, Outcome(1, 2, "bad image")], 1, 2, "bad image", False),
+        (ProcessEnds({0: 1, 1: -9}), [LOST], 1, 1, "killed by signal 9", True),
+        (ProcessEnds({0: 1, 1: 1}), [LOST], 1, 1, "ended with exit code 1", True),
+        (ProcessEnds({0: 1}), [LOST], 0, 1, "lost contact with rank 1", True),
+        (ProcessEnds({1: -9}, {1: 61.0}), [LOST], 1, 1, "had not run for 61 s", True),
         # The agent's own SIGKILL to a hanging rank is not what went wrong.
-        (Ends({0: 1}, {1: 3.0}), [LOST], 0, 1, "lost contact with rank 1", True),
-        (Ends({0: 3, 1: 3}), [Outcome(r, 3, "diverged") for r in (0, 1)], 0, 3, "diverged", False),
+        (ProcessEnds({0: 1}, {1: 3.0}), [LOST], 0, 1, "lost contact with rank 1", True),
+        (
+            ProcessEnds({0: 3, 1: 3}),
+            [Outcome(r, 3, "diverged") for r in (0, 1)],
+            0,
+            3,
+            "diverged",
+            False,
+        ),
     ],
 )
 def test_one_end_explains_the_others(ends, outcomes, rank, code, message, retry, tmp_path):
     for outcome in outcomes:
-        leave_outcome(outcome, {"IMAGE_CLASSIFICATION_OUTCOMES": str(tmp_path)})
-    cause = explain_end(ends, gather_outcomes(tmp_path))
+        report_outcome(outcome, {"IMAGE_CLASSIFICATION_OUTCOMES": str(tmp_path)})
+    cause = root_cause(ends, read_outcomes(tmp_path))
     assert (cause.rank, cause.code, cause.retry) == (rank, code, retry)
     assert message in cause.message
-    forget_outcomes(tmp_path)
-    assert gather_outcomes(tmp_path) == []
+    clear_outcomes(tmp_path)
+    assert read_outcomes(tmp_path) == []
 
 
 def test_a_child_is_looked_at_and_left_to_be_waited_for():
@@ -74,4 +81,4 @@ def wait_until(condition) -> None:
 
 
 def test_without_a_launcher_nothing_is_left(tmp_path: Path):
-    assert not leave_outcome(Outcome(0, 2, "x"), {})
+    assert not report_outcome(Outcome(0, 2, "x"), {})

@@ -11,10 +11,10 @@ import pytest
 from image_classification.launch.outcomes import (
     OUTCOME_FOLDER,
     Outcome,
-    gather_outcomes,
-    leave_outcome,
-    recall,
-    remember,
+    keep_for_restart,
+    kept_for_restart,
+    read_outcomes,
+    report_outcome,
     started_by_us,
 )
 
@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[3]
 # A launcher that starts one rank and waits. The rank asks to end with it, then does nothing.
 LAUNCHER = """\
 import os, subprocess, sys, time
-from image_classification.launch.outcomes import remember
-remember("launcher", sys.argv[1] if len(sys.argv) > 1 else str(os.getpid()))
+from image_classification.launch.outcomes import keep_for_restart
+keep_for_restart("launcher", sys.argv[1] if len(sys.argv) > 1 else str(os.getpid()))
 rank = (
     "import time; from image_classification.launch.outcomes import end_with_launcher\\n"
     "end_with_launcher(); print('on', flush=True); time.sleep(100)"
@@ -44,20 +44,20 @@ def test_the_end_that_explains_the_others_comes_first(tmp_path):
         Outcome(3, 2, "no such folder"),
     ]
     for end in ends:
-        assert leave_outcome(end, environ)
-    assert gather_outcomes(tmp_path) == ends[::-1]
+        assert report_outcome(end, environ)
+    assert read_outcomes(tmp_path) == ends[::-1]
 
 
 def test_what_is_remembered_first_stays(tmp_path, monkeypatch):
     monkeypatch.delenv(OUTCOME_FOLDER, raising=False)
-    remember("workspace", "lost")  # nobody to keep it
-    assert not started_by_us() and recall("workspace") is None
+    keep_for_restart("workspace", "lost")  # nobody to keep it
+    assert not started_by_us() and kept_for_restart("workspace") is None
     monkeypatch.setenv(OUTCOME_FOLDER, str(tmp_path))
-    assert started_by_us() and recall("workspace") is None
-    remember("workspace", "first")
-    remember("workspace", "second")
-    assert recall("workspace") == "first"
-    assert gather_outcomes(tmp_path) == []
+    assert started_by_us() and kept_for_restart("workspace") is None
+    keep_for_restart("workspace", "first")
+    keep_for_restart("workspace", "second")
+    assert kept_for_restart("workspace") == "first"
+    assert read_outcomes(tmp_path) == []
 
 
 def _launcher(place: Path, *argv: str) -> subprocess.Popen[str]:

@@ -9,10 +9,14 @@ from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.launch.outcomes import (
     OUTCOME_FOLDER,
     RESTART_REASON,
-    recall,
-    remember,
+    keep_for_restart,
+    kept_for_restart,
 )
-from image_classification.launch.restart import check_restarts, find_footing, on_footing
+from image_classification.launch.restart import (
+    apply_resume_point,
+    check_restarts,
+    find_resume_point,
+)
 
 UNDER_TORCHRUN = {"TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_RESTART_COUNT": "0"}
 
@@ -29,40 +33,40 @@ def launched(tmp_path, monkeypatch):
 def test_a_restart_finds_the_folder_that_was_named_after_the_time(launched, small_config):
     config = small_config()
     config = replace(config, run=replace(config.run, workspace=None))
-    first = find_footing(config, 0)
+    first = find_resume_point(config, 0)
     assert first.resume is None and first.counted_from is None
-    remember("start_step", "0")
-    remember("start_step", "8")  # the restart's own; the first one counts
+    keep_for_restart("start_step", "0")
+    keep_for_restart("start_step", "8")  # the restart's own; the first one counts
     (Path(first.workspace) / "metrics.jsonl").touch()
-    again = find_footing(config, 1)
+    again = find_resume_point(config, 1)
     assert again.workspace == first.workspace
     assert again.resume == "auto" and again.counted_from == 0
     # Without the restart it is another run's folder.
     taken = replace(config, run=replace(config.run, workspace=first.workspace))
     with pytest.raises(WorkspaceError, match="holds another run"):
-        find_footing(taken, 0)
+        find_resume_point(taken, 0)
 
 
 def test_a_restart_before_the_first_checkpoint_begins_as_told(launched, small_config):
     config = small_config(run__resume="/some/checkpoint")
-    assert find_footing(config, 1).resume == "/some/checkpoint"
+    assert find_resume_point(config, 1).resume == "/some/checkpoint"
     saved = Path(config.run.workspace) / "checkpoints" / "step-0000000002"
     saved.mkdir(parents=True)
     (saved / "meta.json").touch()
-    assert find_footing(config, 1).resume == "auto"
+    assert find_resume_point(config, 1).resume == "auto"
 
 
 def test_a_restart_is_in_the_runs_warnings(launched, small_config, monkeypatch):
     config = small_config()
-    footing = find_footing(config, 0)
-    assert on_footing(config, footing, 0).warnings == config.warnings
+    footing = find_resume_point(config, 0)
+    assert apply_resume_point(config, footing, 0).warnings == config.warnings
     monkeypatch.setenv(RESTART_REASON, "rank 1 was killed (restart 1 of at most 2)")
-    assert on_footing(config, footing, 1).warnings[-1] == (
+    assert apply_resume_point(config, footing, 1).warnings[-1] == (
         "rank 1 was killed (restart 1 of at most 2)"
     )
     monkeypatch.delenv(RESTART_REASON)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
-    assert "restart 1 of at most 2" in on_footing(config, footing, 1).warnings[-1]
+    assert "restart 1 of at most 2" in apply_resume_point(config, footing, 1).warnings[-1]
 
 
 @pytest.mark.parametrize(
@@ -84,4 +88,4 @@ def test_what_another_launchers_restart_would_lose_is_refused(
 
 def test_our_own_processes_may_restart(launched, small_config):
     check_restarts(small_config(run__max_restarts=1), {})
-    assert recall("never-said") is None
+    assert kept_for_restart("never-said") is None

@@ -10,7 +10,7 @@ import pytest
 
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import WorkspaceError
-from image_classification.launch.workspace import default_workspace, held, prepare_workspace
+from image_classification.launch.workspace import default_workspace, locked, prepare_workspace
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_unwritable_folder_names_the_remedy(config):
 
 def _try_to_hold(path, answers):
     try:
-        with held(path):
+        with locked(path):
             answers.put("held")
     except WorkspaceError as error:
         answers.put(error.message)
@@ -70,10 +70,10 @@ def _try_to_hold(path, answers):
 def test_a_second_job_in_one_folder_is_refused(tmp_path):
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    with held(tmp_path):
+    with locked(tmp_path):
         process = context.Process(target=_try_to_hold, args=(tmp_path, answers))
         process.start()
         assert "in use by a running job" in answers.get(timeout=60)
         process.join()
-    with held(tmp_path):
+    with locked(tmp_path):
         pass

@@ -13,7 +13,7 @@ from image_classification.core.errors import WorkspaceError
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.engine.train import train
-from image_classification.launch.workspace import held
+from image_classification.launch.workspace import locked
 
 MIB = 1 << 20
 OFTEN = {"run__validate": False, "run__save_every": "1 steps", "run__keep_checkpoints": 1}
@@ -279,15 +279,15 @@ def test_opening_a_run_removes_what_dead_processes_left(tmp_path):
         (folder / name).mkdir()
         (folder / name / checkpoint.MODEL).write_bytes(b"half")
     (folder / ".best.json.77.tmp").write_bytes(b"{")
-    with held(tmp_path):
+    with locked(tmp_path):
         assert names(folder) == ["step-0000000003"]
 
 
 def test_leftovers_of_a_running_job_are_not_touched_by_a_second_one(tmp_path):
     folder = tmp_path / "checkpoints"
-    with held(tmp_path):
+    with locked(tmp_path):
         (folder / ".tmp-0000000004-77").mkdir(parents=True)
-        with pytest.raises(WorkspaceError, match="in use"), held(tmp_path):
+        with pytest.raises(WorkspaceError, match="in use"), locked(tmp_path):
             pass
         assert names(folder) == [".tmp-0000000004-77"]
 
@@ -316,7 +316,7 @@ def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(tmp_path, mon
         checkpoint.save(folder, 3, small_snapshot(2.0))
     assert checkpoint.listed(folder) == []
     monkeypatch.undo()
-    with held(tmp_path):
+    with locked(tmp_path):
         assert names(folder) == ["step-0000000003"]
     assert checkpoint.load(folder / "step-0000000003").model["w"][0] == 1.0
 
