@@ -52,7 +52,7 @@ from image_classification.launch.workspace import locked
 from image_classification.reporting.trackers.sink import check_trackers
 
 
-def drive(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) -> int:
+def start_run(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) -> int:
     """Run ``layered`` on this machine's devices; return the exit code.
 
     Starts one process per device, unless one is enough, or torchrun, Slurm or MPI started this

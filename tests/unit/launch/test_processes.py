@@ -125,9 +125,7 @@ def test_restarts_are_limited(script, small_config, tmp_path, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("code", "kind"), [(2, "error"), (3, "error"), (75, "stopped")])
-def test_final_errors_are_not_restarted(
-    script, small_config, tmp_path, capfd, code, kind
-):
+def test_final_errors_are_not_restarted(script, small_config, tmp_path, capfd, code, kind):
     argv = [str(tmp_path), "code", str(code)]
     assert launch(two_ranks(small_config, max_restarts=2), script, argv) == code
     assert starts(tmp_path) == ["start-0-0", "start-0-1"]
