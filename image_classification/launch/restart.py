@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.errors import ConfigError
@@ -88,18 +87,7 @@ def apply_resume_point(config: RunConfig, point: ResumePoint, restart_count: int
     control = replace(config.run, workspace=point.workspace, resume=point.resume)
     warnings = config.warnings
     if restart_count > 0:
-        warnings = (*warnings, restart_warning(restart_count))
+        limit = os.environ.get("TORCHELASTIC_MAX_RESTARTS")
+        default = f"started again by the elastic agent (restart {restart_count} of at most {limit})"
+        warnings = (*warnings, os.environ.get(RESTART_REASON, default))
     return replace(config, run=control, warnings=warnings)
-
-
-def restart_warning(restart_count: int) -> str:
-    """Return the warning that the run's records have after restart ``restart_count``."""
-    limit = os.environ.get("TORCHELASTIC_MAX_RESTARTS")
-    default = f"started again by the elastic agent (restart {restart_count} of at most {limit})"
-    return os.environ.get(RESTART_REASON, default)
-
-
-def creates_workspace(config: RunConfig) -> bool:
-    """Return whether the run's folder does not exist yet, so that this start creates it."""
-    given = config.run.workspace
-    return given is None or not os.path.lexists(Path(given))

@@ -37,6 +37,7 @@ from image_classification.distributed.world import (
     process_group,
 )
 from image_classification.engine.modes import MODES
+from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
 from image_classification.launch.outcomes import Outcome, end_with_launcher, report_outcome
 from image_classification.launch.processes import launch
@@ -45,7 +46,6 @@ from image_classification.launch.restart import (
     ResumePoint,
     apply_resume_point,
     check_restarts,
-    creates_workspace,
     find_resume_point,
 )
 from image_classification.launch.workspace import locked
@@ -106,13 +106,20 @@ def _run_rank(
     config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
 ) -> int:
     """Run this process's rank; return its exit code. The launcher shows its error, if any."""
+    timeout_s = config.run.collective_timeout_s
     try:
-        try:
-            return _run_in_world(config, world, accelerator, found)
-        except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error):
-                raise _out_of_memory_error(config) from error
-            raise
+        set_affinity(config.platform.gpu_affinity, world.local_rank, world.local_world_size)
+        device = accelerator.device(world.local_rank)
+        with process_group(world, accelerator.process_group_backend, timeout_s, device):
+            try:
+                return _run_joined(config, world, accelerator, device, found)
+            except (RuntimeError, MemoryError) as error:
+                if out_of_memory(error):
+                    raise _out_of_memory_error(config) from error
+                message = lost_peer_message(error, timeout_s)
+                if message is None:
+                    raise
+                _exit_at_once(Outcome(world.rank, EXIT_BUG, message, retry=True))
     except UserError as error:
         retry = isinstance(error, JoinError)
         if report_outcome(Outcome(world.rank, error.exit_code, error.message, retry)):
@@ -138,22 +145,6 @@ def _out_of_memory_error(config: RunConfig) -> DeviceError:
         f"no memory left on {config.platform.device} with {batch.per_device_batch} images of "
         f"{config.data.image_size} px per device; {remedy}"
     )
-
-
-def _run_in_world(
-    config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
-) -> int:
-    set_affinity(config.platform.gpu_affinity, world.local_rank, world.local_world_size)
-    device = accelerator.device(world.local_rank)
-    timeout_s = config.run.collective_timeout_s
-    with process_group(world, accelerator.process_group_backend, timeout_s, device):
-        try:
-            return _run_joined(config, world, accelerator, device, found)
-        except RuntimeError as error:
-            message = lost_peer_message(error, timeout_s)
-            if message is None:
-                raise
-            _exit_at_once(Outcome(world.rank, EXIT_BUG, message, retry=True))
 
 
 def _exit_at_once(outcome: Outcome) -> NoReturn:
@@ -183,10 +174,10 @@ def _run_joined(
         config = apply_resume_point(config, point, restarts)
         any_rank = stack.enter_context(AnyRank())
         stop = stack.enter_context(StopRequest(any_rank))
+        base = Run(config, world, accelerator, device, Path(point.workspace), point.run_epochs_from)
+        stack.callback(base.close)
         mode = MODES[config.run.mode]
-        run = mode.build(config, world, accelerator, device, Path(point.workspace))
-        run.run_epochs_from = point.run_epochs_from
-        stack.callback(run.close)
+        run = mode.build(base)
         recorder = RunRecorder(run, found)
         stack.callback(recorder.close)
         return recorder.record_all(mode.records(run, stop))
@@ -205,7 +196,8 @@ def _shared_resume_point(
         answer: dict[str, Any] = {}
         if world.rank == 0:
             try:
-                creates = creates_workspace(config)
+                given = config.run.workspace
+                creates = given is None or not os.path.lexists(given)
                 point = find_resume_point(config, restarts)
                 workspace = Path(point.workspace)
                 stack.enter_context(locked(workspace))

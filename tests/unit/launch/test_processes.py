@@ -104,7 +104,7 @@ def test_lost_rank_is_restarted_and_other_rank_is_ended(
     killpg = os.killpg
     monkeypatch.setattr(os, "killpg", kill_and_wait)
     argv = [str(tmp_path), "signal", str(int(number)), "ignore"]
-    assert launch(two_ranks(small_config, max_restarts=2), script, argv) == 0
+    assert launch(two_ranks(small_config, max_restarts=2), (script, *argv)) == 0
     assert starts(tmp_path) == ["start-0-0", "start-0-1", "start-1-0", "start-1-1"]
     why = (tmp_path / "why").read_text()
     assert re.search(message, why), why
@@ -115,7 +115,7 @@ def test_lost_rank_is_restarted_and_other_rank_is_ended(
 @pytest.mark.slow
 def test_restarts_are_limited(script, small_config, tmp_path, capfd):
     argv = [str(tmp_path), "signal", "9", "always"]
-    assert launch(two_ranks(small_config, max_restarts=1), script, argv) == 1
+    assert launch(two_ranks(small_config, max_restarts=1), (script, *argv)) == 1
     assert len(starts(tmp_path)) == 4
     warning, error = capfd.readouterr().err.splitlines()
     assert "restart 1 of at most 1" in warning
@@ -127,7 +127,7 @@ def test_restarts_are_limited(script, small_config, tmp_path, capfd):
 @pytest.mark.parametrize(("code", "kind"), [(2, "error"), (3, "error"), (75, "stopped")])
 def test_final_errors_are_not_restarted(script, small_config, tmp_path, capfd, code, kind):
     argv = [str(tmp_path), "code", str(code)]
-    assert launch(two_ranks(small_config, max_restarts=2), script, argv) == code
+    assert launch(two_ranks(small_config, max_restarts=2), (script, *argv)) == code
     assert starts(tmp_path) == ["start-0-0", "start-0-1"]
     assert capfd.readouterr().err == f"{kind}: [rank 1] what went wrong\n"
 
@@ -140,7 +140,7 @@ def test_missing_machine_is_one_line(script, small_config, tmp_path, monkeypatch
         silent.bind(("127.0.0.1", 0))  # bound, but not listening
         monkeypatch.setenv("MASTER_PORT", str(silent.getsockname()[1]))
         with pytest.raises(DeviceError, match="machine 1 of 2 could not meet the others"):
-            launch(small_config(platform__num_nodes=2, batch__global=16), script, [])
+            launch(small_config(platform__num_nodes=2, batch__global=16), (script,))
 
 
 def test_node_rank_and_address_come_from_the_environment(small_config):

@@ -37,7 +37,7 @@ def wait_for_step(process, folder, count):
         (2, [signal.SIGTERM, signal.SIGTERM], False),
     ],
 )
-def test_it_saves_and_exits_75(small_arguments, tmp_path, processes, numbers, to_group):
+def test_signal_saves_and_exits_75(small_arguments, tmp_path, processes, numbers, to_group):
     folder = tmp_path / "run"
     arguments = [a for a in small_arguments if "per_device" not in a and "epochs" not in a]
     arguments += ["--set=batch.per_device=4", "--epochs=900", "--training-only"]
