@@ -22,6 +22,7 @@ from image_classification.config import resolve
 from image_classification.core.types import Record, WorldInfo
 from image_classification.devices.accelerator import get_accelerator
 from image_classification.engine.build import build_training
+from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 
@@ -48,7 +49,7 @@ def records_of(arguments: argparse.Namespace, folder: Path) -> list[Record]:
         },
     )
     accelerator = get_accelerator("cpu")
-    run = build_training(config, WorldInfo(), accelerator, accelerator.device(0), folder)
+    run = build_training(Run(config, WorldInfo(), accelerator, accelerator.device(0), folder))
     try:
         return list(train(run, StopRequest()))
     finally:

@@ -19,6 +19,7 @@ from image_classification.config import resolve
 from image_classification.core.types import WorldInfo
 from image_classification.devices.accelerator import get_accelerator
 from image_classification.engine.build import build_training
+from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 
@@ -51,7 +52,9 @@ def measure(precision: str, memory_format: str, warmup: int, steps: int) -> dict
     )
     accelerator = get_accelerator("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        run = build_training(config, WorldInfo(), accelerator, accelerator.device(0), Path(folder))
+        run = build_training(
+            Run(config, WorldInfo(), accelerator, accelerator.device(0), Path(folder))
+        )
         try:
             *_, end = train(run, StopRequest())
         finally:

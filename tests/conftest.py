@@ -90,6 +90,7 @@ def open_run() -> Iterator[Callable[..., Any]]:
     from image_classification.core.types import WorldInfo
     from image_classification.devices.accelerator import get_accelerator
     from image_classification.engine.modes import MODES
+    from image_classification.engine.runs import Run
 
     with ExitStack() as stack:
 
@@ -98,10 +99,9 @@ def open_run() -> Iterator[Callable[..., Any]]:
             accelerator = get_accelerator("cpu")
             workspace = Path(config.run.workspace)
             workspace.mkdir(parents=True, exist_ok=True)
-            build = MODES[config.run.mode].build
-            run = build(config, WorldInfo(), accelerator, accelerator.device(0), workspace)
-            stack.callback(run.close)
-            return run
+            base = Run(config, WorldInfo(), accelerator, accelerator.device(0), workspace)
+            stack.callback(base.close)
+            return MODES[config.run.mode].build(base)
 
         yield make
 

@@ -84,9 +84,9 @@ def main(argv: Sequence[str]) -> int:
         show(render_emission(request.emit, config, argv, words, request.config_file))
         return 0
     # Imports torch, which --list, --explain and --emit do not need.
-    from image_classification.launch.run import drive
+    from image_classification.launch.run import start_run
 
-    return drive(run, launch_words(), argv)
+    return start_run(run, launch_words(), argv)
 
 
 class _Given(argparse.Action):

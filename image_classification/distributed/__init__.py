@@ -1,1 +1,1 @@
-"""Process groups: the launcher environment, collectives, lost ranks."""
+"""The world of processes: who started them, how they join, and what they exchange."""

@@ -1,4 +1,4 @@
-"""Small answers all ranks share: a word from rank 0, and whether anyone wants to stop."""
+"""Texts and flags exchanged between ranks, over the host and without waiting for devices."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def gather_text(text: str) -> list[str]:
 
 
 class AnyRank:
-    """Asks at each call whether any rank said True, one call late, so that no step waits.
+    """Return at each call whether any rank's flag was set, one call late so that no step waits.
 
-    The reduction of call n travels while the step of call n + 1 runs; every rank gets the same
-    answer at the same call. In a world of one the answer is immediate. As a context manager it
-    waits for the last reduction at the end, unless an error is on its way: a rank that is lost
-    would never complete it.
+    The reduction of call n runs during the step after it and is read in call n + 1; every rank
+    gets the same answer at the same call. In a world of one the answer is immediate. As a context
+    manager it waits for the last reduction at the end, except after an error: a lost rank would
+    never complete it.
     """
 
     def __init__(self) -> None:
-        self._under_way: tuple[dist.Work, torch.Tensor] | None = None
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def __enter__(self) -> AnyRank:
         return self
@@ -68,23 +68,23 @@ class AnyRank:
         if error is None:
             self.finish()
 
-    def __call__(self, mine: bool) -> bool:
-        """Say ``mine`` and return whether any rank had said True by the call before."""
+    def __call__(self, flag: bool) -> bool:
+        """Send this rank's ``flag``; return whether any rank's was set in the call before."""
         group = control_group()
         if group is None:
-            return mine
+            return flag
         answer = False
-        if self._under_way is not None:
-            work, value = self._under_way
+        if self._pending is not None:
+            work, value = self._pending
             work.wait()
             answer = bool(value.item())
-        value = torch.tensor(int(mine), dtype=torch.int64)
+        value = torch.tensor(int(flag), dtype=torch.int64)
         work = dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group, async_op=True)
-        self._under_way = (work, value)
+        self._pending = (work, value)
         return answer
 
     def finish(self) -> None:
-        """Wait for the reduction under way, so that none is left when the group ends."""
-        if self._under_way is not None:
-            self._under_way[0].wait()
-            self._under_way = None
+        """Wait for the pending reduction, so that none is left when the process group ends."""
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None

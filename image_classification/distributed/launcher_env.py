@@ -1,4 +1,4 @@
-"""What started this process: torchrun, MPI or Slurm, told by its environment."""
+"""Read from the environment which launcher started this process: torchrun, MPI or Slurm."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 def detect_world(environ: Mapping[str, str]) -> WorldInfo | None:
-    """Read this process's place from what started it; None when nothing did.
+    """Return this process's ranks as its launcher set them; None where there is no launcher.
 
-    Looked for in this order: torchrun, Open MPI's mpirun, PMI (MPICH, Intel MPI), Slurm's srun.
-    A launcher nested in another is the nearer one: torchrun or mpirun inside a Slurm job win.
-    Slurm and MPI steps of one task are no world, so that ``srun -n1 launch.py`` starts the
-    platform's processes itself; neither is a batch script, which has Slurm's job variables but
-    not those of a step.
+    Checked in this order: torchrun, Open MPI's mpirun, PMI (MPICH, Intel MPI), Slurm's srun, so
+    that torchrun or mpirun inside a Slurm job take precedence. Slurm and MPI steps of one task do
+    not count, so that ``srun -n1 launch.py`` starts the platform's processes itself. Nor does a
+    batch script, which has Slurm's job variables but not those of a step.
 
     Raises:
         ConfigError: the variables are incomplete or contradict one another.
@@ -58,8 +57,8 @@ def _number(environ: Mapping[str, str], key: str, source: str) -> int:
 
 
 def _from_torchrun(environ: Mapping[str, str]) -> WorldInfo | None:
-    # Container hooks such as enroot's translate a Slurm step into torchrun's variables, without
-    # LOCAL_WORLD_SIZE and even for a step of one task.
+    # Container hooks such as enroot's set torchrun's variables from a Slurm step, but without
+    # LOCAL_WORLD_SIZE, and also for a step of one task.
     slurm_step = "SLURM_STEP_NUM_TASKS" in environ
     missing = [key for key in _TORCHRUN if key not in environ]
     if missing:
@@ -160,12 +159,12 @@ def first_host(nodelist: str) -> str:
 def rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
     """Return rank 0's address and port.
 
-    ``MASTER_ADDR`` and ``MASTER_PORT`` where set. In a Slurm step: its first node (task 0 runs
-    there; srun's own host only where no node list is given, since that may be a login node),
-    and a port in 20000..29999, below Linux's ephemeral ports, derived from job and step.
+    ``MASTER_ADDR`` and ``MASTER_PORT`` where set. In a Slurm step: its first node, where task 0
+    runs (srun's own host, which may be a login node, only without a node list), and a port in
+    20000..29999, below Linux's ephemeral ports, derived from job and step.
 
     Raises:
-        ConfigError: neither is known, or the port is no port.
+        ConfigError: neither is known, or the port is out of range.
     """
     address = environ.get("MASTER_ADDR")
     if address is None:
@@ -190,10 +189,10 @@ def rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
 
 
 def restart_count(environ: Mapping[str, str]) -> int:
-    """Return how often the elastic agent that started this process has restarted it.
+    """Return how often the elastic agent has restarted this process; 0 without an agent.
 
     Raises:
-        ConfigError: the variable it leaves is no number.
+        ConfigError: the agent's variable is not a number.
     """
     if "TORCHELASTIC_RESTART_COUNT" not in environ:
         return 0

@@ -1,4 +1,4 @@
-"""Which ranks are missing, at the start or when a collective fails, in words."""
+"""Find out which ranks are missing, at the start or after a failed collective."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-# A rank that lives meets the same failure as this one: at once where a connection broke in the
-# middle of a collective, at the latest when its own part of the step is done.
-_PATIENCE_S = 3.0
+# A running rank meets the same failure: at once where a connection broke within a collective,
+# otherwise when it reaches the collective itself.
+_REPORT_TIMEOUT_S = 3.0
 _POLL_S = 0.05
 
-_SIGNS = (
+_LOST_PEER_TEXTS = (
     "Application timeout caused pair closure",
     "Connect timeout ",
     "Connection closed by peer",
@@ -27,47 +27,47 @@ _SIGNS = (
     "Write timeout ",
     "gloo",
 )
-_SIGNS_OF_TIME = ("timed out", "timeout")
+_TIMEOUT_TEXTS = ("timed out", "timeout")
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Return whether ``error`` says that another rank has gone or does not answer.
+    """Return whether ``error`` means that another rank has ended or does not answer.
 
-    Gloo raises plain RuntimeErrors, known by their text alone.
+    Gloo raises plain RuntimeErrors, which only their text distinguishes.
     """
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER_TEXTS)
 
 
 def missing_ranks(
-    store: Store, rank: int, world_size: int, patience_s: float = _PATIENCE_S
+    store: Store, rank: int, world_size: int, timeout_s: float = _REPORT_TIMEOUT_S
 ) -> list[int]:
-    """Return the ranks that do not report a failed collective within ``patience_s``.
+    """Return the ranks that do not report a failed collective within ``timeout_s``.
 
-    Every rank that meets one calls this: it leaves its mark in ``store`` and looks for the
-    others'. A rank that is dead, stopped or hanging leaves none. Where the store itself does not
-    answer, the rank that keeps it is gone or stopped: that is rank 0.
+    Every rank whose collective failed calls this: it sets its key in ``store`` and looks for the
+    others'. A rank that is dead, stopped or hanging sets none. If the store does not answer, its
+    host is dead or stopped: rank 0.
     """
     missing = {r for r in range(world_size) if r != rank}
     answered = threading.Event()
 
-    def look() -> None:
+    def collect() -> None:
         try:
-            store.set_timeout(timedelta(seconds=patience_s))
-            store.set(_mark(rank), "1")
-            deadline = time.monotonic() + patience_s
+            store.set_timeout(timedelta(seconds=timeout_s))
+            store.set(_failed_key(rank), "1")
+            deadline = time.monotonic() + timeout_s
             while missing and time.monotonic() < deadline:
-                missing.difference_update([r for r in missing if store.check([_mark(r)])])
+                missing.difference_update([r for r in missing if store.check([_failed_key(r)])])
                 answered.set()
                 time.sleep(_POLL_S)
         except (dist.DistError, RuntimeError):
             answered.clear()
 
-    # A store kept by a stopped process takes questions and never answers.
-    thread = threading.Thread(target=look, daemon=True)
+    # The store of a stopped process accepts requests and never answers.
+    thread = threading.Thread(target=collect, daemon=True)
     thread.start()
-    thread.join(patience_s + 1.0)
+    thread.join(timeout_s + 1.0)
     if not answered.is_set():
         return [0] if rank != 0 else []
     return sorted(missing)
@@ -79,19 +79,19 @@ def wait_for_all(store: Store, rank: int, world_size: int, timeout_s: float) -> 
     Raises:
         torch.distributed.DistError: the store cannot be reached.
     """
-    store.set(_arrival(rank), "1")
+    store.set(_arrived_key(rank), "1")
     try:
-        store.wait([_arrival(r) for r in range(world_size)], timedelta(seconds=timeout_s))
+        store.wait([_arrived_key(r) for r in range(world_size)], timedelta(seconds=timeout_s))
     except dist.DistStoreError:
-        return [r for r in range(world_size) if not store.check([_arrival(r)])]
+        return [r for r in range(world_size) if not store.check([_arrived_key(r)])]
     return []
 
 
-def _arrival(rank: int) -> str:
+def _arrived_key(rank: int) -> str:
     return f"image_classification/here/{rank}"
 
 
-def _mark(rank: int) -> str:
+def _failed_key(rank: int) -> str:
     return f"image_classification/lost/{rank}"
 
 
@@ -101,11 +101,11 @@ def name_ranks(ranks: Sequence[int]) -> str:
 
 
 def describe_loss(error: BaseException, missing: Sequence[int], timeout_s: float) -> str:
-    """Return one line on the failed collective: who is missing and what it may be."""
+    """Return one line on the failed collective: the missing ranks and the likely cause."""
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not missing:
         return f"a collective failed on this rank and on all others: {first_line}"
     who = name_ranks(missing)
-    if any(sign in str(error).lower() for sign in _SIGNS_OF_TIME):
+    if any(text in str(error).lower() for text in _TIMEOUT_TEXTS):
         return f"{who} did not answer within {timeout_s:g} s: stopped, hanging or cut off"
     return f"lost contact with {who}; see its own error"

@@ -1,27 +1,23 @@
-"""Which network interface leads to the other machines.
+"""Join the process group, and the collectives on tensors and flags.
 
-The world of processes: where this one stands, the process group, and what ranks agree on.
-
-Functions on tensors and flags work in any world; in a world of one they return at once.
+In a world of one, every function returns at once.
 """
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
 import socket
-import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous as meet
+from torch.distributed.rendezvous import rendezvous as env_rendezvous
 
 from image_classification.core.errors import DeviceError
 from image_classification.core.types import WorldInfo
@@ -37,56 +33,22 @@ from image_classification.distributed.lost_ranks import (
     wait_for_all,
 )
 
-_SIOCGIFCONF = 0x8912
-_IFREQ_BYTES = 40
-_ROOM_BYTES = 128 * _IFREQ_BYTES
-
-
-def interface_towards(host: str, port: int) -> str | None:
-    """Return the name of the interface from which packets to ``host`` leave, or on which it is.
-
-    None where that cannot be told: an unknown host, no route, IPv6 only, not Linux. Nothing is
-    sent.
-    """
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, port))
-            source = probe.getsockname()[0]
-        return _interfaces().get(source)
-    except OSError:
-        return None
-
-
-def _interfaces() -> dict[str, str]:
-    """Return the name of the interface of every IPv4 address of this machine."""
-    room = array.array("B", bytes(_ROOM_BYTES))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        request = struct.pack("iL", _ROOM_BYTES, room.buffer_info()[0])
-        filled = struct.unpack("iL", fcntl.ioctl(probe.fileno(), _SIOCGIFCONF, request))[0]
-    found: dict[str, str] = {}
-    for start in range(0, filled, _IFREQ_BYTES):
-        entry = room[start : start + _IFREQ_BYTES].tobytes()
-        name = entry[:16].split(b"\0", 1)[0].decode()
-        # Aliases such as eth0:1 belong to the interface before the colon.
-        found.setdefault(socket.inet_ntoa(entry[20:24]), name.partition(":")[0])
-    return found
-
-
-# Flags and barriers go over gloo even where tensors go over NCCL: they then neither wait for
-# queued kernels nor need a device tensor.
+# Flags and barriers use gloo even where tensors use NCCL: they then need no device tensor and do
+# not wait for queued kernels.
 _control: dist.ProcessGroup | None = None
-# Where the ranks met; kept to ask it who is missing.
+# Where the ranks joined; also tells which ranks are missing after a failed collective.
 _store: Store | None = None
 
-# NCCL's own watch ends a process without a word, so gloo's, which raises, is to be first.
-_NCCL_LATER_S = 60.0
-# Started again, the ranks of another machine may first wait out their own collective timeout, then
-# be ended by their agent and start as these did.
-_REJOIN_S = 120.0
+# NCCL's watchdog ends a process without an error message, so gloo, which raises, must time out
+# first.
+_NCCL_EXTRA_TIMEOUT_S = 60.0
+# At a restart, the ranks of another machine may first wait for their own collective timeout and
+# then be ended and started again by their agent.
+_REJOIN_EXTRA_TIMEOUT_S = 120.0
 
 
 class JoinError(DeviceError):
-    """The other ranks could not be joined; they may be there at another try."""
+    """The other ranks could not be joined; another start may succeed."""
 
 
 def init_process_group(
@@ -97,13 +59,12 @@ def init_process_group(
 ) -> None:
     """Join the other ranks; in a world of one, do nothing.
 
-    Sets ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment where a Slurm step left them out,
-    and on several machines ``GLOO_SOCKET_IFNAME`` unless it is set.
-    timeout_s: for joining (longer in a restart on several machines) and for every collective.
-    device: bind an NCCL group to it.
+    Sets ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment where Slurm did not, and on several
+    machines ``GLOO_SOCKET_IFNAME`` unless it is set. timeout_s: for joining (longer in a restart on
+    several machines) and for every collective. device: bind an NCCL group to it.
 
     Raises:
-        ConfigError: nobody said where rank 0 is. JoinError: it could not be reached.
+        ConfigError: rank 0's address is unknown. JoinError: it could not be reached.
     """
     global _control, _store
     if world.world_size == 1:
@@ -111,22 +72,22 @@ def init_process_group(
     address, port = rendezvous(os.environ)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
     if world.num_nodes > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
-        # Left alone, gloo listens where this machine's own name leads, which in a container or
-        # with a line in /etc/hosts is often the loopback interface.
+        # By default gloo listens on the address of this machine's host name, which in a container
+        # or with a line in /etc/hosts is often the loopback interface.
         interface = interface_towards(address, port)
         if interface is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
     timeout = timedelta(seconds=timeout_s)
-    longer = timedelta(seconds=timeout_s + _NCCL_LATER_S)
+    nccl_timeout = timedelta(seconds=timeout_s + _NCCL_EXTRA_TIMEOUT_S)
     try:
         with _quiet_stdout():
-            _store = _meet(world, timeout_s)
+            _store = _join_store(world, timeout_s)
             dist.init_process_group(
                 backend,
                 store=PrefixStore("group", _store),
                 rank=world.rank,
                 world_size=world.world_size,
-                timeout=timeout if backend == "gloo" else longer,
+                timeout=timeout if backend == "gloo" else nccl_timeout,
                 device_id=device if backend == "nccl" else None,
             )
     except RuntimeError as error:
@@ -145,22 +106,23 @@ def init_process_group(
             _control = dist.new_group(backend="gloo", timeout=timeout)
 
 
-def _meet(world: WorldInfo, timeout_s: float) -> Store:
-    """Return the ranks' common store once all have come.
+def _join_store(world: WorldInfo, timeout_s: float) -> Store:
+    """Return the ranks' common store once all ranks have joined it.
 
     Raises:
         JoinError: some have not. RuntimeError: the store cannot be reached.
     """
-    meeting = meet("env://", world.rank, world.world_size, timeout=timedelta(seconds=timeout_s))
-    met, _, _ = next(meeting)
+    timeout = timedelta(seconds=timeout_s)
+    common, _, _ = next(env_rendezvous("env://", world.rank, world.world_size, timeout=timeout))
     count = restart_count(os.environ)
-    # An agent keeps one store for all starts, with the addresses of ranks long dead.
-    store = PrefixStore(f"start-{count}", met)
-    patience_s = timeout_s + (_REJOIN_S if count > 0 and world.num_nodes > 1 else 0.0)
-    absent = wait_for_all(store, world.rank, world.world_size, patience_s)
+    # An agent keeps one store for all starts, with the addresses of ranks that have ended.
+    store = PrefixStore(f"start-{count}", common)
+    if count > 0 and world.num_nodes > 1:
+        timeout_s += _REJOIN_EXTRA_TIMEOUT_S
+    absent = wait_for_all(store, world.rank, world.world_size, timeout_s)
     if absent:
         raise JoinError(
-            f"{name_ranks(absent)} of {world.world_size} did not come within {patience_s:g} s; "
+            f"{name_ranks(absent)} of {world.world_size} did not come within {timeout_s:g} s; "
             "check that all ranks run and that MASTER_PORT is open between the machines"
         )
     return store
@@ -168,23 +130,23 @@ def _meet(world: WorldInfo, timeout_s: float) -> Store:
 
 @contextmanager
 def _quiet_stdout() -> Iterator[None]:
-    """Drop what C++ prints to stdout: gloo announces every connection of every rank there."""
+    """Discard what C++ prints to stdout: gloo prints a line for every connection of every rank."""
     sys.stdout.flush()
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    stdout = os.dup(1)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
+        os.dup2(null, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(null)
 
 
 def lost_peer_message(error: BaseException, timeout_s: float) -> str | None:
-    """Return one line that names the ranks behind ``error``; None where it has another cause.
+    """Return one line that names the ranks that caused ``error``; None for another cause.
 
-    To be called by every rank that meets it, before it leaves the process group. Takes seconds.
+    Every rank with such an error calls this before it leaves the process group; it takes seconds.
     timeout_s: that of `init_process_group`.
     """
     if _store is None or not lost_peer(error):
@@ -208,7 +170,7 @@ def process_group(
     timeout_s: float = 600.0,
     device: torch.device | None = None,
 ) -> Iterator[None]:
-    """Be in the process group for the length of the block (see `init_process_group`)."""
+    """Join the process group for the block; see `init_process_group`."""
     init_process_group(world, backend, timeout_s, device)
     try:
         yield
@@ -224,7 +186,7 @@ def control_group() -> dist.ProcessGroup | None:
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum of ``tensor`` over all ranks, on its device; any numeric dtype.
 
-    Integer sums are exact. The input is left as it is (and returned in a world of one).
+    Integer sums are exact. The input is unchanged (and returned in a world of one).
     """
     if _control is None:
         return tensor
@@ -234,7 +196,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def agree_max(flag: int) -> int:
-    """Return the largest ``flag`` of all ranks, so that all take the same branch."""
+    """Return the maximum of all ranks' ``flag``, so that all take the same branch."""
     if _control is None:
         return flag
     value = torch.tensor(flag, dtype=torch.int64)
@@ -243,16 +205,16 @@ def agree_max(flag: int) -> int:
 
 
 def barrier() -> None:
-    """Wait until every rank is here; queued device work may still run."""
+    """Wait until every rank calls this; queued device work may still run."""
     if _control is not None:
         dist.barrier(group=_control)
 
 
 @torch.no_grad()
 def broadcast_module_state(module: nn.Module) -> None:
-    """Give every rank rank 0's parameters and persistent buffers, in place.
+    """Copy rank 0's parameters and persistent buffers to every rank, in place.
 
-    One collective a dtype: hundreds of small BN buffers would otherwise be one each.
+    One collective per dtype, instead of one for each of hundreds of small BN buffers.
     """
     if _control is None:
         return
@@ -265,3 +227,21 @@ def broadcast_module_state(module: nn.Module) -> None:
         parts = torch.split(flat, [t.numel() for t in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))
+
+
+def interface_towards(host: str, port: int) -> str | None:
+    """Return the name of the network interface that leads to ``host``; sends no packet.
+
+    None where it is unknown: an unknown host, no route, IPv6 only.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))
+            source = probe.getsockname()[0]
+    except OSError:
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == source for address in addresses):
+            # An alias such as eth0:1 belongs to the interface before the colon.
+            return str(name).partition(":")[0]
+    return None

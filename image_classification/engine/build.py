@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from image_classification import models
 from image_classification.config.schema import OptimConfig, RunConfig
-from image_classification.core.types import WorldInfo
 from image_classification.data.loaders.protocol import Loader, LoaderSpec, open_loader
-from image_classification.devices.accelerator import Accelerator
 from image_classification.engine.precision.apex import apex_optimizer, open_apex_amp, require_apex
 from image_classification.engine.precision.torch_amp import Amp, TorchAmp
-from image_classification.engine.runs import EvaluationRun, LoaderBenchmark, Parts, TrainingRun
+from image_classification.engine.runs import (
+    EvaluationRun,
+    LoaderBenchmark,
+    Parts,
+    Run,
+    TrainingRun,
+)
 from image_classification.models.weights import load_weights
 from image_classification.optim import optimizers
 from image_classification.optim.ema import Ema
@@ -36,98 +39,75 @@ _COMPRESSION_HOOKS = {
 _PROBE_IMAGES, _PROBE_SIZE_PX = 2, 64
 
 
-def build_training(
-    config: RunConfig,
-    world: WorldInfo,
-    accelerator: Accelerator,
-    device: torch.device,
-    workspace: Path,
-) -> TrainingRun:
-    """Build a run for `train`; the caller closes it.
+def build_training(base: Run) -> TrainingRun:
+    """Build a run for `train`; the caller closes ``base``, also after an error.
 
     Raises:
         UserError: anything the user can fix, before the first step.
     """
-    with ExitStack() as stack:
-        require_apex(config)
-        # The data first: its errors show within a second, before the network is built.
-        train_loader = stack.enter_context(closing(open_split(config, "train", world, device)))
-        val_loader = None
-        if config.run.validate:
-            val_loader = stack.enter_context(closing(open_split(config, "val", world, device)))
-        parts = build_parts(config, world, accelerator, device)
-        stack.callback(parts.amp.close)
-        return TrainingRun(
-            config=config,
-            world=world,
-            accelerator=accelerator,
-            device=device,
-            workspace=workspace,
-            parts=parts,
-            schedule=Schedule(config.schedule, config.optim.lr, train_loader.steps_per_epoch),
-            train_loader=train_loader,
-            val_loader=val_loader,
-            cleanup=stack.pop_all(),
-        )
-
-
-def build_evaluation(
-    config: RunConfig,
-    world: WorldInfo,
-    accelerator: Accelerator,
-    device: torch.device,
-    workspace: Path,
-) -> EvaluationRun:
-    """Build a run for `evaluate_run` or `benchmark_inference`; see `build_training`."""
-    with ExitStack() as stack:
-        require_apex(config)
-        val_loader = stack.enter_context(closing(open_split(config, "val", world, device)))
-        parts = build_parts(config, world, accelerator, device)
-        stack.callback(parts.amp.close)
-        return EvaluationRun(
-            config=config,
-            world=world,
-            accelerator=accelerator,
-            device=device,
-            workspace=workspace,
-            parts=parts,
-            val_loader=val_loader,
-            cleanup=stack.pop_all(),
-        )
-
-
-def build_loader_benchmark(
-    config: RunConfig,
-    world: WorldInfo,
-    accelerator: Accelerator,
-    device: torch.device,
-    workspace: Path,
-) -> LoaderBenchmark:
-    """Build a run for `benchmark_data`; see `build_training`."""
+    config = base.config
     require_apex(config)
-    with ExitStack() as stack:
-        train_loader = stack.enter_context(closing(open_split(config, "train", world, device)))
-        return LoaderBenchmark(
-            config=config,
-            world=world,
-            accelerator=accelerator,
-            device=device,
-            workspace=workspace,
-            train_loader=train_loader,
-            cleanup=stack.pop_all(),
+    # The data first: its errors show within a second, before the network is built.
+    train_loader = open_split(base, "train")
+    val_loader = open_split(base, "val") if config.run.validate else None
+    parts = build_parts(base)
+    schedule = Schedule(config.schedule, config.optim.lr, train_loader.steps_per_epoch)
+    return TrainingRun(
+        **vars(base),
+        parts=parts,
+        schedule=schedule,
+        train_loader=train_loader,
+        val_loader=val_loader,
+    )
+
+
+def build_evaluation(base: Run) -> EvaluationRun:
+    """Build a run for `evaluate_run` or `benchmark_inference`; see `build_training`."""
+    require_apex(base.config)
+    val_loader = open_split(base, "val")
+    return EvaluationRun(**vars(base), parts=build_parts(base), val_loader=val_loader)
+
+
+def build_loader_benchmark(base: Run) -> LoaderBenchmark:
+    """Build a run for `benchmark_data`; see `build_training`."""
+    require_apex(base.config)
+    return LoaderBenchmark(**vars(base), train_loader=open_split(base, "train"))
+
+
+def open_split(run: Run, split: str) -> Loader:
+    """Open the ``train`` or ``val`` images for this rank; ``run`` closes them.
+
+    Raises:
+        DataError: the data set cannot be used as it is. ConfigError: no such backend.
+    """
+    config = run.config
+    loader = open_loader(
+        LoaderSpec(
+            data=config.data,
+            split=split,
+            per_device_batch=config.batch.per_device_batch,
+            accumulation=config.batch.accumulation,
+            num_classes=config.model.num_classes,
+            rank=run.world.rank,
+            world_size=run.world.world_size,
+            seed=config.run.seed,
+            device=str(run.device),
+            memory_format=config.model.memory_format,
         )
+    )
+    run.cleanup.callback(loader.close)
+    return loader
 
 
-def build_parts(
-    config: RunConfig, world: WorldInfo, accelerator: Accelerator, device: torch.device
-) -> Parts:
-    """Put the network on ``device`` and build its optimizer, loss, mixing and moving average.
+def build_parts(run: Run) -> Parts:
+    """Put the network on the device and build its optimizer, loss, mixing and moving average.
 
     Raises:
         DeviceError: the device lacks the precision asked for.
     """
-    accelerator.check_precision(config.precision.name, config.precision.dtype)
-    accelerator.set_matmul_precision(config.precision.name)
+    config, device = run.config, run.device
+    run.accelerator.check_precision(config.precision.name, config.precision.dtype)
+    run.accelerator.set_matmul_precision(config.precision.name)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -138,28 +118,19 @@ def build_parts(
     model = build_model(config).to(device=device).to(memory_format=layout)  # type: ignore[call-overload]
     groups = param_groups(model, config.optim.weight_decay, config.optim.decay_rule)
     optimizer = build_optimizer(groups, config.optim, device.type)
-    amp = build_amp(config, accelerator, device, model, optimizer)
+    amp = build_amp(run, model, optimizer)
+    run.cleanup.callback(amp.close)
     ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
     stepped: nn.Module = model
     ddp: DistributedDataParallel | None = None
-    if world.world_size > 1:
+    if run.world.world_size > 1:
         stepped = ddp = data_parallel(model, config, device)
     if config.model.compile:
         stepped = torch.compile(stepped)  # type: ignore[assignment]
-    mixing = config.mixing
-    mixer = None
+    mixing, mixer = config.mixing, None
     if mixing.mixup > 0 or mixing.cutmix > 0:
         mixer = Mixer(mixing, config.model.num_classes, config.run.seed)
-    return Parts(
-        model=model,
-        stepped=stepped,
-        ddp=ddp,
-        optimizer=optimizer,
-        amp=amp,
-        loss_fn=build_loss(config.loss),
-        mixer=mixer,
-        ema=ema,
-    )
+    return Parts(model, stepped, ddp, optimizer, amp, build_loss(config.loss), mixer, ema)
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -194,23 +165,17 @@ def build_optimizer(
     return build(groups, config, device_kind)
 
 
-def build_amp(
-    config: RunConfig,
-    accelerator: Accelerator,
-    device: torch.device,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> Amp:
+def build_amp(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Amp:
     """Build the run's mixed precision; ``model`` must not be wrapped by DDP yet.
 
     Raises:
         ConfigError: Apex's was asked for and cannot be used here.
     """
-    precision = config.precision
+    precision = run.config.precision
     if precision.amp_backend == "apex":
-        return open_apex_amp(model, optimizer, precision.loss_scale, device)
-    scaler = accelerator.grad_scaler(precision.loss_scale)
-    return TorchAmp(accelerator, precision.dtype, scaler, optimizer)
+        return open_apex_amp(model, optimizer, precision.loss_scale, run.device)
+    scaler = run.accelerator.grad_scaler(precision.loss_scale)
+    return TorchAmp(run.accelerator, precision.dtype, scaler, optimizer)
 
 
 def data_parallel(
@@ -268,25 +233,3 @@ def _fix_bucket_layout(
     with torch.no_grad():
         for buffer, value in zip(model.buffers(), saved, strict=True):
             buffer.copy_(value)
-
-
-def open_split(config: RunConfig, split: str, world: WorldInfo, device: torch.device) -> Loader:
-    """Open the ``train`` or ``val`` images for this rank.
-
-    Raises:
-        DataError: the data set cannot be used as it is. ConfigError: no such backend.
-    """
-    return open_loader(
-        LoaderSpec(
-            data=config.data,
-            split=split,
-            per_device_batch=config.batch.per_device_batch,
-            accumulation=config.batch.accumulation,
-            num_classes=config.model.num_classes,
-            rank=world.rank,
-            world_size=world.world_size,
-            seed=config.run.seed,
-            device=str(device),
-            memory_format=config.model.memory_format,
-        )
-    )

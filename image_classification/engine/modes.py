@@ -21,9 +21,9 @@ from image_classification.engine.train import train
 
 @dataclass(frozen=True)
 class Mode:
-    """build: makes the run from its configuration; records: runs it and yields its records."""
+    """build: adds the mode's parts to a run; records: runs it and yields its records."""
 
-    build: Callable[..., Run]
+    build: Callable[[Run], Run]
     records: Callable[[Any, StopRequest], Iterator[Record]]
 
 

@@ -93,12 +93,12 @@ class Parts:
     ema: Ema | None
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Run:
-    """What every run has on one rank.
+    """What every run has on one rank; the functions of `engine.build` add the parts of a mode.
 
     run_epochs_from: the step that ``run.run_epochs`` counts from; None: where this process begins.
-    cleanup: closes the loaders and undoes what mixed precision changed in torch.
+    cleanup: closes the parts that were added.
     """
 
     config: RunConfig
@@ -117,7 +117,7 @@ class Run:
         return self.workspace / "checkpoints"
 
     def close(self) -> None:
-        """Stop the loaders' workers and restore torch; may be called twice."""
+        """Stop the loaders' workers and undo changes to torch; may be called twice."""
         self.cleanup.close()
 
     def record(self, kind: str, epoch: int = 0, **values: Any) -> Record:

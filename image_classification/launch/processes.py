@@ -1,18 +1,28 @@
-"""One process a device, through torchrun's own agent."""
+"""Start one process per device with torchrun's agent, watch them, and explain how they ended."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch.distributed import DistError
-from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.api import (
+    RunResult,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
@@ -26,17 +36,70 @@ from image_classification.core.errors import (
     DeviceError,
 )
 from image_classification.core.program import command
-from image_classification.launch.agent import Agent, explain_end
 from image_classification.launch.outcomes import (
     OUTCOME_FOLDER,
+    RESTART_REASON,
     Outcome,
-    gather_outcomes,
-    remember,
+    clear_outcomes,
+    keep_for_restart,
+    read_outcomes,
 )
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _MONITOR_INTERVAL_S = 0.1
 _RENDEZVOUS_TIMEOUT_S = 900
+# A longer gap between two checks means that the agent itself was suspended with its machine or
+# job; that time does not count as time in which its ranks were stopped.
+_MAX_CHECK_INTERVAL_S = 2.0
+# Once a rank is lost the others can only fail. They get this long to report it, not torchrun's
+# 30 s: gloo may wait for the whole collective timeout to send to a dead process.
+_LOST_RANK_GRACE_S = 5
+
+
+def launch(config: RunConfig, words: Sequence[str]) -> int:
+    """Run ``python words`` once per device and wait; return the exit code of the whole run.
+
+    Raises:
+        ConfigError: see `nodes_from_environment`. DeviceError: the other machines did not join.
+    """
+    _silence_agent_logs()
+    platform = config.platform
+    node_rank, endpoint = nodes_from_environment(platform, os.environ)
+    with tempfile.TemporaryDirectory(prefix="image-classification-") as name:
+        folder = Path(name)
+        os.environ[OUTCOME_FOLDER] = name
+        keep_for_restart("launcher", str(os.getpid()))
+        # Unset, torchrun would give each process one thread.
+        os.environ.setdefault(
+            "OMP_NUM_THREADS",
+            str(max(1, len(os.sched_getaffinity(0)) // platform.num_devices)),
+        )
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
+        # Python's tracker of shared memory warns when it cleans up after a killed rank.
+        filters = [os.environ.get("PYTHONWARNINGS", ""), "ignore:resource_tracker:UserWarning"]
+        os.environ["PYTHONWARNINGS"] = ",".join(f for f in filters if f)
+        spec = _worker_spec(config, node_rank, endpoint, words)
+        agent = Agent(spec, folder, stopped_limit_s=config.run.collective_timeout_s)
+        try:
+            result = agent.run()
+        except SignalException as error:
+            outcomes = [o for o in read_outcomes(folder) if o.code != EXIT_BUG]
+            if outcomes:
+                return _show(outcomes[0])
+            print(f"error: stopped by {signal.Signals(error.sigval).name}", file=sys.stderr)
+            return EXIT_BUG
+        except (DistError, RendezvousError) as error:
+            reason = str(error).splitlines()[0]
+            raise DeviceError(
+                f"machine {node_rank} of {platform.num_nodes} could not meet the others at "
+                f"{endpoint} within {_RENDEZVOUS_TIMEOUT_S} s ({reason}); start "
+                f"{command('launch')} on every machine, and see that MASTER_ADDR is machine 0 "
+                "and MASTER_PORT free and open"
+            ) from error
+        spec.rdzv_handler.shutdown()
+        if not result.is_failed():
+            return EXIT_DONE
+        return _show(root_cause(agent.ends, read_outcomes(folder)))
 
 
 def nodes_from_environment(platform: PlatformConfig, environ: Mapping[str, str]) -> tuple[int, str]:
@@ -63,57 +126,9 @@ def nodes_from_environment(platform: PlatformConfig, environ: Mapping[str, str])
     return rank, f"{host}:{port}"
 
 
-def launch(config: RunConfig, words: Sequence[str]) -> int:
-    """Run ``python words`` once per device and wait; return the exit code of the whole.
-
-    Raises:
-        ConfigError: see `nodes_from_environment`. DeviceError: the other machines did not come.
-    """
-    _quieten()
-    platform = config.platform
-    node_rank, endpoint = nodes_from_environment(platform, os.environ)
-    with tempfile.TemporaryDirectory(prefix="image-classification-") as folder:
-        os.environ[OUTCOME_FOLDER] = folder
-        remember("launcher", str(os.getpid()))
-        # Unset, torchrun would give each process one thread.
-        os.environ.setdefault(
-            "OMP_NUM_THREADS",
-            str(max(1, len(os.sched_getaffinity(0)) // platform.num_devices)),
-        )
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
-        # Python's tracker of shared memory cleans up after a killed rank, and need not say so.
-        quiet = [os.environ.get("PYTHONWARNINGS", ""), "ignore:resource_tracker:UserWarning"]
-        os.environ["PYTHONWARNINGS"] = ",".join(w for w in quiet if w)
-        spec = _spec(config, node_rank, endpoint, words)
-        agent = Agent(
-            spec,
-            DefaultLogsSpecs(log_dir=None),
-            Path(folder),
-            stopped_limit_s=config.run.collective_timeout_s,
-        )
-        try:
-            result = agent.run()
-        except SignalException as error:
-            outcomes = [o for o in gather_outcomes(Path(folder)) if o.code != EXIT_BUG]
-            if outcomes:
-                return _tell(outcomes[0])
-            print(f"error: stopped by {signal.Signals(error.sigval).name}", file=sys.stderr)
-            return EXIT_BUG
-        except (DistError, RendezvousError) as error:
-            reason = str(error).splitlines()[0]
-            raise DeviceError(
-                f"machine {node_rank} of {platform.num_nodes} could not meet the others at "
-                f"{endpoint} within {_RENDEZVOUS_TIMEOUT_S} s ({reason}); start "
-                f"{command('launch')} on every machine, and see that MASTER_ADDR is machine 0 "
-                "and MASTER_PORT free and open"
-            ) from error
-        spec.rdzv_handler.shutdown()
-        if not result.is_failed():
-            return EXIT_DONE
-        return _tell(explain_end(agent.ends, gather_outcomes(Path(folder))))
-
-
-def _spec(config: RunConfig, node_rank: int, endpoint: str, words: Sequence[str]) -> WorkerSpec:
+def _worker_spec(
+    config: RunConfig, node_rank: int, endpoint: str, words: Sequence[str]
+) -> WorkerSpec:
     platform = config.platform
     several = platform.num_nodes > 1
     # Resolving this machine's own name can hang for minutes where there is no DNS.
@@ -143,18 +158,152 @@ def _spec(config: RunConfig, node_rank: int, endpoint: str, words: Sequence[str]
     )
 
 
-def _quieten() -> None:
-    """Silence the agent's log of every child's end: ours is one line, printed by `_tell`."""
+def _silence_agent_logs() -> None:
+    """Silence the agent's log of every child's end: `_show` prints one line instead."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
-            # Each has a level of its own, so the parent's would not do.
+            # Each has its own level, so the parent's is not enough.
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _tell(end: Outcome) -> int:
-    """Print the line of the end that explains the others; return its exit code."""
-    where = f"[rank {end.rank}] " if end.rank else ""
-    kind = "stopped: " if end.code == EXIT_STOPPED else "error: "
-    again = "; start again with --resume auto to continue from the last checkpoint"
-    print(f"{kind}{where}{end.message}{again if end.retry else ''}", file=sys.stderr)
-    return end.code
+def _show(outcome: Outcome) -> int:
+    """Print the line of the outcome that explains the run's; return its exit code."""
+    where = f"[rank {outcome.rank}] " if outcome.rank else ""
+    kind = "stopped: " if outcome.code == EXIT_STOPPED else "error: "
+    remedy = "; start again with --resume auto to continue from the last checkpoint"
+    print(
+        f"{kind}{where}{outcome.message}{remedy if outcome.retry else ''}",
+        file=sys.stderr,
+    )
+    return outcome.code
+
+
+@dataclass
+class ProcessEnds:
+    """How the processes of one start ended.
+
+    exit_codes: (negative: a signal) by global rank, of those that ended before the agent ended
+    the rest. stopped_s: by rank, how long those that the agent killed had been stopped.
+    """
+
+    exit_codes: dict[int, int] = field(default_factory=dict)
+    stopped_s: dict[int, float] = field(default_factory=dict)
+
+
+def root_cause(ends: ProcessEnds, outcomes: list[Outcome]) -> Outcome:
+    """Return the one outcome that explains the others; at least one process must have ended.
+
+    outcomes: as `read_outcomes` sorts them. An error that a rank reported comes first, then a rank
+    that was stopped, killed or ended without a report, then a rank that lost contact with another.
+    """
+    if outcomes and not outcomes[0].retry and outcomes[0].code != 0:
+        return outcomes[0]
+    reported = {outcome.rank for outcome in outcomes}
+    for rank, code in sorted(ends.exit_codes.items(), key=lambda pair: (pair[1] >= 0, pair[0])):
+        process = f"the process of rank {rank} on {socket.gethostname()}"
+        if rank in ends.stopped_s:
+            stopped = f"had not run for {ends.stopped_s[rank]:.0f} s (stopped) and was killed"
+            return Outcome(rank, EXIT_BUG, f"{process} {stopped}", retry=True)
+        if code < 0:
+            killed = f"was killed by signal {-code} (exit code {code})"
+            return Outcome(rank, EXIT_BUG, f"{process} {killed}", retry=True)
+        if code > 0 and rank not in reported:
+            return Outcome(rank, EXIT_BUG, f"{process} ended with exit code {code}", retry=True)
+    return outcomes[0]
+
+
+class Agent(LocalElasticAgent):
+    """torchrun's agent, which also ends stopped ranks and restarts only where that may help.
+
+    A user's error, a diverged run and a requested stop are not tried again. A rank that is stopped
+    for ``stopped_limit_s``, or while another rank has died, is killed: a stopped process does not
+    react to SIGTERM, and waiting for it would take the whole grace time.
+    """
+
+    def __init__(self, spec: WorkerSpec, outcome_folder: Path, stopped_limit_s: float) -> None:
+        super().__init__(spec, DefaultLogsSpecs(log_dir=None))
+        self._outcome_folder = outcome_folder
+        self._stopped_limit_s = stopped_limit_s
+        self._stopped_s: dict[int, float] = {}
+        self._last_check = time.monotonic()
+        self.ends = ProcessEnds()
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        clear_outcomes(self._outcome_folder)
+        self.ends = ProcessEnds()
+        self._stopped_s = {}
+        started: dict[int, Any] = super()._start_workers(worker_group)
+        return started
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        pids = {worker.global_rank: int(worker.id) for worker in worker_group.workers}
+        codes = {rank: exit_code(pid) for rank, pid in pids.items()}
+        failed = {rank: code for rank, code in codes.items() if code}
+        self._end_stopped(pids, at_once=bool(failed))
+        if not failed and None in codes.values():
+            # torchrun's own check ends all others as soon as one rank has died, so it runs only
+            # after this one has seen which rank died first.
+            return RunResult(state=WorkerState.HEALTHY)
+        self.ends.exit_codes = failed
+        if failed and self._cause().retry and self._pcontext is not None:
+            self._pcontext.close(signal.SIGTERM, timeout=_LOST_RANK_GRACE_S)
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state == WorkerState.FAILED:
+            self._decide_restart()
+        return result
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
+        workers = self._worker_group.workers
+        self._end_stopped({w.global_rank: int(w.id) for w in workers if w.id}, at_once=True)
+        super()._shutdown(death_sig)
+
+    def _end_stopped(self, pids: dict[int, int], at_once: bool) -> None:
+        """Kill ranks that are stopped: ``at_once``, or once they reach the limit."""
+        now = time.monotonic()
+        passed_s = min(now - self._last_check, _MAX_CHECK_INTERVAL_S)
+        self._last_check = now
+        for rank, pid in pids.items():
+            if not is_stopped(pid):
+                self._stopped_s.pop(rank, None)
+                continue
+            self._stopped_s[rank] = self._stopped_s.get(rank, 0.0) + passed_s
+            if at_once or self._stopped_s[rank] >= self._stopped_limit_s:
+                self.ends.stopped_s[rank] = self._stopped_s[rank]
+                # Each rank leads its own session: its loader workers are killed with it.
+                os.killpg(pid, signal.SIGKILL)
+
+    def _cause(self) -> Outcome:
+        return root_cause(self.ends, read_outcomes(self._outcome_folder))
+
+    def _decide_restart(self) -> None:
+        """Announce the restart, or give it up where another start would end the same way."""
+        cause = self._cause()
+        if not cause.retry:
+            self._remaining_restarts = 0
+        if self._remaining_restarts == 0:
+            return
+        limit = self._worker_group.spec.max_restarts
+        count = limit - self._remaining_restarts + 1
+        reason = f"{cause.message}; started again (restart {count} of at most {limit})"
+        os.environ[RESTART_REASON] = reason
+        print(f"warning: {reason}", file=sys.stderr, flush=True)
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether the child ``pid`` is stopped by a signal (SIGSTOP, SIGTSTP)."""
+    return _child_state(pid, os.WSTOPPED) is not None
+
+
+def exit_code(pid: int) -> int | None:
+    """Return the exit code of the child ``pid`` without reaping it; None while it runs."""
+    state = _child_state(pid, os.WEXITED)
+    if state is None:
+        return None
+    return state.si_status if state.si_code == os.CLD_EXITED else -state.si_status
+
+
+def _child_state(pid: int, which: int) -> os.waitid_result | None:
+    try:
+        return os.waitid(os.P_PID, pid, which | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # reaped already
+        return None

@@ -1,43 +1,42 @@
-"""What an elastic restart changes: the same folder, the newest checkpoint, the same end."""
+"""Where a start of a run continues: its folder, its checkpoint, and how a restart changes both."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.errors import ConfigError
-from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.checkpoints import files
 from image_classification.launch.outcomes import (
     RESTART_REASON,
-    recall,
-    remember,
+    keep_for_restart,
+    kept_for_restart,
     started_by_us,
 )
 from image_classification.launch.workspace import prepare_workspace
 
 
 @dataclass(frozen=True)
-class Footing:
-    """Where a run stands at its start, by rank 0's word.
+class ResumePoint:
+    """Where a start of a run continues, as rank 0 found it.
 
-    resume: as `RunControl.resume`. counted_from: the step ``run_epochs`` counts from, None for
-    the one this start begins at.
+    resume: as `RunControl.resume`. run_epochs_from: the step ``run_epochs`` counts from; None: the
+    one this start begins at.
     """
 
     workspace: str
     resume: str | None
-    counted_from: int | None
+    run_epochs_from: int | None
 
 
 def check_restarts(config: RunConfig, environ: Mapping[str, str]) -> None:
-    """Refuse, in a process that another launcher started, what a restart could not keep.
+    """Refuse settings that the restarts of another launcher would break.
 
     Raises:
-        ConfigError: restarts that are the launcher's to make, or that would lose the run's
-            folder or its end.
+        ConfigError: restarts that the launcher must make, or that would lose the run's folder or
+            its end.
     """
     if started_by_us():
         return
@@ -60,46 +59,35 @@ def check_restarts(config: RunConfig, environ: Mapping[str, str]) -> None:
         )
 
 
-def find_footing(config: RunConfig, count: int) -> Footing:
-    """Make or find the run's folder and say where to go on; for rank 0 alone.
+def find_resume_point(config: RunConfig, restart_count: int) -> ResumePoint:
+    """Create or find the run's folder and where to continue; for rank 0 alone.
 
-    count: restarts so far. A restarted training continues from its own folder's newest
-    checkpoint; where there is none yet, it begins as it was first told to.
+    A restarted training continues from its own folder's newest checkpoint; without one yet, it
+    begins as the first start did.
 
     Raises:
         WorkspaceError, ConfigError: see `prepare_workspace`.
     """
-    control = config.run
-    if count > 0 and (remembered := recall("workspace")) is not None:
-        control = replace(control, workspace=remembered)
-    workspace = prepare_workspace(replace(config, run=control), restarted=count > 0)
-    remember("workspace", str(workspace))
-    resume = control.resume
-    begun: str | None = None
-    if count > 0 and control.mode == "convergence":
-        begun = recall("start_step")
-        if resume is None or checkpoint.listed(workspace / "checkpoints"):
+    control, restarted = config.run, restart_count > 0
+    folder = kept_for_restart("workspace") if restarted else None
+    if folder is not None:
+        control = replace(control, workspace=folder)
+    workspace = prepare_workspace(replace(config, run=control), restarted)
+    keep_for_restart("workspace", str(workspace))
+    resume, start_step = control.resume, None
+    if restarted and control.mode == "convergence":
+        start_step = kept_for_restart("start_step")
+        if resume is None or files.listed(workspace / "checkpoints"):
             resume = "auto"
-    return Footing(str(workspace), resume, int(begun) if begun is not None else None)
+    return ResumePoint(str(workspace), resume, None if start_step is None else int(start_step))
 
 
-def restart_warning(count: int) -> str:
-    """Return what the records say of restart number ``count``."""
-    reason = os.environ.get(RESTART_REASON)
-    most = os.environ.get("TORCHELASTIC_MAX_RESTARTS")
-    if reason is not None:
-        return reason
-    return f"started again by the elastic agent (restart {count} of at most {most})"
-
-
-def on_footing(config: RunConfig, footing: Footing, count: int) -> RunConfig:
-    """Return ``config`` in its folder, continuing where it is to."""
-    control = replace(config.run, workspace=footing.workspace, resume=footing.resume)
-    warnings = (*config.warnings, restart_warning(count)) if count > 0 else config.warnings
+def apply_resume_point(config: RunConfig, point: ResumePoint, restart_count: int) -> RunConfig:
+    """Return ``config`` with its folder and checkpoint, and a warning after a restart."""
+    control = replace(config.run, workspace=point.workspace, resume=point.resume)
+    warnings = config.warnings
+    if restart_count > 0:
+        limit = os.environ.get("TORCHELASTIC_MAX_RESTARTS")
+        default = f"started again by the elastic agent (restart {restart_count} of at most {limit})"
+        warnings = (*warnings, os.environ.get(RESTART_REASON, default))
     return replace(config, run=control, warnings=warnings)
-
-
-def made_by_us(config: RunConfig) -> bool:
-    """Return whether the run's folder is not there yet, so that this start makes it."""
-    given = config.run.workspace
-    return given is None or not os.path.lexists(Path(given))

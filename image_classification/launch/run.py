@@ -1,4 +1,4 @@
-"""From a parsed command line to a finished run: the only place where CLI meets torch."""
+"""Run what a command line asks for: in this process, or in one process per device."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ from image_classification.distributed.world import (
     process_group,
 )
 from image_classification.engine.modes import MODES
+from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
-from image_classification.launch.outcomes import Outcome, end_with_launcher, leave_outcome
+from image_classification.launch.outcomes import Outcome, end_with_launcher, report_outcome
 from image_classification.launch.processes import launch
-from image_classification.launch.recorder import Session
+from image_classification.launch.recorder import RunRecorder
 from image_classification.launch.restart import (
-    Footing,
+    ResumePoint,
+    apply_resume_point,
     check_restarts,
-    find_footing,
-    made_by_us,
-    on_footing,
+    find_resume_point,
 )
-from image_classification.launch.workspace import held
+from image_classification.launch.workspace import locked
 from image_classification.reporting.trackers.sink import check_trackers
 
 
-def drive(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) -> int:
+def start_run(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) -> int:
     """Run ``layered`` on this machine's devices; return the exit code.
 
     Starts one process per device, unless one is enough, or torchrun, Slurm or MPI started this
@@ -95,32 +95,39 @@ def _nodes_from_environment(layered: LayeredRun) -> Override:
 
 
 def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
-    """Find in one process what would otherwise fail in each."""
+    """Raise in this one process the errors that would otherwise occur in each."""
     accelerator.check_precision(config.precision.name, config.precision.dtype)
     if config.data.backend != "synthetic":
-        data = config.data
-        root = resolve_data_path(data.path)
-        check_classes(root, "val", config.model.num_classes, data.format)
+        root = resolve_data_path(config.data.path)
+        check_classes(root, "val", config.model.num_classes, config.data.format)
 
 
 def _run_rank(
     config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
 ) -> int:
+    """Run this process's rank; return its exit code. The launcher shows its error, if any."""
+    timeout_s = config.run.collective_timeout_s
     try:
-        try:
-            return _run_in_world(config, world, accelerator, found)
-        except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error):
-                raise _lighter(config) from error
-            raise
+        set_affinity(config.platform.gpu_affinity, world.local_rank, world.local_world_size)
+        device = accelerator.device(world.local_rank)
+        with process_group(world, accelerator.process_group_backend, timeout_s, device):
+            try:
+                return _run_joined(config, world, accelerator, device, found)
+            except (RuntimeError, MemoryError) as error:
+                if out_of_memory(error):
+                    raise _out_of_memory_error(config) from error
+                message = lost_peer_message(error, timeout_s)
+                if message is None:
+                    raise
+                _exit_at_once(Outcome(world.rank, EXIT_BUG, message, retry=True))
     except UserError as error:
         retry = isinstance(error, JoinError)
-        if leave_outcome(Outcome(world.rank, error.exit_code, error.message, retry)):
+        if report_outcome(Outcome(world.rank, error.exit_code, error.message, retry)):
             return error.exit_code
         raise
 
 
-def _lighter(config: RunConfig) -> DeviceError:
+def _out_of_memory_error(config: RunConfig) -> DeviceError:
     batch = config.batch
     if config.run.mode == "benchmark_inference":
         remedy = f"give smaller batches than {max(config.run.inference_batches)} with --batch-size"
@@ -136,86 +143,77 @@ def _lighter(config: RunConfig) -> DeviceError:
         remedy = "make --image-size smaller"
     return DeviceError(
         f"no memory left on {config.platform.device} with {batch.per_device_batch} images of "
-        f"{config.data.image_size} px a device; {remedy}"
+        f"{config.data.image_size} px per device; {remedy}"
     )
 
 
-def _run_in_world(
-    config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
-) -> int:
-    set_affinity(config.platform.gpu_affinity, world.local_rank, world.local_world_size)
-    device = accelerator.device(world.local_rank)
-    timeout_s = config.run.collective_timeout_s
-    backend = accelerator.process_group_backend
-    with process_group(world, backend, timeout_s, device):
-        try:
-            return _run_among_peers(config, world, accelerator, device, found)
-        except RuntimeError as error:
-            message = lost_peer_message(error, timeout_s)
-            if message is None:
-                raise
-            _leave_at_once(Outcome(world.rank, EXIT_BUG, message, retry=True))
-
-
-def _leave_at_once(outcome: Outcome) -> NoReturn:
-    """End without leaving the process group, which would wait for the rank that is lost."""
-    if not leave_outcome(outcome):
+def _exit_at_once(outcome: Outcome) -> NoReturn:
+    """Exit without leaving the process group, which would wait for the lost rank."""
+    if not report_outcome(outcome):
         print(f"error: [rank {outcome.rank}] {outcome.message}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            # The reader may be gone as well.
+            # The reader of the stream may have ended too.
             with suppress(OSError):
                 stream.flush()
     os._exit(outcome.code)
 
 
-def _run_among_peers(
+def _run_joined(
     config: RunConfig,
     world: WorldInfo,
     accelerator: Accelerator,
     device: torch.device,
     found: DevicesFound,
 ) -> int:
-    # The agents of several machines count for themselves.
-    count = agree_max(restart_count(os.environ))
+    """Build the run, run its mode and record it; all ranks have joined."""
+    # The agents of several machines count their restarts separately.
+    restarts = agree_max(restart_count(os.environ))
     with ExitStack() as stack:
-        footing = stack.enter_context(_shared_footing(config, world, count))
-        config = on_footing(config, footing, count)
+        point = stack.enter_context(_shared_resume_point(config, world, restarts))
+        config = apply_resume_point(config, point, restarts)
         any_rank = stack.enter_context(AnyRank())
         stop = stack.enter_context(StopRequest(any_rank))
-        build = MODES[config.run.mode].build
-        run = build(config, world, accelerator, device, Path(footing.workspace))
-        run.run_epochs_from = footing.counted_from
-        stack.callback(run.close)
-        session = Session(run, found)
-        stack.callback(session.close_sinks)
-        return session.drive(stop)
+        base = Run(config, world, accelerator, device, Path(point.workspace), point.run_epochs_from)
+        stack.callback(base.close)
+        mode = MODES[config.run.mode]
+        run = mode.build(base)
+        recorder = RunRecorder(run, found)
+        stack.callback(recorder.close)
+        return recorder.record_all(mode.records(run, stop))
 
 
 @contextmanager
-def _shared_footing(config: RunConfig, world: WorldInfo, count: int) -> Iterator[Footing]:
-    """Let rank 0 make and hold the folder; every rank gets where to go on, or its error."""
+def _shared_resume_point(
+    config: RunConfig, world: WorldInfo, restarts: int
+) -> Iterator[ResumePoint]:
+    """Let rank 0 create and lock the run's folder; yield the resume point on every rank.
+
+    Raises:
+        WorkspaceError: rank 0's error, on every rank.
+    """
     with ExitStack() as stack:
         answer: dict[str, Any] = {}
         if world.rank == 0:
             try:
-                new = made_by_us(config)
-                footing = find_footing(config, count)
-                made = Path(footing.workspace)
-                stack.enter_context(held(made))
-                if new:
-                    stack.callback(_remove_if_unused, made)
-                answer = {"footing": vars(footing)}
+                given = config.run.workspace
+                creates = given is None or not os.path.lexists(given)
+                point = find_resume_point(config, restarts)
+                workspace = Path(point.workspace)
+                stack.enter_context(locked(workspace))
+                if creates:
+                    stack.callback(_remove_if_unused, workspace)
+                answer = {"point": vars(point)}
             except UserError as error:
                 answer = {"error": error.message}
         answer = json.loads(broadcast_text(json.dumps(answer)))
         if "error" in answer:
             raise WorkspaceError(answer["error"])
-        yield Footing(**answer["footing"])
+        yield ResumePoint(**answer["point"])
 
 
 def _remove_if_unused(path: Path) -> None:
-    """Take back a folder of ours in which nothing came to be written."""
+    """Remove a folder that this start created and wrote nothing into."""
     if path.is_dir() and {entry.name for entry in path.iterdir()} <= {".lock"}:
         (path / ".lock").unlink(missing_ok=True)
         path.rmdir()

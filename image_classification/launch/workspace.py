@@ -1,4 +1,4 @@
-"""The run's folder: made, checked, held by one run at a time."""
+"""The run's folder: created, checked, and locked by one run at a time."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from pathlib import Path
 from image_classification.config.schema import RunConfig, RunNames
 from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.core.files import explained
-from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.checkpoints import files
 
-# What a run writes at its end or along the way: any of these says the folder is taken.
-_MARKS = ("config.yml", "report.json", "metrics.jsonl", "checkpoints")
+# A folder with any of these holds a run.
+_RUN_FILES = ("config.yml", "report.json", "metrics.jsonl", "checkpoints")
+# One block: an empty file can be created on a full disk.
+_PROBE_BYTES = 65536
 
 
 def default_workspace(names: RunNames, now: datetime | None = None) -> Path:
     """Return ``runs/<names>-<UTC time>``."""
-    at = (now or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
+    time = (now or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
     parts = (names.model, names.platform, names.precision, names.recipe, names.mode)
-    return Path("runs") / "-".join([*(p for p in parts if p), at])
+    return Path("runs") / "-".join([*(p for p in parts if p), time])
 
 
 def prepare_workspace(config: RunConfig, restarted: bool = False) -> Path:
-    """Make the run's folder and see that it can be written and holds no other run.
+    """Create the run's folder and check that it is writable and holds no other run.
 
-    Returns its path. With ``resume`` set, a folder that holds a run is the one to continue, and
-    so it is when the processes of this run have been ``restarted``.
+    Returns its path. A folder that holds a run is accepted where a training run is resumed, or
+    when the processes of this run have been ``restarted``.
 
     Raises:
         WorkspaceError: unwritable, full, or taken by another run. ConfigError: ``resume`` is
@@ -38,17 +40,15 @@ def prepare_workspace(config: RunConfig, restarted: bool = False) -> Path:
     """
     given = config.run.workspace
     if given is None and config.run.resume == "auto":
-        # A new folder has nothing to continue, and the run would silently begin anew.
+        # A new folder has nothing to continue, and the run would silently start anew.
         raise ConfigError("--resume auto needs --workspace, the folder of the run to continue")
-    path = Path(given) if given is not None else default_workspace(config.names)
-    if given is None:
-        path = _first_free(path)
+    path = Path(given) if given is not None else _first_free(default_workspace(config.names))
     with explained(path, "make the run's folder"):
         existed = path.exists()
         path.mkdir(parents=True, exist_ok=True)
     continuing = restarted or (config.run.resume is not None and config.run.mode == "convergence")
     with explained(path, "look into the run's folder"):
-        taken = [m for m in _MARKS if (path / m).exists()]
+        taken = [name for name in _RUN_FILES if (path / name).exists()]
     if taken and not continuing:
         raise WorkspaceError(
             f"{path} holds another run ({', '.join(taken)}): continue it with --resume auto, or "
@@ -57,8 +57,7 @@ def prepare_workspace(config: RunConfig, restarted: bool = False) -> Path:
     probe = path / f".probe-{os.getpid()}"
     try:
         with explained(path, "write to the run's folder"):
-            # A block's worth: an empty file can still be made on a full disk.
-            probe.write_bytes(b"\0" * 65536)
+            probe.write_bytes(b"\0" * _PROBE_BYTES)
     except WorkspaceError:
         probe.unlink(missing_ok=True)
         if not existed:
@@ -69,7 +68,7 @@ def prepare_workspace(config: RunConfig, restarted: bool = False) -> Path:
 
 
 def _first_free(path: Path) -> Path:
-    # Two runs of one name started in one second each get a folder of their own.
+    # Two runs of one name started within one second each get their own folder.
     candidate, n = path, 1
     while candidate.exists():
         n += 1
@@ -78,13 +77,13 @@ def _first_free(path: Path) -> Path:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the folder for this run; the lock goes with the process, however it ends.
+def locked(path: Path) -> Iterator[None]:
+    """Lock the folder for this run; the kernel releases the lock when the process ends.
 
-    What a killed run left half written among the checkpoints is removed.
+    Removes what a killed run left incomplete among the checkpoints.
 
     Raises:
-        WorkspaceError: another live process holds it.
+        WorkspaceError: another running process holds the lock.
     """
     with explained(path / ".lock", "open"):
         lock = open(path / ".lock", "a+")  # noqa: SIM115 - held for the run's life
@@ -103,7 +102,7 @@ def held(path: Path) -> Iterator[None]:
         lock.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
         lock.flush()
         with explained(path / "checkpoints", "tidy up"):
-            checkpoint.clean_up(path / "checkpoints")
+            files.clean_up(path / "checkpoints")
         yield
     finally:
         lock.close()

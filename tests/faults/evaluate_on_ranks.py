@@ -18,7 +18,7 @@ from image_classification.distributed.launcher_env import detect_world
 from image_classification.distributed.world import process_group
 from image_classification.engine.build import build_parts, open_split
 from image_classification.engine.evaluate import evaluate
-from image_classification.engine.runs import EvaluationRun
+from image_classification.engine.runs import EvaluationRun, Run
 
 CLASSES = 10
 
@@ -50,17 +50,12 @@ def main(folder: str, sets: list[int], batches: list[int]) -> None:
                         "run.seed": 5,
                     },
                 )
-                parts = parts or build_parts(config, WorldInfo(), accelerator, device)
-                loader = open_split(config, "val", world, device)
-                run = EvaluationRun(
-                    config=config,
-                    world=world,
-                    accelerator=accelerator,
-                    device=device,
-                    workspace=Path(folder),
-                    parts=parts,
-                    val_loader=loader,
-                )
+                if parts is None:
+                    alone = Run(config, WorldInfo(), accelerator, device, Path(folder))
+                    parts = build_parts(alone)
+                base = Run(config, world, accelerator, device, Path(folder))
+                loader = open_split(base, "val")
+                run = EvaluationRun(**vars(base), parts=parts, val_loader=loader)
                 result = evaluate(run, parts.model, loader)
                 found[f"{images} {batch}"] = [
                     result.images,
@@ -68,7 +63,7 @@ def main(folder: str, sets: list[int], batches: list[int]) -> None:
                     round(result.top5 * result.images / 100, 9),
                     result.loss,
                 ]
-                loader.close()
+                run.close()
     if world.rank == 0:
         print(json.dumps(found))
 

@@ -12,6 +12,7 @@ from image_classification.devices.accelerator import get_accelerator
 from image_classification.devices.async_readback import HostCopy
 from image_classification.engine.build import build_training
 from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 
@@ -84,7 +85,7 @@ def test_a_run_on_the_gpu_saves_what_it_trained(tmp_path: Path) -> None:
         "resnet18", "FP32", "convergence", "CPU", data="synthetic", overrides=overrides
     )
     accelerator = get_accelerator("cuda")
-    run = build_training(config, WorldInfo(), accelerator, accelerator.device(0), tmp_path)
+    run = build_training(Run(config, WorldInfo(), accelerator, accelerator.device(0), tmp_path))
     trained = {}
     try:
         for record in train(run, StopRequest()):

@@ -207,7 +207,8 @@ def _write(
     snapshot: run_state.PendingSnapshot,
 ) -> WriteResult:
     """Write a checkpoint, update ``best.json`` and rotate. Runs in a thread of rank 0."""
-    folder, control = run.checkpoints, run.config.run
+    folder = run.checkpoints
+    control = run.config.run
     try:
         saved = files.save(folder, step, snapshot.on_host(), prefix=control.checkpoint_name)
         with explained(folder, "tidy up"):

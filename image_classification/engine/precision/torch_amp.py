@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -12,19 +12,9 @@ from torch.nn.utils import get_total_norm
 
 from image_classification.devices.accelerator import Accelerator
 
-
-class RecordStep(Protocol):
-    """Takes what is known of a step; see `engine.finiteness.FinitenessMonitor.record`."""
-
-    def __call__(
-        self,
-        *,
-        grad_norm: torch.Tensor | None = None,
-        scale: torch.Tensor | None = None,
-        overflow: torch.Tensor | None = None,
-    ) -> None:
-        """Record a step; all arguments are 0-d tensors on the device."""
-        ...
+RecordStep = Callable[..., None]
+"""Takes a step's 0-d tensors grad_norm, or scale and overflow, by keyword; see
+`engine.finiteness.FinitenessMonitor.record`."""
 
 
 class Amp(Protocol):

@@ -34,11 +34,11 @@ def client(store: dist.TCPStore) -> dist.TCPStore:
     return dist.TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
 
 
-def test_the_rank_that_leaves_no_mark_is_missing(store: dist.TCPStore) -> None:
+def test_rank_that_does_not_report_is_missing(store: dist.TCPStore) -> None:
     found: dict[int, list[int]] = {}
 
     def report(rank: int) -> None:
-        found[rank] = missing_ranks(client(store), rank, 3, patience_s=1.0)
+        found[rank] = missing_ranks(client(store), rank, 3, timeout_s=1.0)
 
     threads = [threading.Thread(target=report, args=(rank,)) for rank in (0, 2)]
     for thread in threads:
@@ -48,20 +48,20 @@ def test_the_rank_that_leaves_no_mark_is_missing(store: dist.TCPStore) -> None:
     assert found == {0: [1], 2: [1]}
 
 
-def test_who_has_not_come_is_known(store: dist.TCPStore) -> None:
+def test_absent_ranks_are_known(store: dist.TCPStore) -> None:
     assert wait_for_all(store, 0, 3, timeout_s=0.3) == [1, 2]
     assert wait_for_all(client(store), 2, 3, timeout_s=0.3) == [1]
     assert wait_for_all(client(store), 1, 3, timeout_s=0.3) == []
 
 
-def test_nobody_is_missing_where_all_report(store: dist.TCPStore) -> None:
+def test_no_rank_is_missing_when_all_report(store: dist.TCPStore) -> None:
     others = threading.Thread(target=missing_ranks, args=(client(store), 1, 2))
     others.start()
     assert missing_ranks(store, 0, 2) == []
     others.join()
 
 
-def test_a_store_kept_by_a_stopped_process_means_rank_0() -> None:
+def test_store_of_a_stopped_process_means_rank_0_is_missing() -> None:
     host = subprocess.Popen(
         [sys.executable, "-c", HOST], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -70,7 +70,7 @@ def test_a_store_kept_by_a_stopped_process_means_rank_0() -> None:
         port = int(host.stdout.readline())
         kept = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
         os.kill(host.pid, signal.SIGSTOP)
-        assert missing_ranks(kept, 1, 3, patience_s=0.5) == [0]
+        assert missing_ranks(kept, 1, 3, timeout_s=0.5) == [0]
     finally:
         # The thread that asked gets its answer, or an error, and ends.
         os.kill(host.pid, signal.SIGKILL)
@@ -89,11 +89,11 @@ def test_a_store_kept_by_a_stopped_process_means_rank_0() -> None:
         (ValueError("gloo"), False),
     ],
 )
-def test_which_errors_are_a_lost_peers(error: Exception, lost: bool) -> None:
+def test_errors_of_a_lost_peer(error: Exception, lost: bool) -> None:
     assert lost_peer(error) is lost
 
 
-def test_the_line_names_the_ranks() -> None:
+def test_error_line_names_the_ranks() -> None:
     late = RuntimeError("Timed out waiting 4000ms for recv operation\nframe #0")
     gone = RuntimeError("Connection closed by peer\nframe #0")
     assert describe_loss(late, [2], 4.0).startswith("rank 2 did not answer within 4 s")

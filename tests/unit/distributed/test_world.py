@@ -13,7 +13,7 @@ from image_classification.distributed.world import (
 )
 
 
-def test_a_world_of_one_agrees_with_itself() -> None:
+def test_world_of_one() -> None:
     with process_group(WorldInfo(), "gloo"):
         assert control_group() is None
         assert not torch.distributed.is_initialized()

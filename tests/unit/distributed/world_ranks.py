@@ -1,4 +1,4 @@
-"""Run by test_world_ranks.py, once a rank: exercises the process group and prints what it saw."""
+"""Started once per rank by test_world_ranks.py: use the process group and print the results."""
 
 import json
 import os

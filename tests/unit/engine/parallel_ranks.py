@@ -1,4 +1,4 @@
-"""Run by test_parallel.py, once a rank: short training curves in several settings."""
+"""Started once per rank by test_data_build.py: short training curves in several settings."""
 
 import json
 import sys
@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
-import image_classification.engine.build as parallel
 from image_classification import models
 from image_classification.config.resolve import resolve
+from image_classification.engine import build
 
 rank, world_size, port = map(int, sys.argv[1:])
 DEVICE = torch.device("cpu")
-# Few, as batch normalization over four images soon makes much of any difference.
+# Few steps: batch normalization over four images soon amplifies any difference.
 STEPS = 3 if world_size == 2 else 4
 CONFIG = resolve("resnet18", "FP32", "convergence", "CPU", data="synthetic")
 dist.init_process_group(
@@ -29,7 +29,7 @@ dist.init_process_group(
 
 
 def curve(
-    compression: str = "none", accumulation: int = 1, static: bool = True, anew_at: int = 0
+    compression: str = "none", accumulation: int = 1, static: bool = True, rebuild_at: int = 0
 ) -> dict[str, object]:
     config = replace(
         CONFIG,
@@ -39,13 +39,13 @@ def curve(
     torch.manual_seed(0)
     model = models.build("resnet18", 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.002, momentum=0.9)
-    allowed = parallel.static_graph_allowed
+    allowed = build.static_graph_allowed
     losses = []
     for step in range(STEPS):
-        if step in (0, anew_at):
-            parallel.static_graph_allowed = allowed if static else lambda _: False
-            ddp = parallel.data_parallel(model, config, DEVICE)
-            parallel.static_graph_allowed = allowed
+        if step in (0, rebuild_at):
+            build.static_graph_allowed = allowed if static else lambda _: False
+            ddp = build.data_parallel(model, config, DEVICE)
+            build.static_graph_allowed = allowed
         random = torch.Generator().manual_seed(step * world_size + rank)
         for micro in range(accumulation):
             images = torch.randn(4, 3, 32, 32, generator=random)
@@ -65,6 +65,6 @@ if world_size == 2:
     found["fp16"], found["bf16"] = curve("fp16"), curve("bf16")
     found["accumulated"] = curve(accumulation=2)
 else:
-    found["begun anew"] = curve(anew_at=2)
+    found["rebuilt"] = curve(rebuild_at=2)
 dist.destroy_process_group()
 print(json.dumps(found))

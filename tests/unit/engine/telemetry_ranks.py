@@ -24,13 +24,7 @@ os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank)
 world = WorldInfo(rank, rank if nodes == 1 else 0, 2, 2 // nodes, nodes)
 held = bytearray(200 * 2**20)
 config: Any = None
-run = Run(
-    config=config,
-    world=world,
-    accelerator=CpuAccelerator(),
-    device=torch.device("cpu"),
-    workspace=Path(),
-)
+run = Run(config, world, CpuAccelerator(), torch.device("cpu"), Path())
 with process_group(world, "gloo", timeout_s=60.0):
     telemetry = RunTelemetry(run)
     run.work.begin(measured=True)

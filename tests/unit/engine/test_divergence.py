@@ -52,9 +52,7 @@ def spoil_gradient(run):
     "stopped at that very step, last good checkpoint kept, samples named",
 )
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_one_process_stops_at_the_step_however_rarely_it_logs(
-    small_config, open_run, monkeypatch, kind
-):
+def test_one_process_stops_at_the_diverged_step(small_config, open_run, monkeypatch, kind):
     config = small_config(batch__per_device=4, run__log_every_steps=1000, run__save_every="1 steps")
     run = open_run(config)
     take_step = engine.train_step
@@ -91,9 +89,7 @@ def test_one_process_stops_at_the_step_however_rarely_it_logs(
 
 
 @pytest.mark.parametrize("save_every", ["1 steps", "9 epochs"])
-def test_a_verdict_read_late_is_read_before_anything_is_saved(
-    small_config, open_run, monkeypatch, save_every
-):
+def test_delayed_check_is_read_before_saving(small_config, open_run, monkeypatch, save_every):
     class LateMonitor(FinitenessMonitor):
         """Reads a step after the next one, as on a GPU."""
 
@@ -120,7 +116,7 @@ def test_a_verdict_read_late_is_read_before_anything_is_saved(
     assert report_of(run.workspace)["step"] == 1
 
 
-def test_a_divergence_that_cannot_be_written_down_is_still_one(small_config, open_run):
+def test_divergence_is_reported_when_its_file_cannot_be_written(small_config, open_run):
     run = open_run(small_config())
     (run.workspace / DIVERGENCE_FILE).mkdir()
     spoil_gradient(run)
@@ -136,7 +132,7 @@ def note(monitor, step, overflow):
     return monitor.divergence()
 
 
-def test_overflows_are_no_failure_until_too_many_come_in_a_row():
+def test_only_overflows_in_a_row_are_divergence():
     monitor = FinitenessMonitor(CPU, max_in_a_row=3, skipped=7)
     pattern = [True, True, False, True, True, True]
     found = [note(monitor, step, overflow) for step, overflow in enumerate(pattern)]
@@ -146,7 +142,7 @@ def test_overflows_are_no_failure_until_too_many_come_in_a_row():
     assert monitor.skipped == 7 + 5
 
 
-def test_a_step_is_read_late_where_that_saves_a_wait_and_at_once_where_it_must():
+def test_check_is_read_one_step_late_unless_all_steps_are_read():
     monitor = FinitenessMonitor(CPU, max_in_a_row=3)
     monitor._delay_steps = 1  # as on a GPU
     loss = (torch.tensor(1.0),)
@@ -159,7 +155,7 @@ def test_a_step_is_read_late_where_that_saves_a_wait_and_at_once_where_it_must()
     assert monitor.divergence(all_steps=True).check.step == 2
 
 
-def test_overflows_that_end_a_run_are_said_with_their_number(small_config, open_run):
+def test_divergence_by_overflows_names_their_number(small_config, open_run):
     run = open_run(small_config(run__max_skipped_steps_in_a_row=2))
     monitor = FinitenessMonitor(CPU, run.config.run.max_skipped_steps_in_a_row)
     assert note(monitor, 4, True) is None
@@ -171,14 +167,14 @@ def test_overflows_that_end_a_run_are_said_with_their_number(small_config, open_
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_spoils_gradients_that_would_be(loss):
+def test_non_finite_loss_gives_non_finite_gradients(loss):
     weight = torch.ones(2, requires_grad=True)
     total = weight.sum() + loss
     total.backward(initial_gradient(total))
     assert torch.isnan(weight.grad).all()
 
 
-def test_a_finite_loss_gives_its_own_gradients():
+def test_finite_loss_gives_unchanged_gradients():
     gradients = []
     for start in (False, True):
         weight = torch.linspace(-1, 1, 7, requires_grad=True)
@@ -194,7 +190,7 @@ def test_a_finite_loss_gives_its_own_gradients():
 )
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_two_ranks_stop_at_the_step_where_one_goes_wrong(small_arguments, tmp_path, kind):
+def test_two_ranks_stop_at_the_diverged_step(small_arguments, tmp_path, kind):
     folder, sound = tmp_path / "run", tmp_path / "sound"
     halves = [a.replace("batch.per_device=8", "batch.per_device=4") for a in small_arguments]
     halves = [a.replace("log_every_steps=1", "log_every_steps=1000") for a in halves]

@@ -31,7 +31,7 @@ def drive(run):
     return list(train(run, StopRequest()))
 
 
-def test_the_run_ends_with_the_first_validation_that_reaches_it(small_config, open_run, scored):
+def test_run_ends_once_the_top1_is_reached(small_config, open_run, scored):
     config = small_config(schedule__epochs=4)
     run = open_run(config, stop_at_top1=75.9)
     records = drive(run)
@@ -53,19 +53,21 @@ def test_the_run_ends_with_the_first_validation_that_reaches_it(small_config, op
     assert further.progress.step == 16
 
 
-def test_the_average_decides_where_there_is_one(small_config, open_run, scored):
+def test_top1_of_the_moving_average_counts(small_config, open_run, scored):
     run = open_run(small_config(schedule__epochs=4, ema__decay=0.9), stop_at_top1=59.0)
     records = drive(run)
     assert run.progress.step == 16
     assert records[-1].values["results"]["target"]["top1"] == 60.0
 
 
-def test_a_top1_that_is_not_reached_is_null(small_config, open_run, scored):
+def test_top1_not_reached(small_config, open_run, scored):
     records = drive(open_run(small_config(schedule__epochs=1), stop_at_top1=99.0))
     assert records[-1].values["results"]["target"] == {"stop_at_top1": 99.0}
 
 
-def test_the_report_and_the_screen_say_when(small_arguments, tmp_path, capfd, scored):
+def test_report_and_console_show_when_the_top1_was_reached(
+    small_arguments, tmp_path, capfd, scored
+):
     folder = tmp_path / "run"
     argv = [*small_arguments, f"--workspace={folder}", "--stop-at-top1=60"]
     assert main(argv) == 0
@@ -88,6 +90,6 @@ def test_the_report_and_the_screen_say_when(small_arguments, tmp_path, capfd, sc
         ({"run.stop_at_top1": 70.0, "run.validate": False}, "run.validate is false"),
     ],
 )
-def test_a_top1_that_could_never_be_reached_is_refused(overrides, part):
+def test_unreachable_top1_is_refused(overrides, part):
     with pytest.raises(ConfigError, match=part):
         resolve("resnet50", "AMP", "convergence", "DGX1V", overrides=overrides)

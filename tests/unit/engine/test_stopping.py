@@ -9,7 +9,7 @@ from image_classification.engine.stop import STOP_SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_is_noted_not_died_of(number):
+def test_signal_is_recorded(number):
     with StopRequest() as stop:
         assert not stop.requested()
         os.kill(os.getpid(), number)
@@ -17,14 +17,14 @@ def test_a_signal_is_noted_not_died_of(number):
         assert stop.signal_name == signal.Signals(number).name
 
 
-def test_the_previous_handlers_come_back():
+def test_previous_handlers_are_restored():
     before = [signal.getsignal(n) for n in STOP_SIGNALS]
     with StopRequest():
         assert signal.getsignal(signal.SIGTERM) not in before
     assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
 
 
-def test_another_ranks_signal_stops_this_one():
+def test_signal_to_another_rank_is_a_request():
     with StopRequest(agree=lambda mine: True) as stop:
         assert stop.requested()
         assert stop.signal_name is None

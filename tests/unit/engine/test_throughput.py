@@ -48,7 +48,7 @@ def test_warm_up_steps_are_outside_the_measured_window():
     assert meter.first_step_s == 100.0
 
 
-def test_a_run_shorter_than_the_warm_up_measures_nothing():
+def test_run_shorter_than_the_warm_up_measures_nothing():
     clock = FakeClock()
     meter = ThroughputMeter(clock, warmup_steps=5)
     meter.begin()
@@ -60,7 +60,7 @@ def test_a_run_shorter_than_the_warm_up_measures_nothing():
     assert results["data_wait_fraction"] is None
 
 
-def test_time_between_segments_is_nobodys():
+def test_time_between_segments_is_not_counted():
     clock = FakeClock()
     meter = ThroughputMeter(clock, warmup_steps=0)
     meter.begin()
@@ -72,7 +72,7 @@ def test_time_between_segments_is_nobodys():
     assert meter.results(1, 1)["images_per_s"] == pytest.approx(10.0)
 
 
-def test_windows_between_flushes_and_epochs():
+def test_sums_between_flushes_and_epochs():
     clock = FakeClock()
     meter = ThroughputMeter(clock, warmup_steps=0)
     meter.begin()
@@ -92,7 +92,7 @@ def test_percentiles_interpolate():
     assert percentiles([], (50,)) == {"p50": None}
 
 
-def test_the_work_log_follows_segments_and_the_warm_up():
+def test_telemetry_windows_follow_segments_and_warm_up():
     clock = FakeClock()
     meter = ThroughputMeter(clock, warmup_steps=2)
     assert meter.work.is_idle

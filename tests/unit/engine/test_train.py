@@ -39,7 +39,7 @@ RICH = {
 }
 
 
-def test_the_records_of_a_run(small_config, open_run):
+def test_records_of_a_run(small_config, open_run):
     records = drive(open_run(small_config()))
     steps = [r for r in records if r.kind == "step"]
     assert [r.step for r in steps] == list(range(1, 13))
@@ -55,7 +55,7 @@ def test_the_records_of_a_run(small_config, open_run):
     assert steps[-1].values["loss"] < steps[0].values["loss"]
 
 
-def test_the_rate_follows_the_schedule_not_the_stopping_point(small_config, open_run):
+def test_learning_rate_follows_the_schedule_not_the_stopping_point(small_config, open_run):
     config = small_config(schedule__epochs=50)
     short = drive(open_run(config, max_steps=6, workspace=config.run.workspace + "-short"))
     longer = drive(open_run(config, max_steps=9, workspace=config.run.workspace + "-longer"))
@@ -65,7 +65,7 @@ def test_the_rate_follows_the_schedule_not_the_stopping_point(small_config, open
 
 
 @pytest.mark.parametrize("cuts", [(5,), (1, 4, 8), (3, 6, 11)])
-def test_stopped_and_resumed_is_bit_equal_to_never_stopped(small_config, open_run, cuts):
+def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(small_config, open_run, cuts):
     config = small_config(**RICH)
     whole = open_run(config, workspace=config.run.workspace + "-whole")
     unbroken = drive(whole)
@@ -88,7 +88,7 @@ def test_stopped_and_resumed_is_bit_equal_to_never_stopped(small_config, open_ru
     assert scores == [r.values["top1"] for r in unbroken if r.kind == "validation"]
 
 
-def test_a_signal_saves_at_a_step_boundary_and_the_next_start_continues(small_config, open_run):
+def test_signal_saves_at_a_step_boundary_and_resuming_is_bit_equal(small_config, open_run):
     config = small_config(**RICH)
     whole = open_run(config, workspace=config.run.workspace + "-whole")
     drive(whole)
@@ -110,7 +110,7 @@ def test_a_signal_saves_at_a_step_boundary_and_the_next_start_continues(small_co
         assert torch.equal(tensor, weights(resumed)[name]), name
 
 
-def test_resuming_a_finished_run_does_nothing_and_succeeds(small_config, open_run):
+def test_resuming_a_finished_run_does_nothing(small_config, open_run):
     config = small_config()
     drive(open_run(config))
     records = drive(open_run(config, resume="auto"))
@@ -124,20 +124,20 @@ def test_resuming_under_other_settings_names_the_difference(small_config, open_r
         drive(open_run(other, resume="auto"))
 
 
-def test_the_way_a_run_is_driven_may_change_on_resume(small_config, open_run):
+def test_batch_split_and_save_interval_may_change_on_resume(small_config, open_run):
     drive(open_run(small_config(), max_steps=2))
     # Twice the micro-batch, half the accumulation: the same global batch.
     config = small_config(batch__per_device=4, run__save_every="2 steps")
     assert drive(open_run(config, resume="auto", max_steps=3))[-1].kind == "end"
 
 
-def test_a_missing_target_is_an_error_not_a_fresh_start(small_config, open_run, tmp_path):
+def test_missing_resume_target_is_an_error(small_config, open_run, tmp_path):
     run = open_run(small_config(), resume=str(tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         drive(run)
 
 
-def test_divergence_is_found_and_the_last_good_checkpoint_kept(small_config, open_run):
+def test_divergence_keeps_the_last_good_checkpoint(small_config, open_run):
     config = small_config(optim__lr=0.02)
     drive(open_run(config, max_steps=3))
     good = checkpoint.listed(open_run(config).checkpoints)[-1]
@@ -152,7 +152,7 @@ def test_divergence_is_found_and_the_last_good_checkpoint_kept(small_config, ope
     checkpoint.verify(good.path)
 
 
-def test_weights_that_are_not_finite_are_never_saved(small_config, open_run):
+def test_non_finite_weights_are_never_saved(small_config, open_run):
     run = open_run(small_config())
     with torch.no_grad():
         next(run.parts.model.parameters()).fill_(math.inf)
@@ -170,7 +170,7 @@ def test_early_stopping_counts_validations_without_gain(small_config, open_run):
     assert all(later > max(scores[:i]) for i, later in enumerate(scores[:-1]) if i)
 
 
-def test_run_epochs_counts_from_where_the_run_is(small_config, open_run):
+def test_run_epochs_counts_from_the_start_step(small_config, open_run):
     config = small_config(schedule__epochs=9)
     drive(open_run(config, run_epochs=1))
     run = open_run(config, run_epochs=1, resume="auto")
@@ -194,7 +194,7 @@ def frozen_statistics(run):
     run.parts.model.train = lambda mode=True: run.parts.model
 
 
-def test_accumulation_changes_memory_not_the_update(small_config, open_run):
+def test_accumulation_does_not_change_the_update(small_config, open_run):
     losses = []
     for per_device in (8, 4):
         config = small_config(batch__per_device=per_device)
@@ -205,7 +205,7 @@ def test_accumulation_changes_memory_not_the_update(small_config, open_run):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_evaluating_a_checkpoint_gives_what_training_recorded(small_config, open_run, tmp_path):
+def test_evaluating_a_checkpoint_gives_the_recorded_figures(small_config, open_run, tmp_path):
     config = small_config()
     records = drive(open_run(config))
     trained = [r.values for r in records if r.kind == "validation"][-1]
@@ -241,7 +241,7 @@ def test_benchmark_inference_has_percentiles_per_batch(small_config, open_run):
     assert any("random" in r.values.get("message", "") for r in records if r.kind == "warning")
 
 
-def test_benchmark_data_counts_the_loader_alone(small_config, open_run):
+def test_benchmark_data_measures_the_loader_alone(small_config, open_run):
     run = open_run(small_config(mode="benchmark_data"))
     records = list(MODES["benchmark_data"].records(run, StopRequest()))
     assert records[-1].values["results"]["data"]["images_per_s"] > 0
@@ -270,7 +270,7 @@ def test_undecodable_images_are_named_once_and_counted(small_config, open_run, o
     assert counts == sorted(counts)
 
 
-def test_past_the_error_budget_the_run_ends(small_config, open_run, own_image_folder):
+def test_run_ends_beyond_the_error_budget(small_config, open_run, own_image_folder):
     for number in range(6):
         (own_image_folder / "train" / "dog" / f"{number:03d}.JPEG").write_bytes(b"")
     config = over(own_image_folder, small_config(data__error_budget=0.1))
@@ -278,7 +278,7 @@ def test_past_the_error_budget_the_run_ends(small_config, open_run, own_image_fo
         drive(open_run(config))
 
 
-def test_images_left_out_are_said_at_the_start(small_config, open_run, own_image_folder):
+def test_quarantined_images_are_counted_at_the_start(small_config, open_run, own_image_folder):
     quarantine.save(own_image_folder / "quarantine.json", {"train/cat/003.JPEG": "truncated"})
     records = drive(open_run(over(own_image_folder, small_config()), max_steps=1))
     assert kinds(records)[:2] == ["start", "warning"]

@@ -1,3 +1,5 @@
+"""Files between a launcher and its processes, and the end of ranks whose launcher is gone."""
+
 from __future__ import annotations
 
 import os
@@ -11,19 +13,20 @@ import pytest
 from image_classification.launch.outcomes import (
     OUTCOME_FOLDER,
     Outcome,
-    gather_outcomes,
-    leave_outcome,
-    recall,
-    remember,
+    clear_outcomes,
+    keep_for_restart,
+    kept_for_restart,
+    read_outcomes,
+    report_outcome,
     started_by_us,
 )
 
 ROOT = Path(__file__).parents[3]
-# A launcher that starts one rank and waits. The rank asks to end with it, then does nothing.
+# A launcher that starts one rank and waits. The rank calls end_with_launcher, then waits.
 LAUNCHER = """\
 import os, subprocess, sys, time
-from image_classification.launch.outcomes import remember
-remember("launcher", sys.argv[1] if len(sys.argv) > 1 else str(os.getpid()))
+from image_classification.launch.outcomes import keep_for_restart
+keep_for_restart("launcher", sys.argv[1] if len(sys.argv) > 1 else str(os.getpid()))
 rank = (
     "import time; from image_classification.launch.outcomes import end_with_launcher\\n"
     "end_with_launcher(); print('on', flush=True); time.sleep(100)"
@@ -35,37 +38,40 @@ time.sleep(100 if line else 0)
 """
 
 
-def test_the_end_that_explains_the_others_comes_first(tmp_path):
-    environ = {OUTCOME_FOLDER: str(tmp_path)}
-    ends = [
+def test_outcome_that_explains_the_others_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setenv(OUTCOME_FOLDER, str(tmp_path))
+    outcomes = [
         Outcome(0, 1, "lost contact", retry=True),
         Outcome(1, 75, "SIGTERM came"),
         Outcome(2, 3, "diverged"),
         Outcome(3, 2, "no such folder"),
     ]
-    for end in ends:
-        assert leave_outcome(end, environ)
-    assert gather_outcomes(tmp_path) == ends[::-1]
+    for outcome in outcomes:
+        assert report_outcome(outcome)
+    assert read_outcomes(tmp_path) == outcomes[::-1]
+    clear_outcomes(tmp_path)
+    assert read_outcomes(tmp_path) == []
 
 
-def test_what_is_remembered_first_stays(tmp_path, monkeypatch):
+def test_first_value_is_kept_for_restarts(tmp_path, monkeypatch):
     monkeypatch.delenv(OUTCOME_FOLDER, raising=False)
-    remember("workspace", "lost")  # nobody to keep it
-    assert not started_by_us() and recall("workspace") is None
+    keep_for_restart("workspace", "lost")  # no launcher, so nothing is kept
+    assert not report_outcome(Outcome(0, 2, "x"))
+    assert not started_by_us() and kept_for_restart("workspace") is None
     monkeypatch.setenv(OUTCOME_FOLDER, str(tmp_path))
-    assert started_by_us() and recall("workspace") is None
-    remember("workspace", "first")
-    remember("workspace", "second")
-    assert recall("workspace") == "first"
-    assert gather_outcomes(tmp_path) == []
+    assert started_by_us() and kept_for_restart("workspace") is None
+    keep_for_restart("workspace", "first")
+    keep_for_restart("workspace", "second")
+    assert kept_for_restart("workspace") == "first"
+    assert read_outcomes(tmp_path) == []
 
 
-def _launcher(place: Path, *argv: str) -> subprocess.Popen[str]:
+def _launcher(folder: Path, *argv: str) -> subprocess.Popen[str]:
     environ = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "TORCHELASTIC_RUN_ID": "test",
-        OUTCOME_FOLDER: str(place),
+        OUTCOME_FOLDER: str(folder),
     }
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, *argv], env=environ, stdout=subprocess.PIPE, text=True
@@ -80,8 +86,8 @@ def _is_running(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asked of the Linux kernel")
-def test_a_rank_does_not_outlive_its_launcher(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the Linux kernel")
+def test_rank_ends_with_its_launcher(tmp_path):
     launcher = _launcher(tmp_path)
     try:
         assert launcher.stdout is not None
@@ -96,8 +102,8 @@ def test_a_rank_does_not_outlive_its_launcher(tmp_path):
     assert not _is_running(int(pid))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asked of the Linux kernel")
-def test_a_rank_whose_launcher_is_gone_already_ends_at_once(tmp_path):
-    launcher = _launcher(tmp_path, "1")  # remembered: not the rank's parent
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the Linux kernel")
+def test_rank_whose_launcher_has_ended_exits_at_once(tmp_path):
+    launcher = _launcher(tmp_path, "1")  # the pid kept is not the rank's parent
     out, _ = launcher.communicate(timeout=60)
-    assert out.split()[1:] == ["1"]  # no word from the rank, exit code 1
+    assert out.split()[1:] == ["1"]  # nothing printed by the rank, exit code 1

@@ -1,4 +1,4 @@
-"""The launcher and its agent around real processes, small ones that do not import torch."""
+"""The launcher and its agent with real processes that are small: they do not import torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +16,18 @@ import pytest
 
 from image_classification.core.errors import ConfigError, DeviceError
 from image_classification.launch import processes
-from image_classification.launch.processes import launch, nodes_from_environment
+from image_classification.launch.outcomes import Outcome
+from image_classification.launch.processes import (
+    ProcessEnds,
+    exit_code,
+    is_stopped,
+    launch,
+    nodes_from_environment,
+    root_cause,
+)
 
-# Rank 1 of the first start does what argv says. With "deaf" its peer hears no SIGTERM, like a rank
-# in the middle of a collective.
+# Rank 1 of the first start does what argv says. With "ignore" the other rank ignores SIGTERM, like
+# a rank in the middle of a collective.
 SCRIPT = """\
 import json, os, pathlib, signal, sys, time
 rank, count = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -26,7 +37,7 @@ if count > 0 and "always" not in sys.argv:
     (place / "why").write_text(os.environ["IMAGE_CLASSIFICATION_RESTART_REASON"])
     sys.exit(0)
 if rank == 0:
-    if "deaf" in sys.argv:
+    if "ignore" in sys.argv:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (place / f"ready-{count}").touch()
     time.sleep(100)
@@ -46,7 +57,7 @@ sys.exit(code)
 
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[str]:
-    """The script's path; what a launcher changes in its own process is put back."""
+    """The script's path; restores the signal handlers and environment that a launcher changes."""
     numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1]
     handlers = {number: signal.getsignal(number) for number in numbers}
     environ = dict(os.environ)
@@ -81,19 +92,19 @@ def starts(place: Path) -> list[str]:
         (signal.SIGSTOP, r"had not run for [1-9]\d* s \(stopped\) and was killed"),
     ],
 )
-def test_a_lost_rank_is_started_again_and_its_deaf_peer_ended(
+def test_lost_rank_is_restarted_and_other_rank_is_ended(
     script, small_config, tmp_path, capfd, monkeypatch, number, message
 ):
-    def kill_and_see_it_dead(pid: int, number: int) -> None:
+    def kill_and_wait(pid: int, number: int) -> None:
         killpg(pid, number)
         if number == signal.SIGKILL:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
-    # A rank the agent kills may be dead before its next line: it must still be told from its peer.
+    # The rank that the agent kills must be told from the other one even if it dies at once.
     killpg = os.killpg
-    monkeypatch.setattr(os, "killpg", kill_and_see_it_dead)
-    argv = [str(tmp_path), "signal", str(int(number)), "deaf"]
-    assert launch(two_ranks(small_config, max_restarts=2), script, argv) == 0
+    monkeypatch.setattr(os, "killpg", kill_and_wait)
+    argv = [str(tmp_path), "signal", str(int(number)), "ignore"]
+    assert launch(two_ranks(small_config, max_restarts=2), (script, *argv)) == 0
     assert starts(tmp_path) == ["start-0-0", "start-0-1", "start-1-0", "start-1-1"]
     why = (tmp_path / "why").read_text()
     assert re.search(message, why), why
@@ -102,9 +113,9 @@ def test_a_lost_rank_is_started_again_and_its_deaf_peer_ended(
 
 
 @pytest.mark.slow
-def test_restarts_come_to_an_end(script, small_config, tmp_path, capfd):
+def test_restarts_are_limited(script, small_config, tmp_path, capfd):
     argv = [str(tmp_path), "signal", "9", "always"]
-    assert launch(two_ranks(small_config, max_restarts=1), script, argv) == 1
+    assert launch(two_ranks(small_config, max_restarts=1), (script, *argv)) == 1
     assert len(starts(tmp_path)) == 4
     warning, error = capfd.readouterr().err.splitlines()
     assert "restart 1 of at most 1" in warning
@@ -114,30 +125,75 @@ def test_restarts_come_to_an_end(script, small_config, tmp_path, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("code", "kind"), [(2, "error"), (3, "error"), (75, "stopped")])
-def test_what_would_end_the_same_way_is_not_tried_again(
-    script, small_config, tmp_path, capfd, code, kind
-):
+def test_final_errors_are_not_restarted(script, small_config, tmp_path, capfd, code, kind):
     argv = [str(tmp_path), "code", str(code)]
-    assert launch(two_ranks(small_config, max_restarts=2), script, argv) == code
+    assert launch(two_ranks(small_config, max_restarts=2), (script, *argv)) == code
     assert starts(tmp_path) == ["start-0-0", "start-0-1"]
     assert capfd.readouterr().err == f"{kind}: [rank 1] what went wrong\n"
 
 
-def test_a_machine_alone_is_one_line(script, small_config, tmp_path, monkeypatch):
+def test_missing_machine_is_one_line(script, small_config, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_RENDEZVOUS_TIMEOUT_S", 1)
     monkeypatch.setenv("NODE_RANK", "1")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # bound, but nobody listens
-        monkeypatch.setenv("MASTER_PORT", str(nobody.getsockname()[1]))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # bound, but not listening
+        monkeypatch.setenv("MASTER_PORT", str(silent.getsockname()[1]))
         with pytest.raises(DeviceError, match="machine 1 of 2 could not meet the others"):
-            launch(small_config(platform__num_nodes=2, batch__global=16), script, [])
+            launch(small_config(platform__num_nodes=2, batch__global=16), (script,))
 
 
-def test_the_machines_are_told_apart_by_the_environment(small_config):
+def test_node_rank_and_address_come_from_the_environment(small_config):
     platform = small_config(platform__num_nodes=2, batch__global=16).platform
     given = {"NODE_RANK": "1", "MASTER_ADDR": "first"}
     assert nodes_from_environment(platform, given) == (1, "first:29500")
     with pytest.raises(ConfigError, match="NODE_RANK=0,1"):
         nodes_from_environment(platform, {"NODE_RANK": "1"})
     assert nodes_from_environment(small_config().platform, {}) == (0, "127.0.0.1:0")
+
+
+LOST = Outcome(0, 1, "lost contact with rank 1; see its own error", retry=True)
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcomes", "rank", "code", "message", "retry"),
+    [
+        # A user error explains the ranks that lost contact with its rank.
+        (ProcessEnds({0: 1, 1: 2}), [Outcome(1, 2, "bad image"), LOST], 1, 2, "bad image", False),
+        (ProcessEnds({0: 1, 1: -9}), [LOST], 1, 1, "killed by signal 9", True),
+        (ProcessEnds({0: 1, 1: 1}), [LOST], 1, 1, "ended with exit code 1", True),
+        (ProcessEnds({0: 1}), [LOST], 0, 1, "lost contact with rank 1", True),
+        (ProcessEnds({1: -9}, {1: 61.0}), [LOST], 1, 1, "had not run for 61 s", True),
+        # The agent's SIGKILL to a hanging rank is not the cause.
+        (ProcessEnds({0: 1}, {1: 3.0}), [LOST], 0, 1, "lost contact with rank 1", True),
+        (ProcessEnds({0: 3, 1: 3}), [Outcome(0, 3, "diverged")], 0, 3, "diverged", False),
+    ],
+)
+def test_root_cause(ends, outcomes, rank, code, message, retry):
+    cause = root_cause(ends, outcomes)
+    assert (cause.rank, cause.code, cause.retry) == (rank, code, retry)
+    assert message in cause.message
+
+
+def test_child_state_is_read_without_reaping():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        assert exit_code(child.pid) is None and not is_stopped(child.pid)
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: is_stopped(child.pid))
+        os.kill(child.pid, signal.SIGCONT)
+        wait_until(lambda: not is_stopped(child.pid))
+        os.kill(child.pid, signal.SIGKILL)
+        wait_until(lambda: exit_code(child.pid) is not None)
+        assert exit_code(child.pid) == exit_code(child.pid) == -9
+    finally:
+        child.kill()
+        assert child.wait() == -9
+    assert exit_code(child.pid) is None  # reaped
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

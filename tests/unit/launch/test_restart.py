@@ -1,3 +1,5 @@
+"""Where a restarted run continues, and which restarts are refused."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -9,60 +11,64 @@ from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.launch.outcomes import (
     OUTCOME_FOLDER,
     RESTART_REASON,
-    recall,
-    remember,
+    keep_for_restart,
+    kept_for_restart,
 )
-from image_classification.launch.restart import check_restarts, find_footing, on_footing
+from image_classification.launch.restart import (
+    apply_resume_point,
+    check_restarts,
+    find_resume_point,
+)
 
 UNDER_TORCHRUN = {"TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_RESTART_COUNT": "0"}
 
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
-    """As in a process that launch.py has started."""
+    """The environment of a process that launch.py has started."""
     folder = tmp_path / "outcomes"
     folder.mkdir()
     monkeypatch.setenv(OUTCOME_FOLDER, str(folder))
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_restart_finds_the_folder_that_was_named_after_the_time(launched, small_config):
+def test_restart_continues_in_the_default_folder(launched, small_config):
     config = small_config()
     config = replace(config, run=replace(config.run, workspace=None))
-    first = find_footing(config, 0)
-    assert first.resume is None and first.counted_from is None
-    remember("start_step", "0")
-    remember("start_step", "8")  # the restart's own; the first one counts
+    first = find_resume_point(config, 0)
+    assert first.resume is None and first.run_epochs_from is None
+    keep_for_restart("start_step", "0")
+    keep_for_restart("start_step", "8")  # a later start's; the first one is kept
     (Path(first.workspace) / "metrics.jsonl").touch()
-    again = find_footing(config, 1)
-    assert again.workspace == first.workspace
-    assert again.resume == "auto" and again.counted_from == 0
-    # Without the restart it is another run's folder.
+    second = find_resume_point(config, 1)
+    assert second.workspace == first.workspace
+    assert second.resume == "auto" and second.run_epochs_from == 0
+    # For another run the folder is taken.
     taken = replace(config, run=replace(config.run, workspace=first.workspace))
     with pytest.raises(WorkspaceError, match="holds another run"):
-        find_footing(taken, 0)
+        find_resume_point(taken, 0)
 
 
-def test_a_restart_before_the_first_checkpoint_begins_as_told(launched, small_config):
+def test_restart_before_the_first_checkpoint_uses_the_given_one(launched, small_config):
     config = small_config(run__resume="/some/checkpoint")
-    assert find_footing(config, 1).resume == "/some/checkpoint"
+    assert find_resume_point(config, 1).resume == "/some/checkpoint"
     saved = Path(config.run.workspace) / "checkpoints" / "step-0000000002"
     saved.mkdir(parents=True)
     (saved / "meta.json").touch()
-    assert find_footing(config, 1).resume == "auto"
+    assert find_resume_point(config, 1).resume == "auto"
 
 
-def test_a_restart_is_in_the_runs_warnings(launched, small_config, monkeypatch):
+def test_restart_adds_a_warning(launched, small_config, monkeypatch):
     config = small_config()
-    footing = find_footing(config, 0)
-    assert on_footing(config, footing, 0).warnings == config.warnings
+    point = find_resume_point(config, 0)
+    assert apply_resume_point(config, point, 0).warnings == config.warnings
     monkeypatch.setenv(RESTART_REASON, "rank 1 was killed (restart 1 of at most 2)")
-    assert on_footing(config, footing, 1).warnings[-1] == (
+    assert apply_resume_point(config, point, 1).warnings[-1] == (
         "rank 1 was killed (restart 1 of at most 2)"
     )
     monkeypatch.delenv(RESTART_REASON)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
-    assert "restart 1 of at most 2" in on_footing(config, footing, 1).warnings[-1]
+    assert "restart 1 of at most 2" in apply_resume_point(config, point, 1).warnings[-1]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +79,7 @@ def test_a_restart_is_in_the_runs_warnings(launched, small_config, monkeypatch):
         ({"run__run_epochs": 2}, UNDER_TORCHRUN, "give run.stop_epoch instead"),
     ],
 )
-def test_what_another_launchers_restart_would_lose_is_refused(
+def test_settings_that_another_launcher_would_break_are_refused(
     small_config, monkeypatch, control, environ, message
 ):
     monkeypatch.delenv(OUTCOME_FOLDER, raising=False)
@@ -82,6 +88,6 @@ def test_what_another_launchers_restart_would_lose_is_refused(
     check_restarts(small_config(), UNDER_TORCHRUN)
 
 
-def test_our_own_processes_may_restart(launched, small_config):
+def test_own_processes_may_restart(launched, small_config):
     check_restarts(small_config(run__max_restarts=1), {})
-    assert recall("never-said") is None
+    assert kept_for_restart("never-said") is None

@@ -1,27 +1,23 @@
-"""Ctrl-C as a terminal sends it, and a second signal while the first is being obeyed."""
+"""Ctrl-C as a terminal sends it, and a second signal while the first is handled."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from image_classification.engine.checkpoints import files as checkpoint
-from image_classification.reporting.sinks import read_metrics
-
-ROOT = Path(__file__).parents[3]
+from tests.support.jobs import LAUNCH, job_environ, read_records
 
 
-def wait_for_steps(process, metrics, count):
+def wait_for_step(process, folder, count):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists():
-            steps = [r.step for r in read_metrics(metrics) if r.kind == "step"]
-            if steps and steps[-1] >= count:
-                return
+        started = (folder / "metrics.jsonl").exists()
+        if started and any(r.step >= count for r in read_records(folder, "step")):
+            return
         time.sleep(0.05)
     process.kill()
     raise AssertionError(f"step {count} was never reached: {process.communicate()[1]}")
@@ -41,20 +37,20 @@ def wait_for_steps(process, metrics, count):
         (2, [signal.SIGTERM, signal.SIGTERM], False),
     ],
 )
-def test_it_saves_and_exits_75(small_arguments, tmp_path, processes, numbers, to_group):
+def test_signal_saves_and_exits_75(small_arguments, tmp_path, processes, numbers, to_group):
     folder = tmp_path / "run"
     arguments = [a for a in small_arguments if "per_device" not in a and "epochs" not in a]
     arguments += ["--set=batch.per_device=4", "--epochs=900", "--training-only"]
     arguments += ["--save-every=900 epochs", f"--set=platform.num_devices={processes}"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *arguments, f"--workspace={folder}"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, str(LAUNCH), *arguments, f"--workspace={folder}"],
+        env=job_environ(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    wait_for_steps(process, folder / "metrics.jsonl", 2)
+    wait_for_step(process, folder, 2)
     for number in numbers:
         if to_group:
             os.killpg(process.pid, number)

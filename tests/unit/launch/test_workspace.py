@@ -1,4 +1,4 @@
-"""The run's folder: made, refused, held."""
+"""The run's folder: created, refused, locked."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import WorkspaceError
-from image_classification.launch.workspace import default_workspace, held, prepare_workspace
+from image_classification.launch.workspace import default_workspace, locked, prepare_workspace
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def config(tmp_path):
     return replace(found, run=replace(found.run, workspace=str(tmp_path / "run")))
 
 
-def test_the_default_folder_is_named_after_the_run(config):
+def test_default_folder_name(config):
     name = default_workspace(config.names).name
     assert re.fullmatch(r"resnet18-CPU-FP32-.*convergence-\d{8}T\d{6}Z", name)
 
@@ -31,7 +31,7 @@ def test_two_runs_in_one_second_get_two_folders(config, tmp_path, monkeypatch):
     assert first != second
 
 
-def test_a_folder_with_another_run_is_refused_and_untouched(config):
+def test_folder_of_another_run_is_refused_and_unchanged(config):
     path = prepare_workspace(config)
     (path / "report.json").write_text("kept")
     with pytest.raises(WorkspaceError, match=r"holds another run.*--resume auto"):
@@ -46,34 +46,34 @@ def test_resuming_continues_in_the_folder(config):
     assert prepare_workspace(resumed) == path
 
 
-def test_a_folder_that_is_a_file_is_one_clear_error(config):
+def test_file_instead_of_folder_is_one_error(config):
     Path(config.run.workspace).write_text("")
     with pytest.raises(WorkspaceError, match="cannot make the run's folder"):
         prepare_workspace(config)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_an_unwritable_folder_names_the_remedy(config):
+def test_unwritable_folder_is_one_error(config):
     Path(config.run.workspace).mkdir(mode=0o500)
     with pytest.raises(WorkspaceError, match="--workspace"):
         prepare_workspace(config)
 
 
-def _try_to_hold(path, answers):
+def _try_to_lock(path, answers):
     try:
-        with held(path):
-            answers.put("held")
+        with locked(path):
+            answers.put("locked")
     except WorkspaceError as error:
         answers.put(error.message)
 
 
-def test_a_second_job_in_one_folder_is_refused(tmp_path):
+def test_second_job_in_one_folder_is_refused(tmp_path):
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    with held(tmp_path):
-        process = context.Process(target=_try_to_hold, args=(tmp_path, answers))
+    with locked(tmp_path):
+        process = context.Process(target=_try_to_lock, args=(tmp_path, answers))
         process.start()
         assert "in use by a running job" in answers.get(timeout=60)
         process.join()
-    with held(tmp_path):
+    with locked(tmp_path):
         pass

@@ -25,6 +25,7 @@ from image_classification.data.transforms import (
 )
 from image_classification.devices.accelerator import get_accelerator
 from image_classification.engine.build import build_training
+from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 
@@ -120,7 +121,7 @@ def trained(root: Path, workspace: Path) -> torch.nn.Module:
         },
     )
     accelerator = get_accelerator("cpu")
-    run = build_training(config, WorldInfo(), accelerator, accelerator.device(0), workspace)
+    run = build_training(Run(config, WorldInfo(), accelerator, accelerator.device(0), workspace))
     try:
         for _ in train(run, StopRequest()):
             pass

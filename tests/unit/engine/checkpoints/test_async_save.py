@@ -56,7 +56,7 @@ def model_in(path):
     return checkpoint.load(path).model
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(small_config, open_run, gate):
+def test_training_continues_while_a_checkpoint_is_written(small_config, open_run, gate):
     config = small_config(**NO_VALIDATION, run__save_every="2 steps", schedule__epochs=1)
     run = open_run(config, max_steps=3)
     kinds, at_step_2 = [], {}
@@ -76,7 +76,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(small_config, open_run, 
     assert all(torch.equal(written[name], at_step_2[name]) for name in at_step_2)
 
 
-def test_at_most_one_is_written_and_the_next_says_how_long_it_waited(small_config, open_run, gate):
+def test_one_save_at_a_time_and_the_wait_is_recorded(small_config, open_run, gate):
     config = small_config(**NO_VALIDATION, run__save_every="1 steps", schedule__epochs=1)
     run = open_run(config, max_steps=3)
     opener = threading.Timer(1.0, gate.open.set)
@@ -97,7 +97,7 @@ def test_at_most_one_is_written_and_the_next_says_how_long_it_waited(small_confi
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["written", "failing"])
-def test_one_snapshot_is_alive_at_a_time(small_config, open_run, monkeypatch, failing):
+def test_one_snapshot_is_in_memory_at_a_time(small_config, open_run, monkeypatch, failing):
     alive_at_capture, made = [], weakref.WeakSet()
     capture, on_host = saving.capture, saving.PendingSnapshot.on_host
 
@@ -150,9 +150,7 @@ def test_resuming_from_a_background_checkpoint_is_bit_equal(small_config, open_r
     assert (whole.checkpoints / last).read_bytes() == (resumed.checkpoints / last).read_bytes()
 
 
-def test_a_stop_during_a_write_completes_it_and_saves_the_step_it_stops_at(
-    small_config, open_run, gate
-):
+def test_stop_during_a_write_completes_it_and_saves_the_last_step(small_config, open_run, gate):
     config = small_config(**NO_VALIDATION, run__save_every="2 steps")
     run, stop, seen = open_run(config), StopRequest(), []
     with pytest.raises(Stopped):
@@ -168,7 +166,7 @@ def test_a_stop_during_a_write_completes_it_and_saves_the_step_it_stops_at(
     assert [s.step for s in checkpoint.listed(run.checkpoints)] == [2, 3]
 
 
-def test_a_diverging_run_completes_the_good_step_being_written(small_config, open_run, gate):
+def test_divergence_during_a_write_completes_it(small_config, open_run, gate):
     run = open_run(small_config(**NO_VALIDATION, run__save_every="2 steps"))
     seen = []
     with pytest.raises(DivergedError):
@@ -183,7 +181,7 @@ def test_a_diverging_run_completes_the_good_step_being_written(small_config, ope
     assert all(t.isfinite().all() for t in model_in(run.checkpoints / "step-0000000002").values())
 
 
-def test_a_run_that_is_dropped_midway_still_completes_its_write(small_config, open_run, gate):
+def test_closing_the_records_completes_the_write(small_config, open_run, gate):
     run = open_run(small_config(**NO_VALIDATION, run__save_every="2 steps"))
     training = train(run, StopRequest())
     for record in training:
@@ -194,7 +192,7 @@ def test_a_run_that_is_dropped_midway_still_completes_its_write(small_config, op
     assert [s.step for s in checkpoint.listed(run.checkpoints)] == [2]
 
 
-def test_the_best_is_noted_by_the_write_that_has_it(small_config, open_run):
+def test_best_is_noted_when_its_step_is_saved(small_config, open_run):
     run = open_run(small_config(run__save_every="9 epochs"))
     saves = [r for r in train(run, StopRequest()) if r.kind == "checkpoint"]
     best = [r for r in saves if r.values["is_best"]]
@@ -203,7 +201,7 @@ def test_the_best_is_noted_by_the_write_that_has_it(small_config, open_run):
     assert noted["top1"] == run.progress.best_top1
 
 
-def test_a_host_copy_is_of_its_moment_and_keeps_the_layout():
+def test_host_copy_is_unaffected_by_later_changes_and_keeps_the_layout():
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     before = weight.clone()
     copy = HostCopy({"w": weight, "step": torch.tensor(3.0)})
@@ -214,7 +212,7 @@ def test_a_host_copy_is_of_its_moment_and_keeps_the_layout():
     assert copy.take() == {}
 
 
-def test_without_device_memory_for_a_copy_training_waits_and_says_so(
+def test_without_device_memory_for_a_copy_a_warning_is_recorded(
     small_config, open_run, monkeypatch
 ):
     def full(tensor):

@@ -25,7 +25,7 @@ def snapshot(value: float = 1.0) -> Snapshot:
     )
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+def test_round_trip_is_bit_equal(tmp_path):
     saved = checkpoint.save(tmp_path, 12, snapshot(0.1))
     assert saved.path.name == "step-0000000012"
     found = checkpoint.load(saved.path)
@@ -35,7 +35,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     assert found.meta["lr"] == 0.125
 
 
-def test_the_files_are_those_promised_and_none_is_a_pickle(tmp_path):
+def test_files_of_a_checkpoint_are_not_pickles(tmp_path):
     saved = checkpoint.save(tmp_path, 1, snapshot())
     names = {p.name for p in saved.path.iterdir()}
     assert names == {"model.safetensors", "state.safetensors", "state.json", "manifest.json"}
@@ -43,7 +43,7 @@ def test_the_files_are_those_promised_and_none_is_a_pickle(tmp_path):
         assert not path.read_bytes().startswith((b"\x80", b"PK"))
 
 
-def test_channels_last_weights_are_saved_by_value(tmp_path):
+def test_channels_last_weights_round_trip(tmp_path):
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     saved = checkpoint.save(tmp_path, 1, Snapshot({"w": weight}, {}, {}, {}))
     assert torch.equal(checkpoint.load(saved.path).model["w"], weight)
@@ -53,7 +53,7 @@ def test_channels_last_weights_are_saved_by_value(tmp_path):
     "name", ["model.safetensors", "state.safetensors", "state.json", "manifest.json"]
 )
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_any_damage_is_found_and_named(tmp_path, name, damage):
+def test_damage_is_found_and_named(tmp_path, name, damage):
     path = checkpoint.save(tmp_path, 1, snapshot()).path
     file = path / name
     content = bytearray(file.read_bytes())
@@ -69,7 +69,7 @@ def test_any_damage_is_found_and_named(tmp_path, name, damage):
     assert str(path) in caught.value.message
 
 
-def test_a_missing_target_is_an_error(tmp_path):
+def test_missing_target_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         checkpoint.find(str(tmp_path / "absent"), tmp_path)
 
@@ -84,7 +84,7 @@ def test_auto_takes_the_newest_by_step_not_by_time(tmp_path):
     assert warnings == []
 
 
-def test_auto_falls_back_past_a_damaged_one_and_says_so(tmp_path):
+def test_auto_skips_a_damaged_checkpoint_with_a_warning(tmp_path):
     checkpoint.save(tmp_path, 1, snapshot())
     newest = checkpoint.save(tmp_path, 2, snapshot()).path
     (newest / "model.safetensors").write_bytes(b"")
@@ -94,25 +94,25 @@ def test_auto_falls_back_past_a_damaged_one_and_says_so(tmp_path):
     assert "step-0000000002" in warnings[0]
 
 
-def test_auto_never_starts_over_when_all_are_damaged(tmp_path):
+def test_auto_with_only_damaged_checkpoints_is_an_error(tmp_path):
     path = checkpoint.save(tmp_path, 2, snapshot()).path
     (path / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         checkpoint.find("auto", tmp_path)
 
 
-def test_auto_in_a_fresh_run_finds_nothing(tmp_path):
+def test_auto_in_a_new_run_finds_nothing(tmp_path):
     assert checkpoint.find("auto", tmp_path / "checkpoints") == (None, [])
 
 
-def test_a_run_folder_means_its_newest_checkpoint(tmp_path):
+def test_run_folder_means_its_newest_checkpoint(tmp_path):
     checkpoint.save(tmp_path / "checkpoints", 5, snapshot())
     saved, _ = checkpoint.find(str(tmp_path), tmp_path / "elsewhere")
     assert saved is not None
     assert saved.step == 5
 
 
-def test_a_failed_write_leaves_the_earlier_ones_and_no_half_one(tmp_path, monkeypatch):
+def test_failed_write_keeps_earlier_checkpoints_and_leaves_nothing(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, snapshot(1.0))
 
     def full(path, data):
@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_the_earlier_ones_and_no_half_one(tmp_path, monkey
     assert checkpoint.load(tmp_path / "step-0000000001").model["w"][0, 0] == 1.0
 
 
-def test_a_really_full_disk_is_one_clear_error():
+def test_full_disk_is_one_error():
     # /dev/full gives the kernel's own error, without a file system of ours to fill.
     full = Path("/dev/full")
     with (
@@ -136,7 +136,7 @@ def test_a_really_full_disk_is_one_clear_error():
         file.write(b"\0" * 100_000)
 
 
-def test_saving_a_step_again_replaces_it_whole(tmp_path):
+def test_saving_a_step_again_replaces_it(tmp_path):
     checkpoint.save(tmp_path, 1, snapshot(1.0))
     checkpoint.save(tmp_path, 1, snapshot(2.0))
     assert checkpoint.load(tmp_path / "step-0000000001").model["w"][0, 0] == 2.0
@@ -151,7 +151,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_rotation_extremes(tmp_path):
+def test_rotation_keeps_all_or_only_the_newest(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, step, snapshot())
     checkpoint.rotate(tmp_path, keep=-1)
@@ -160,7 +160,7 @@ def test_rotation_extremes(tmp_path):
     assert [s.step for s in checkpoint.listed(tmp_path)] == [3]
 
 
-def test_best_is_noted_atomically(tmp_path):
+def test_best_step(tmp_path):
     assert checkpoint.best_step(tmp_path) is None
     saved = checkpoint.save(tmp_path, 4, snapshot())
     checkpoint.note_best(tmp_path, saved, 77.5)

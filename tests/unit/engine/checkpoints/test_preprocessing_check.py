@@ -35,16 +35,16 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_backend_says_what_its_pixels_come_from() -> None:
+def test_every_backend_has_a_decoding() -> None:
     assert sorted(DECODING) == sorted(BACKENDS)
 
 
-def test_the_same_contract_is_silent(weights: Path) -> None:
+def test_same_preprocessing_gives_no_warning(weights: Path) -> None:
     assert preprocessing_warnings(weights, DATA) == []
     assert preprocessing_warnings(weights, replace(DATA, backend="dali-cpu")) == []
 
 
-def test_another_resize_is_named_with_the_way_back(weights: Path) -> None:
+def test_another_resize_is_named_with_the_remedy(weights: Path) -> None:
     (warning,) = preprocessing_warnings(weights, replace(DATA, resize=80, antialias=False))
     assert "resize 72 -> 80, antialias True -> False" in warning
     assert "--set data.resize=72 --set data.antialias=true" in warning
@@ -52,33 +52,33 @@ def test_another_resize_is_named_with_the_way_back(weights: Path) -> None:
     assert "--set data.mean=[0.485,0.456,0.406]" in warning
 
 
-def test_another_decoder_is_named_with_the_backends_that_have_it(weights: Path) -> None:
+def test_another_decoder_is_named_with_its_backends(weights: Path) -> None:
     (warning,) = preprocessing_warnings(weights, replace(DATA, backend="dali-gpu"))
     assert "libjpeg-turbo" in warning
     assert "--data-backend dali-cpu or pytorch" in warning
     assert decoding_warnings(weights, DATA) == []
 
 
-def test_both_are_named(weights: Path) -> None:
+def test_another_resize_and_decoder_are_both_named(weights: Path) -> None:
     warnings = preprocessing_warnings(weights, replace(DATA, backend="synthetic", resize=80))
     assert len(warnings) == 2
 
 
-def test_weights_that_do_not_say_are_named(weights: Path) -> None:
+def test_weights_without_metadata_give_a_warning(weights: Path) -> None:
     save_file(load_file(weights), weights)
     (warning,) = preprocessing_warnings(weights, DATA)
     assert "does not say how" in warning
 
 
 @pytest.mark.parametrize("bad", ["{", "[]", '{"decoder": "x"}', '{"decoder": 1, "resampler": "x"}'])
-def test_an_unusable_entry_is_refused(weights: Path, bad: str) -> None:
+def test_unusable_decoding_metadata_is_refused(weights: Path, bad: str) -> None:
     metadata = model_metadata("resnet18", 5, decoding=Decoding("a", "b"))
     save_file(load_file(weights), weights, metadata={**metadata, "decoding": bad})
     with pytest.raises(CheckpointError, match="unusable model metadata"):
         read_header(weights)
 
 
-def test_a_run_warns_where_it_evaluates_otherwise_than_it_trained(small_config, open_run, tmp_path):
+def test_evaluation_warns_of_other_preprocessing(small_config, open_run, tmp_path):
     list(train(open_run(small_config(), max_steps=4), StopRequest()))
     saved = checkpoint.listed(tmp_path / "run" / "checkpoints")[-1]
     assert read_header(checkpoint.weights_file(saved.path)).decoding == DECODING["pytorch"]
@@ -99,7 +99,7 @@ def test_a_run_warns_where_it_evaluates_otherwise_than_it_trained(small_config, 
     assert any("resize" in r.values["message"] for r in records if r.kind == "warning")
 
 
-def test_a_run_warns_where_it_continues_on_another_decoder(small_config, open_run, monkeypatch):
+def test_resume_warns_of_another_decoder(small_config, open_run, monkeypatch):
     ours = DECODING["pytorch"]
     monkeypatch.setitem(DECODING, "pytorch", DECODING["dali-gpu"])
     list(train(open_run(small_config(), max_steps=2), StopRequest()))

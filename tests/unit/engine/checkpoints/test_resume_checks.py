@@ -24,7 +24,7 @@ def warned(records):
     "A run is resumed with another recipe, without and with --allow-changes",
     "refused with each difference; allowed, it goes on and every later report names them",
 )
-def test_changes_are_refused_by_name_and_recorded_where_allowed(small_config, open_run):
+def test_changes_are_refused_or_recorded(small_config, open_run):
     drive(open_run(small_config(loss__label_smoothing=0.0), max_steps=2))
     other = small_config(optim__lr=0.5, loss__label_smoothing=0.2)
     with pytest.raises(CheckpointError, match=r"optim\.lr 0\.02 -> 0\.5.*--allow-changes"):
@@ -43,7 +43,7 @@ def test_changes_are_refused_by_name_and_recorded_where_allowed(small_config, op
     assert warned(drive(open_run(other, resume="auto", max_steps=4))) == []
 
 
-def test_a_setting_newer_than_the_checkpoint_counts_as_its_default() -> None:
+def test_setting_newer_than_the_checkpoint_has_its_default() -> None:
     saved = {"optim.lr": 0.1}
     mine = {"optim.lr": 0.1, "optim.nesterov": False, "data.mean": [0.485, 0.456, 0.406]}
     assert setting_changes(with_defaults(saved, mine), mine) == []
@@ -58,7 +58,7 @@ def test_a_setting_newer_than_the_checkpoint_counts_as_its_default() -> None:
     "refused: `its weights do not fit`",
 )
 @pytest.mark.parametrize("change", [{"model__num_classes": 4}, {"model__se_reduction": "fixed16"}])
-def test_another_network_is_refused_whatever_is_allowed(small_config, open_run, change, tmp_path):
+def test_another_network_is_refused(small_config, open_run, change, tmp_path):
     drive(open_run(small_config(), max_steps=1))
     run = open_run(small_config(), resume="auto", allow_changes=True)
     key = next(iter(change)).partition("__")[2]
@@ -79,7 +79,7 @@ def test_another_network_is_refused_whatever_is_allowed(small_config, open_run, 
         ({}, {"run__seed": 5}, "the new seed's order"),
     ],
 )
-def test_state_that_has_no_counterpart_starts_anew_and_says_so(
+def test_state_without_counterpart_starts_anew_with_a_warning(
     small_config, open_run, before, after, said
 ):
     drive(open_run(small_config(**before), max_steps=2))
@@ -91,7 +91,7 @@ def test_state_that_has_no_counterpart_starts_anew_and_says_so(
     assert run.progress.step == 4
 
 
-def test_the_average_of_a_run_that_had_none_starts_at_its_weights(small_config, open_run):
+def test_new_moving_average_starts_at_the_weights(small_config, open_run):
     first = open_run(small_config(), max_steps=2)
     drive(first)
     run = open_run(small_config(ema__decay=0.9), resume="auto", allow_changes=True, max_steps=2)
@@ -110,7 +110,7 @@ def fewer_images(folder, config):
     "A run is resumed on another data set, without and with --allow-changes",
     "refused with both numbers; allowed in a folder of its own, it begins its epoch again",
 )
-def test_another_data_set_goes_on_at_the_epochs_start_in_a_folder_of_its_own(
+def test_another_data_set_restarts_the_epoch_in_a_new_folder(
     small_config, open_run, own_image_folder, tmp_path
 ):
     old = open_run(small_config(), max_steps=6)  # 4 steps an epoch: two into the second
@@ -142,7 +142,7 @@ def test_another_data_set_goes_on_at_the_epochs_start_in_a_folder_of_its_own(
     "A run is resumed on a data set with as many images and classes of other names",
     "refused: `other class names`",
 )
-def test_other_classes_under_the_same_number_are_noticed(small_config, open_run, own_image_folder):
+def test_other_class_names_are_refused(small_config, open_run, own_image_folder):
     config = small_config()
     drive(open_run(config, max_steps=1))
     for split in ("train", "val"):
@@ -152,7 +152,7 @@ def test_other_classes_under_the_same_number_are_noticed(small_config, open_run,
         drive(open_run(other, resume="auto"))
 
 
-def test_a_static_loss_scale_chosen_anew_counts(small_config, open_run):
+def test_changed_loss_scale_is_not_overruled_by_the_checkpoint(small_config, open_run):
     # float16 cannot run here; the scaler's state is all that matters.
     from image_classification.devices.precision import make_grad_scaler
     from image_classification.engine.checkpoints import run_state as saving

@@ -13,7 +13,7 @@ from image_classification.core.errors import WorkspaceError
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.engine.train import train
-from image_classification.launch.workspace import held
+from image_classification.launch.workspace import locked
 
 MIB = 1 << 20
 OFTEN = {"run__validate": False, "run__save_every": "1 steps", "run__keep_checkpoints": 1}
@@ -71,7 +71,7 @@ def names(folder):
     "refused: `no space left …`, the checkpoint before kept whole, nothing half written left",
 )
 @pytest.mark.parametrize("checked", [True, False], ids=["before", "while writing"])
-def test_a_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
+def test_full_disk_ends_the_run_and_keeps_the_earlier_checkpoint(
     small_disk, small_config, open_run, tmp_path, monkeypatch, checked
 ):
     # Room for one and a half: the second does not fit, and the first is not deleted for it.
@@ -96,9 +96,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
     "The disk is full at a save, with run.on_save_error=warn",
     "survived: a warning at each save, saved once there was room",
 )
-def test_a_full_disk_with_warn_trains_on_and_saves_once_there_is_room(
-    small_disk, small_config, open_run, tmp_path
-):
+def test_full_disk_with_warn_saves_once_there_is_room(small_disk, small_config, open_run, tmp_path):
     disk = disk_for(small_disk, small_config, open_run, tmp_path, 2.5)
     ballast = disk / "ballast"
     config = small_config(**OFTEN, run__on_save_error="warn", schedule__epochs=2)
@@ -121,9 +119,7 @@ def test_a_full_disk_with_warn_trains_on_and_saves_once_there_is_room(
     "The disk is still full at the end, with run.on_save_error=warn",
     "refused: `no space left …`, results reported",
 )
-def test_warn_is_still_an_error_at_the_end_and_the_results_are_told(
-    small_disk, small_config, open_run, tmp_path
-):
+def test_full_disk_with_warn_is_an_error_at_the_end(small_disk, small_config, open_run, tmp_path):
     disk = disk_for(small_disk, small_config, open_run, tmp_path, 0.5)
     config = small_config(**OFTEN, run__on_save_error="warn")
     run, records = open_run(config, workspace=str(disk), max_steps=2), []
@@ -138,7 +134,9 @@ def test_warn_is_still_an_error_at_the_end_and_the_results_are_told(
     "The disk is full when a stop signal comes",
     "refused: `no space left …`, never exit 75",
 )
-def test_warn_is_still_an_error_at_a_stop_signal(small_disk, small_config, open_run, tmp_path):
+def test_full_disk_with_warn_is_an_error_at_a_stop_signal(
+    small_disk, small_config, open_run, tmp_path
+):
     disk = disk_for(small_disk, small_config, open_run, tmp_path, 0.5)
     config = small_config(**OFTEN, run__on_save_error="warn")
     run, stop = open_run(config, workspace=str(disk)), StopRequest()
@@ -152,9 +150,7 @@ def test_warn_is_still_an_error_at_a_stop_signal(small_disk, small_config, open_
     "The disk turns read-only during training",
     "refused: `the file system is read-only …`, the checkpoint before kept whole",
 )
-def test_a_disk_that_turns_read_only_is_one_clear_error(
-    small_disk, small_config, open_run, tmp_path
-):
+def test_read_only_disk_is_one_error(small_disk, small_config, open_run, tmp_path):
     disk = disk_for(small_disk, small_config, open_run, tmp_path, 4)
     run = open_run(small_config(**OFTEN, schedule__epochs=2), workspace=str(disk))
     with pytest.raises(WorkspaceError, match="the file system is read-only"):
@@ -196,9 +192,7 @@ class Broken:
         (errno.ENOSPC, "no space left"),
     ],
 )
-def test_an_error_mid_write_surfaces_at_a_step_boundary(
-    small_config, open_run, monkeypatch, code, said
-):
+def test_write_error_is_raised_at_a_step_boundary(small_config, open_run, monkeypatch, code, said):
     Broken(monkeypatch, code, saves={2})
     run = open_run(small_config(**OFTEN))
     seen = []
@@ -216,9 +210,7 @@ def test_an_error_mid_write_surfaces_at_a_step_boundary(
     "survived: a warning each, saved at the next step, final weights bit for bit the same",
 )
 @pytest.mark.slow
-def test_with_warn_the_next_save_tries_again_and_the_result_is_the_same(
-    small_config, open_run, monkeypatch
-):
+def test_write_error_with_warn_is_saved_at_the_next_step(small_config, open_run, monkeypatch):
     config = small_config(**OFTEN, schedule__epochs=1)
     good = open_run(config, workspace=config.run.workspace + "-good")
     drive(good, [])
@@ -235,7 +227,7 @@ def test_with_warn_the_next_save_tries_again_and_the_result_is_the_same(
         assert torch.equal(tensor, run.parts.model.state_dict()[name]), name
 
 
-def test_a_best_that_could_not_be_written_is_tried_again_at_its_own_step(
+def test_best_is_noted_when_its_step_is_saved_at_the_second_try(
     small_config, open_run, monkeypatch
 ):
     Broken(monkeypatch, errno.EIO, saves={1})
@@ -245,7 +237,7 @@ def test_a_best_that_could_not_be_written_is_tried_again_at_its_own_step(
     assert checkpoint.best_step(run.checkpoints) == run.progress.best_step == 4
 
 
-def test_a_stop_after_a_failed_write_saves_anew(small_config, open_run, monkeypatch):
+def test_stop_after_a_failed_write_saves_again(small_config, open_run, monkeypatch):
     Broken(monkeypatch, errno.EIO, saves={2})
     run, stop = open_run(small_config(**OFTEN, run__on_save_error="warn")), StopRequest()
     with pytest.raises(Stopped):
@@ -255,9 +247,7 @@ def test_a_stop_after_a_failed_write_saves_anew(small_config, open_run, monkeypa
     assert [s.step for s in checkpoint.listed(run.checkpoints)] == [3]
 
 
-def test_a_bug_in_the_writing_thread_is_not_taken_for_a_full_disk(
-    small_config, open_run, monkeypatch
-):
+def test_bug_in_the_writing_thread_is_raised(small_config, open_run, monkeypatch):
     def broken(folder, snapshot):
         raise ZeroDivisionError("a bug")
 
@@ -272,22 +262,22 @@ def small_snapshot(value=1.0):
     return checkpoint.Snapshot({"w": torch.full((2,), value)}, {}, {}, {"value": value})
 
 
-def test_opening_a_run_removes_what_dead_processes_left(tmp_path):
+def test_opening_a_run_removes_incomplete_checkpoints(tmp_path):
     folder = tmp_path / "checkpoints"
     checkpoint.save(folder, 3, small_snapshot())
     for name in (".tmp-0000000004-77", ".old-0000000002-77"):
         (folder / name).mkdir()
         (folder / name / checkpoint.MODEL).write_bytes(b"half")
     (folder / ".best.json.77.tmp").write_bytes(b"{")
-    with held(tmp_path):
+    with locked(tmp_path):
         assert names(folder) == ["step-0000000003"]
 
 
-def test_leftovers_of_a_running_job_are_not_touched_by_a_second_one(tmp_path):
+def test_second_job_leaves_incomplete_checkpoints_of_a_running_one(tmp_path):
     folder = tmp_path / "checkpoints"
-    with held(tmp_path):
+    with locked(tmp_path):
         (folder / ".tmp-0000000004-77").mkdir(parents=True)
-        with pytest.raises(WorkspaceError, match="in use"), held(tmp_path):
+        with pytest.raises(WorkspaceError, match="in use"), locked(tmp_path):
             pass
         assert names(folder) == [".tmp-0000000004-77"]
 
@@ -296,7 +286,7 @@ def test_leftovers_of_a_running_job_are_not_touched_by_a_second_one(tmp_path):
     "Killed between the two renames that replace a checkpoint",
     "survived: one of the two is whole and found",
 )
-def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(tmp_path, monkeypatch):
+def test_kill_between_the_renames_of_a_replacement(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     checkpoint.save(folder, 3, small_snapshot(1.0))
     rename, calls = os.rename, []
@@ -316,12 +306,12 @@ def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(tmp_path, mon
         checkpoint.save(folder, 3, small_snapshot(2.0))
     assert checkpoint.listed(folder) == []
     monkeypatch.undo()
-    with held(tmp_path):
+    with locked(tmp_path):
         assert names(folder) == ["step-0000000003"]
     assert checkpoint.load(folder / "step-0000000003").model["w"][0] == 1.0
 
 
-def test_a_replacement_that_cannot_be_named_gives_the_old_one_its_name_back(tmp_path, monkeypatch):
+def test_failed_rename_restores_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 3, small_snapshot(1.0))
     rename = os.rename
 

@@ -52,7 +52,7 @@ def run(*arguments):
     "The disk is full at a save of two ranks",
     "refused: all ranks end, one line, the checkpoint before kept whole",
 )
-def test_a_full_disk_ends_every_rank_with_one_line(two_processes, small_disk):
+def test_full_disk_ends_every_rank_with_one_error(two_processes, small_disk):
     found = run(*two_processes, f"--workspace={small_disk}")
     assert found.returncode == 2, found.stderr
     errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
@@ -68,7 +68,7 @@ def test_a_full_disk_ends_every_rank_with_one_line(two_processes, small_disk):
     "The disk is full at the saves of two ranks, with run.on_save_error=warn",
     "trained to the end with a warning at each save, then refused",
 )
-def test_with_warn_every_rank_trains_to_the_end_first(two_processes, small_disk):
+def test_full_disk_with_warn_ends_every_rank_at_the_end(two_processes, small_disk):
     found = run(*two_processes, f"--workspace={small_disk}", "--set=run.on_save_error=warn")
     assert found.returncode == 2, found.stderr
     records = read_metrics(small_disk / "metrics.jsonl")
@@ -77,7 +77,7 @@ def test_with_warn_every_rank_trains_to_the_end_first(two_processes, small_disk)
     assert sum("is not saved" in message for message in warned) >= 3
 
 
-def test_every_save_of_a_world_is_recorded_once_and_whole(two_processes, tmp_path):
+def test_every_save_of_two_ranks_is_recorded_once_and_complete(two_processes, tmp_path):
     folder = tmp_path / "run"
     found = run(*two_processes, f"--workspace={folder}", "--set=run.keep_checkpoints=-1")
     assert found.returncode == 0, found.stderr

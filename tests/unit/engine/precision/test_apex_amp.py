@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from image_classification.core.errors import CheckpointError, ConfigError, DivergedError
+from image_classification.core.types import WorldInfo
 from image_classification.devices.accelerator import get_accelerator
 from image_classification.devices.precision import make_grad_scaler
 from image_classification.engine import build
@@ -23,6 +24,7 @@ from image_classification.engine.build import build_optimizer
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.precision import apex as amp_apex
 from image_classification.engine.precision.torch_amp import TorchAmp
+from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 
@@ -66,7 +68,7 @@ def steps(records):
 
 
 @pytest.mark.slow
-def test_it_trains_and_keeps_float32_weights(amp, apex_config, open_run):
+def test_training_keeps_float32_weights(amp, apex_config, open_run):
     run = open_run(apex_config(128.0), max_steps=6)
     records = drive(run)
     losses = [r.values["loss"] for r in steps(records)]
@@ -82,7 +84,7 @@ def is_rounded() -> bool:
     return float(F.conv2d(image, weight)) == 2048.0
 
 
-def test_casts_act_within_autocast_alone(amp, apex_config, open_run):
+def test_casts_are_active_within_autocast_only(amp, apex_config, open_run):
     run = open_run(apex_config(), max_steps=1)
     assert not is_rounded()
     with run.parts.amp.autocast():
@@ -95,7 +97,7 @@ def test_casts_act_within_autocast_alone(amp, apex_config, open_run):
     assert not is_rounded(), "the optimizer's step turned them on"
 
 
-def test_weights_changed_in_place_are_cast_anew(amp, apex_config, open_run):
+def test_weights_changed_in_place_are_cast_again(amp, apex_config, open_run):
     run = open_run(apex_config())
     model, images = run.parts.model.eval(), torch.ones(1, 3, 32, 32)
 
@@ -111,7 +113,7 @@ def test_weights_changed_in_place_are_cast_anew(amp, apex_config, open_run):
     assert before.count_nonzero() and not logits().count_nonzero()
 
 
-def test_an_overflow_is_skipped_counted_and_halves_the_scale(amp, apex_config, open_run):
+def test_overflow_is_skipped_and_counted_and_halves_the_scale(amp, apex_config, open_run):
     run = open_run(apex_config(ema__decay=0.5), max_steps=1)
     # A scale no float16 gradient can bear.
     run.parts.amp.load_state_dict({"loss_scaler0": {"loss_scale": 2.0**40, "unskipped": 0}})
@@ -128,7 +130,7 @@ def test_an_overflow_is_skipped_counted_and_halves_the_scale(amp, apex_config, o
     assert all(p.grad is None for p in run.parts.model.parameters())
 
 
-def test_overflows_without_end_are_divergence(amp, apex_config, open_run):
+def test_too_many_overflows_are_divergence(amp, apex_config, open_run):
     run = open_run(apex_config(), max_skipped_steps_in_a_row=3)
     run.parts.amp.load_state_dict({"loss_scaler0": {"loss_scale": 2.0**100, "unskipped": 0}})
     with pytest.raises(DivergedError):
@@ -136,7 +138,7 @@ def test_overflows_without_end_are_divergence(amp, apex_config, open_run):
     assert run.progress.step == 3
 
 
-def test_a_fixed_scale_that_overflows_ends_the_run(amp, apex_config, open_run):
+def test_overflow_with_a_fixed_scale_ends_the_run(amp, apex_config, open_run):
     run = open_run(apex_config(2.0**60))
     with pytest.raises(DivergedError):
         drive(run)
@@ -155,7 +157,7 @@ def test_micro_batches_are_unscaled_once(amp, apex_config, open_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss_scale", ["dynamic", 128.0])
-def test_a_resumed_run_is_the_uninterrupted_one(amp, apex_config, open_run, loss_scale):
+def test_resumed_run_equals_an_uninterrupted_one(amp, apex_config, open_run, loss_scale):
     config = apex_config(loss_scale)
     straight = open_run(
         replace(config, run=replace(config.run, workspace=config.run.workspace + "-straight")),
@@ -176,7 +178,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(amp, apex_config, open_run, loss
         assert torch.equal(wanted[name], value), name
 
 
-def test_another_backend_continues_only_when_allowed(amp, apex_config, small_config, open_run):
+def test_resume_with_another_backend_needs_allow_changes(amp, apex_config, small_config, open_run):
     first = open_run(apex_config(1024.0), max_steps=2)
     drive(first)
     first.close()
@@ -190,9 +192,7 @@ def test_another_backend_continues_only_when_allowed(amp, apex_config, small_con
     assert allowed.parts.amp.state_dict() == {}
 
 
-def test_the_model_is_prepared_before_gradients_are_averaged(
-    amp, apex_config, monkeypatch: pytest.MonkeyPatch
-):
+def test_model_is_prepared_before_ddp(amp, apex_config, monkeypatch: pytest.MonkeyPatch):
     order = amp.CALLS
 
     def wrapped(model, config, device):
@@ -201,13 +201,14 @@ def test_the_model_is_prepared_before_gradients_are_averaged(
 
     monkeypatch.setattr(build, "data_parallel", wrapped)
     accelerator = get_accelerator("cpu")
-    world = build.WorldInfo(rank=0, world_size=2)
-    parts = build.build_parts(apex_config(), world, accelerator, torch.device("cpu"))
-    parts.amp.close()
+    world = WorldInfo(rank=0, world_size=2)
+    run = Run(apex_config(), world, accelerator, torch.device("cpu"), Path())
+    build.build_parts(run)
+    run.close()
     assert order == ["initialize", "data_parallel"]
 
 
-def test_an_apex_that_cannot_be_loaded_is_one_line(amp, apex_config, open_run, monkeypatch):
+def test_unloadable_apex_is_one_error(amp, apex_config, open_run, monkeypatch):
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("type torch.cuda.IntTensor not available")
 
@@ -217,7 +218,7 @@ def test_an_apex_that_cannot_be_loaded_is_one_line(amp, apex_config, open_run, m
     assert "\n" not in caught.value.message
 
 
-def test_without_apex_nothing_is_opened(apex_config, open_run, monkeypatch):
+def test_missing_apex_is_found_before_the_data_is_opened(apex_config, open_run, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr(build, "open_split", lambda *args: opened.append("data"))
     monkeypatch.setattr(amp_apex, "find_apex", lambda: None)
@@ -233,7 +234,7 @@ def test_without_apex_nothing_is_opened(apex_config, open_run, monkeypatch):
     assert opened == []
 
 
-def test_torch_scales_the_loss_of_apexs_optimizer(amp, small_config):
+def test_torchs_loss_scaler_with_apexs_optimizer(amp, small_config):
     """An overflow in the very first step leaves weights and buffers as they were."""
     model = torch.nn.Linear(4, 2)
     config = replace(small_config().optim, implementation="apex", momentum=0.9)

@@ -43,7 +43,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return make
 
 
-def test_the_parts_are_told_apart_without_an_import(install: Callable[..., None]) -> None:
+def test_parts_are_found_without_an_import(install: Callable[..., None]) -> None:
     install("optimizers", "multi_tensor_apply", kernels=True, version="0.1")
     assert find_apex() == TODAY
     assert TODAY.describe() == "0.1 (fused optimizers)"
@@ -52,14 +52,14 @@ def test_the_parts_are_told_apart_without_an_import(install: Callable[..., None]
     assert OLD.describe() == "0.1 (fused optimizers, amp)"
 
 
-def test_one_built_without_kernels(install: Callable[..., None]) -> None:
+def test_apex_built_without_kernels(install: Callable[..., None]) -> None:
     install("optimizers", "multi_tensor_apply", "amp")
     found = find_apex()
     assert found == Apex(None, is_nvidia=True, has_amp=True, has_kernels=False)
     assert found.describe() == "unknown version (no CUDA extensions, amp)"
 
 
-def test_the_other_project_of_this_name(install: Callable[..., None]) -> None:
+def test_other_project_named_apex(install: Callable[..., None]) -> None:
     install("lib", "amp", version="0.9.10")
     found = find_apex()
     assert found is not None and not found.is_nvidia
@@ -75,7 +75,7 @@ def test_the_other_project_of_this_name(install: Callable[..., None]) -> None:
         (BARE, r"without its CUDA extensions \(amp_C\)"),
     ],
 )
-def test_amp_that_is_not_there_is_one_line_with_a_remedy(apex: Apex | None, words: str) -> None:
+def test_missing_amp_is_one_error_with_a_remedy(apex: Apex | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         require_amp(apex)
     assert "\n" not in caught.value.message and "leave it out" in caught.value.message
@@ -89,12 +89,12 @@ def test_amp_that_is_not_there_is_one_line_with_a_remedy(apex: Apex | None, word
         (BARE, r"without its CUDA extensions \(amp_C\)"),
     ],
 )
-def test_optimizers_that_are_not_there(apex: Apex | None, words: str) -> None:
+def test_missing_optimizers(apex: Apex | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         require_optimizers(apex)
 
 
-def test_what_is_there_is_accepted() -> None:
+def test_complete_apex_is_accepted() -> None:
     require_optimizers(TODAY)
     require_optimizers(OLD)
     require_amp(OLD)

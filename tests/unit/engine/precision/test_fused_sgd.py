@@ -46,7 +46,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> l
 
 @pytest.mark.usefixtures("standin")
 @pytest.mark.parametrize("settings", [{}, {"nesterov": True}, {"momentum": 0.0}])
-def test_the_update_is_that_of_torch(settings: dict) -> None:
+def test_update_equals_torchs(settings: dict) -> None:
     cfg = replace(SGD, **settings)
     start = net()
     trained = []
@@ -61,7 +61,7 @@ def test_the_update_is_that_of_torch(settings: dict) -> None:
 
 
 @pytest.mark.usefixtures("standin")
-def test_the_momentum_goes_on_under_the_other_implementation() -> None:
+def test_momentum_continues_in_torchs_implementation() -> None:
     whole, halves = net(), net()
     groups = param_groups(whole, 1e-2, "no_norm_bias")
     wanted = train(
@@ -78,7 +78,7 @@ def test_the_momentum_goes_on_under_the_other_implementation() -> None:
 
 
 @pytest.mark.usefixtures("standin")
-def test_buffers_are_there_before_the_first_step_in_the_parameters_layout() -> None:
+def test_momentum_buffers_exist_before_the_first_step_in_the_parameters_layout() -> None:
     model = net()
     optimizer = build_optimizer(param_groups(model, 1e-2, "no_norm_bias"), SGD, "cuda")
     for parameter in model.parameters():
@@ -93,12 +93,14 @@ def test_buffers_are_there_before_the_first_step_in_the_parameters_layout() -> N
         ({}, "cpu", "needs an NVIDIA GPU, not cpu"),
     ],
 )
-def test_what_it_has_no_form_for_is_refused(settings: dict, device: str, words: str) -> None:
+def test_other_optimizers_and_devices_are_refused(settings: dict, device: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         build_optimizer([], replace(SGD, **settings), device)
 
 
-def test_absent_or_not_loadable_is_one_line(standin: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_unloadable_apex_is_one_error(
+    standin: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     groups = param_groups(net(), 1e-2, "no_norm_bias")
     with monkeypatch.context() as patch:
         patch.setattr(apex, "find_apex", lambda: None)
