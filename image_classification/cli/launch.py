@@ -172,8 +172,12 @@ def build_parser() -> CommandParser:
             *option.flags, action=_Given, option=option, dest="given", help=option.help, **kwargs
         )
         choices = KEYS[option.key].choices or ()
-        completed_by(action, lambda _, choices=choices: choices)
+        completed_by(action, partial(_choices, choices))
     return parser
+
+
+def _choices(choices: Sequence[str], parsed: argparse.Namespace) -> Sequence[str]:
+    return choices
 
 
 def _fitting_names(kind: str, parsed: argparse.Namespace) -> list[str]:

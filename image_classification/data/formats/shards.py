@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -144,13 +144,14 @@ def open_shards(
     if num_images == 0:
         raise DataError(f"the {split} shards of {root} hold no image: pack them again")
     _check_manifest(root, split, shards, num_images)
+    per_image: Any = {name: columns[name] for name in shard_format.index_class.per_image}
     return shard_format.index_class(
         root=root,
         split=split,
         classes=_classes(root, split, columns["labels"], class_names, num_classes),
         names=Names(columns["text"], columns["ends"]) if len(columns["ends"]) else None,
         shards=shards,
-        **{name: columns[name] for name in shard_format.index_class.per_image},
+        **per_image,
     )
 
 

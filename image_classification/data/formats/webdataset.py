@@ -121,7 +121,7 @@ def _members(reader: ShardReader) -> Iterator[_Member]:
             raise reader.damaged(at, f"{error} (compressed shards are not read)") from error
         if info is None:
             break
-        tar.members.clear()  # it would keep them all
+        cast(Any, tar).members.clear()  # tarfile keeps every member otherwise
         # A negative size would lead tarfile back to where it was.
         if info.size < 0 or tar.offset <= at:
             raise reader.damaged(at, "a member's header has a negative size")

@@ -12,7 +12,7 @@ from image_classification.reporting.compare.identity import Identity
 from image_classification.reporting.published.load import THROUGHPUT_TOLERANCE, load_published
 from image_classification.reporting.published.verdict import grade, newest
 from image_classification.reporting.report import VerdictWord
-from image_classification.reporting.table import Column, Table, columns, marked
+from image_classification.reporting.table import Cell, Column, Table, columns, marked
 
 SPEED = "train_images_per_s"
 
@@ -211,7 +211,7 @@ def ratio_table(ratios: Sequence[Ratio], *, with_reasons: bool = False) -> Table
         *columns("measured", "published", numbers=range(2)),
         Column("verdict", wrap=False),
     ]
-    rows = [
+    rows: list[Sequence[Cell | str]] = [
         (
             ratio.label,
             ratio.text(ratio.value),

@@ -209,10 +209,10 @@ def newest(entries: Iterable[Entry]) -> list[Entry]:
 
 def published_table(entries: Iterable[_Judged], *, with_reasons: bool = False) -> Table:
     """Return published and measured values. with_reasons: with the id and reason of each too."""
-    rows = []
+    rows: list[list[Cell | str]] = []
     for entry in entries:
         spread = "" if entry.spread is None else f" ± {number(entry.spread)}"
-        row = [
+        row: list[Cell | str] = [
             Cell(label_of(entry.figure), detail=entry.id if with_reasons else ""),
             value_text(entry.figure, entry.published) + spread,
             value_text(entry.figure, entry.measured),
