@@ -59,7 +59,7 @@ class BuildFacts:
 
 
 def read_build_facts(file: Path = BUILD_FILE) -> BuildFacts | None:
-    """Return the content of ``file``, written by docker/record_build.py; None if it is not valid."""
+    """Return the content of ``file``, written by docker/record_build.py; None if not valid."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         facts = {f.name: content[f.name] for f in fields(BuildFacts)}
