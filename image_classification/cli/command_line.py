@@ -54,12 +54,16 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def completed_by(
-    action: argparse.Action, words: Callable[[argparse.Namespace], Iterable[str]]
+    action: argparse.Action,
+    words: Iterable[str] | Callable[[argparse.Namespace], Iterable[str]],
 ) -> None:
-    """Let the shell complete ``action``'s argument with ``words`` of what is parsed so far."""
+    """Let the shell complete the argument of ``action``.
+
+    words: the possible arguments, or a function of what was parsed before.
+    """
 
     def completer(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
-        return words(parsed_args)
+        return words(parsed_args) if callable(words) else words
 
     action.completer = completer  # type: ignore[attr-defined]
 

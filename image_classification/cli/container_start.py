@@ -1,8 +1,8 @@
-"""``python -m image_classification.cli.container_start COMMAND…``: the start-up checks.
+"""The checks that the image's entrypoint makes before it starts a command.
 
-The entrypoint calls it before it starts the command: versions, GPUs, data, shared memory. It takes
-a tenth of a second, since torch's own words were written down when the image was built; the doctor
-looks closer. A training run that would only break later is refused here, with exit code 2.
+``python -m image_classification.cli.container_start COMMAND…`` prints versions, GPUs, data and
+shared memory, and ends with exit code 2 if COMMAND is a run that would fail later. It takes 0.1 s
+without torch, whose facts were recorded when the image was built; the doctor checks more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from image_classification import __version__
@@ -44,10 +44,10 @@ BUILD_FILE = Path("/opt/image-classification/build.json")
 
 @dataclass(frozen=True)
 class BuildFacts:
-    """Versions in the image. cuda: the release torch is built for; None: a build without CUDA.
+    """Package versions in the image, None if not installed.
 
-    arch_list: torch's architectures, as ``torch.cuda.get_arch_list()`` has them. torchvision, dali,
-    apex: None where not there.
+    cuda: the CUDA version of torch's build; None without CUDA. arch_list: that of
+    ``torch.cuda.get_arch_list()``.
     """
 
     torch: str
@@ -59,29 +59,23 @@ class BuildFacts:
 
 
 def read_build_facts(file: Path = BUILD_FILE) -> BuildFacts | None:
-    """Return what ``file`` says; None where it is not there or not of this kind."""
+    """Return the content of ``file``, written by docker/record_build.py; None if not valid."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return BuildFacts(
-            torch=content["torch"],
-            cuda=content["cuda"],
-            arch_list=tuple(content["arch_list"]),
-            torchvision=content["torchvision"],
-            dali=content["dali"],
-            apex=content["apex"],
-        )
+        facts = {f.name: content[f.name] for f in fields(BuildFacts)}
+        return BuildFacts(**{**facts, "arch_list": tuple(facts["arch_list"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-# Options with which launch.py only prints.
-_PRINTS = ("-h", "--help", "--list", "--explain", "--emit")
+# Options with which launch only prints something.
+_PRINT_OPTIONS = ("-h", "--help", "--list", "--explain", "--emit")
 _SWITCH = "IMAGE_CLASSIFICATION_CHECKS"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the greeting looks, as a container has it; tests have another."""
+class Paths:
+    """The paths in the container that are checked, and the image's build facts."""
 
     data: Path = Path("/imagenet")
     runs: Path = Path("/workspace/runs")
@@ -90,11 +84,10 @@ class Place:
     build: BuildFacts | None = field(default_factory=read_build_facts)
 
 
-def main(command: Sequence[str], place: Place | None = None) -> int:
-    """Greet; return 0, or 2 where ``command`` is a run that this container cannot make."""
-    place = place or Place()
+def main(command: Sequence[str], paths: Paths | None = None) -> int:
+    """Print the checks; return 0, or 2 if ``command`` is a run and a check failed."""
     refuses = _refuses(os.environ)
-    checks = look(command, place, read_driver())
+    checks = run_checks(command, paths or Paths(), read_driver())
     print(title(os.environ))
     for check in checks:
         print(result_line(check))
@@ -110,18 +103,18 @@ def main(command: Sequence[str], place: Place | None = None) -> int:
 
 
 def title(environ: Mapping[str, str]) -> str:
-    """Return which image this is; as much as it says of itself."""
+    """Return the image's name, version, base and revision, as far as known."""
     name = image_text(environ) or f"image-classification {__version__}"
     revision = environ.get(REVISION_VARIABLE)
     return f"{name}, revision {revision[:12]}" if revision else name
 
 
-def look(command: Sequence[str], place: Place, driver: Driver) -> list[CheckResult]:
-    """Return what there is. A check fails only for what ``command`` would use."""
-    checks = [_software(place.build), _gpus(driver)]
-    if driver.version and place.build is not None:
-        checks += _fit(place.build, driver, place.cuda_compat, on_cpu=is_on_cpu(command))
-    return [*checks, _data(place.data), _runs(place.runs), _shared_memory(place.shared_memory)]
+def run_checks(command: Sequence[str], paths: Paths, driver: Driver) -> list[CheckResult]:
+    """Return the results. A check only fails for something that ``command`` would use."""
+    checks = [_software(paths.build), _gpus(driver)]
+    if driver.version and paths.build is not None:
+        checks += _kernels(paths.build, driver, paths.cuda_compat, on_cpu=is_on_cpu(command))
+    return [*checks, _data(paths.data), _runs(paths.runs), _shared_memory(paths.shared_memory)]
 
 
 def is_run(command: Sequence[str]) -> bool:
@@ -131,11 +124,11 @@ def is_run(command: Sequence[str]) -> bool:
     launches = "launch.py" in programs or any(
         (program, "launch") in pairs for program in ("image_classification", "image-classification")
     )
-    return launches and not any(word.partition("=")[0] in _PRINTS for word in command)
+    return launches and not any(word.partition("=")[0] in _PRINT_OPTIONS for word in command)
 
 
 def is_on_cpu(command: Sequence[str]) -> bool:
-    """Whether ``command`` says that it leaves the GPUs alone."""
+    """Return whether the arguments of ``command`` select the CPU."""
     pairs = itertools.pairwise(command)
     return (
         "--platform=CPU" in command
@@ -145,40 +138,36 @@ def is_on_cpu(command: Sequence[str]) -> bool:
 
 
 def _refuses(environ: Mapping[str, str]) -> bool:
-    said = environ.get(_SWITCH, "refuse")
-    if said not in ("refuse", "warn"):
-        raise ConfigError(f"{_SWITCH}={said}; set it to refuse (the default) or warn")
-    return said == "refuse"
+    value = environ.get(_SWITCH, "refuse")
+    if value not in ("refuse", "warn"):
+        raise ConfigError(f"{_SWITCH}={value}; set it to refuse (the default) or warn")
+    return value == "refuse"
 
 
 def _software(build: BuildFacts | None) -> CheckResult:
     name, python = "software", f"python {platform.python_version()}"
     if build is None:
-        return warn(name, f"{python}; the image does not say what it holds", "run the doctor")
-    parts = [python, f"torch {build.torch} ({_built_for(build)})"]
-    for package, version in (
-        ("torchvision", build.torchvision),
-        ("DALI", build.dali),
-        ("Apex", build.apex),
-    ):
-        parts.append(f"{package} {version}" if version else f"no {package}")
-    return ok(name, ", ".join(parts))
-
-
-def _built_for(build: BuildFacts) -> str:
-    if build.cuda is None or not build.arch_list:
-        return "no CUDA"
-    first, last = build.arch_list[0], build.arch_list[-1]
-    return f"CUDA {build.cuda}, {first} to {last}"
+        return warn(
+            name, f"{python}; other versions are unknown: no {BUILD_FILE}", "run the doctor"
+        )
+    cuda = "no CUDA"
+    if build.cuda is not None and build.arch_list:
+        cuda = f"CUDA {build.cuda}, {build.arch_list[0]} to {build.arch_list[-1]}"
+    others = {"torchvision": build.torchvision, "DALI": build.dali, "Apex": build.apex}
+    parts = [
+        f"{package} {version}" if version else f"no {package}"
+        for package, version in others.items()
+    ]
+    return ok(name, ", ".join([python, f"torch {build.torch} ({cuda})", *parts]))
 
 
 def _gpus(driver: Driver) -> CheckResult:
     name = "gpus"
     if driver.is_absent:
-        return skipped(name, "no NVIDIA driver in here (docker run --gpus all brings it)")
+        return skipped(name, "no NVIDIA driver in this container (docker run --gpus all adds it)")
     state = check_driver(driver, needs_gpu=True)
     if state.status == FAIL:
-        # The runs on a CPU go on; the others meet launch.py's own error.
+        # Runs on the CPU still work; for others, launch reports the error itself.
         return warn(name, state.found, state.remedy)
     lost = [gpu for gpu in driver.gpus if gpu.error]
     if lost:
@@ -189,20 +178,20 @@ def _gpus(driver: Driver) -> CheckResult:
     return ok(name, f"{counted(driver.gpus)}, driver {state.found}")
 
 
-def _fit(build: BuildFacts, driver: Driver, compat: Path, on_cpu: bool) -> list[CheckResult]:
-    """Hold the image against the GPUs and the driver; only what does not fit is a line."""
+def _kernels(build: BuildFacts, driver: Driver, compat: Path, on_cpu: bool) -> list[CheckResult]:
+    """Return problems of torch's build with these GPUs and this driver."""
     checks = []
     known = (gpu for gpu in driver.gpus if gpu.capability != (0, 0))
     for gpu in {gpu.name: gpu for gpu in known}.values():
         lacking = build_lacks(gpu.capability, build.arch_list, gpu.name, build.torch)
         if lacking:
             found, _, remedy = lacking.rpartition("; ")
-            remedy = f"{remedy} (scripts/docker/build.sh PLATFORM chooses it)"
+            remedy = f"{remedy} (scripts/docker/build.sh PLATFORM selects it)"
             checks.append((warn if on_cpu else fail)("gpu-kernels", found, remedy))
     if build.cuda is not None and driver.gpus:
         major, minor = (int(part) for part in build.cuda.split(".")[:2])
-        # NVIDIA's forward-compatibility package lets data centre GPUs run on an older driver; only
-        # a kernel shows whether it does (the doctor runs one).
+        # With NVIDIA's forward-compatibility package, data center GPUs may work with an older
+        # driver; the doctor finds out by running a kernel.
         check = check_driver_runs_cuda("driver-cuda", (major, minor), driver, False, "torch")
         if check.status == FAIL and (on_cpu or compat.is_dir()):
             check = warn(check.name, check.found, check.remedy)
@@ -218,10 +207,10 @@ def _data(folder: Path) -> CheckResult:
     try:
         inside = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        remedy = "let the container's user read it, or choose the user: docker run --user UID:GID"
+        remedy = "make it readable for the user, or select another: docker run --user UID:GID"
         return warn(name, f"{folder}: {error.strerror}", remedy)
     if not inside:
-        return warn(name, f"{folder} is empty", f"docker run -v DIR:{folder}:ro with the data's")
+        return warn(name, f"{folder} is empty", f"mount the data: docker run -v DIR:{folder}:ro")
     shown = ", ".join(inside[:4]) + (", …" if len(inside) > 4 else "")
     return ok(name, f"{folder}: {shown}")
 
@@ -229,19 +218,23 @@ def _data(folder: Path) -> CheckResult:
 def _runs(folder: Path) -> CheckResult:
     name, user = "runs", f"{os.getuid()}:{os.getgid()}"
     if os.access(folder, os.W_OK | os.X_OK):
-        mounted = "" if os.path.ismount(folder) else ", not mounted: lost with the container"
-        return ok(name, f"{folder} can be written{mounted}")
+        mounted = (
+            ""
+            if os.path.ismount(folder)
+            else ", but not mounted: its files are lost with the container"
+        )
+        return ok(name, f"{folder} is writable{mounted}")
     return warn(
         name,
-        f"{folder} cannot be written by user {user}",
-        "make the folder on the host before docker run mounts it, and give its owner: "
+        f"{folder} is not writable for user {user}",
+        "create the folder on the host before docker run mounts it, and pass its owner: "
         "docker run --user $(id -u):$(id -g)",
     )
 
 
 def _shared_memory(folder: Path) -> CheckResult:
     check = check_shared_memory(None, folder)
-    # Docker's default: loader processes and NCCL would run out of it in the middle of a run.
+    # With Docker's default size, loader processes and NCCL would fail during the run.
     if check.status == WARN:
         return fail(check.name, check.found, check.remedy)
     return check

@@ -130,7 +130,7 @@ def build_parser() -> CommandParser:
     for kind, action in named.items():
         completed_by(action, partial(_fitting_names, kind))
     mode = names.add_argument("--mode", metavar="MODE", help=" ".join(MODES))
-    completed_by(mode, lambda _: MODES)
+    completed_by(mode, MODES)
     names.add_argument(
         "data",
         nargs="?",
@@ -141,7 +141,7 @@ def build_parser() -> CommandParser:
     list_what = what.add_argument(
         "--list", dest="list_what", nargs="?", const="all", metavar="WHAT", help=" ".join(LISTS)
     )
-    completed_by(list_what, lambda _: LISTS)
+    completed_by(list_what, LISTS)
     what.add_argument("--explain", action="store_true", help="print the resolved configuration")
     what.add_argument("--json", action="store_true", help="with --list or --explain: print JSON")
     emit = what.add_argument(
@@ -149,7 +149,7 @@ def build_parser() -> CommandParser:
         metavar="KIND",
         help=f"print a job file or command that starts the run: {' '.join(KINDS)}",
     )
-    completed_by(emit, lambda _: KINDS)
+    completed_by(emit, KINDS)
     settings = parser.add_argument_group("settings")
     setting = settings.add_argument(
         "--set",
@@ -159,7 +159,7 @@ def build_parser() -> CommandParser:
         metavar="section.key=value",
         help="set any setting that --explain shows",
     )
-    completed_by(setting, lambda _: [f"{key}=" for key in KEYS])
+    completed_by(setting, [f"{key}=" for key in KEYS])
     settings.add_argument(
         "--cfg_file", "--cfg-file", metavar="FILE", help="configuration file; default: configs.yml"
     )
@@ -171,13 +171,9 @@ def build_parser() -> CommandParser:
         action = settings.add_argument(
             *option.flags, action=_Given, option=option, dest="given", help=option.help, **kwargs
         )
-        choices = KEYS[option.key].choices or ()
-        completed_by(action, partial(_choices, choices))
+        if choices := KEYS[option.key].choices:
+            completed_by(action, choices)
     return parser
-
-
-def _choices(choices: Sequence[str], parsed: argparse.Namespace) -> Sequence[str]:
-    return choices
 
 
 def _fitting_names(kind: str, parsed: argparse.Namespace) -> list[str]:

@@ -1,1 +1,1 @@
-"""Plain types, errors, registries and file access. Imports nothing else of the package."""
+"""Plain types, errors, registries, files and text. Imports no other part of the package."""

@@ -1,7 +1,7 @@
-"""Errors a user can mend, and the two other ways a run ends early.
+"""Exit codes, errors that the user can fix, and divergence.
 
-Exit codes are part of the contract: 0 done, 1 a bug, 2 the user can mend it, 3 diverged,
-4 a report is worse than an earlier one, 75 stopped by a signal after saving.
+Exit codes: 0 done, 1 a bug, 2 an error that the user can fix, 3 diverged, 4 a report has regressed,
+75 stopped by a signal after saving.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ EXIT_STOPPED = 75
 
 
 class UserError(Exception):
-    """Something the user can mend: shown as one line ``error: …``, no traceback, exit 2.
+    """An error that the user can fix: one line ``error: …`` without traceback, exit code 2.
 
-    The message names the thing that is wrong and the remedy.
+    The message names what is wrong and the remedy.
     """
 
     exit_code = EXIT_USER
@@ -30,32 +30,32 @@ class UserError(Exception):
 
     @property
     def message(self) -> str:
-        """The whole message on one line."""
+        """The message, on one line."""
         return str(self.args[0])
 
 
 class ConfigError(UserError):
-    """A name, key, option or value of the configuration."""
+    """A wrong name, key, option or value of the configuration."""
 
 
 class DataError(UserError):
-    """The data set: missing, misshapen or undecodable."""
+    """A data set that is missing, malformed or undecodable."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or of another run."""
+    """A checkpoint that is missing, damaged or from another run."""
 
 
 class WorkspaceError(UserError):
-    """The run's folder: unwritable, full or holding another run."""
+    """A run folder that cannot be written, is full or belongs to another run."""
 
 
 class DeviceError(UserError):
-    """A device that is absent or lacks what was asked of it."""
+    """A device that is missing or lacks a required feature."""
 
 
 class DivergedError(Exception):
-    """Loss or gradients became non-finite; the last good checkpoint is kept. Exit 3."""
+    """Loss or gradients are not finite; the last good checkpoint is kept. Exit code 3."""
 
     exit_code = EXIT_DIVERGED
 
@@ -68,20 +68,16 @@ class DivergedError(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the valid name closest to ``name`` ("" when nothing comes near).
-
-    Case is ignored: ``dgx1v`` finds ``DGX1V``.
-    """
+    """Return the valid name most similar to ``name``, ignoring case; "" if none is similar."""
     folded = {v.casefold(): v for v in valid}
     hits = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
     return folded[hits[0]] if hits else ""
 
 
-def unknown(kind: str, name: str, valid: Iterable[str], where: str = "") -> str:
-    """Word the message for an unknown name: what, where, the nearest valid one, all of them."""
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Return the message for an unknown name, with the nearest valid one and all valid ones."""
     choices = list(valid)
     hint = nearest(name, choices)
-    at = f"{where}: " if where else ""
     meant = f"; did you mean {hint!r}?" if hint else ""
     listed = ", ".join(choices) if len(choices) <= 24 else f"{len(choices)} names, see --list"
-    return f"{at}unknown {kind} {name!r}{meant} (valid: {listed})"
+    return f"unknown {kind} {name!r}{meant} (valid: {listed})"

@@ -1,4 +1,4 @@
-"""How this program was started, for usage texts, hints and the processes of a run."""
+"""How this program was started: for usage texts, hints, and starting the processes of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A typed registry: name -> factory, loaded on first use; a duplicate name raises."""
+"""A typed registry: name -> object, imported on first use."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Maps names to objects, or to ``"module:attribute"`` strings imported on first use.
+    """Map names to objects, or to ``"module:attribute"`` texts that are imported on first use.
 
-    Lazy entries let ``--list`` name every model without importing torch.
+    So ``--list`` can name every model without importing torch.
     """
 
     def __init__(self, kind: str) -> None:
@@ -25,14 +25,14 @@ class Registry(Generic[T]):
         """Register ``target`` under ``name``.
 
         Raises:
-            ValueError: the name is taken (a programming error, never a user's).
+            ValueError: the name is already registered.
         """
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._entries[name] = target
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator form of `add`."""
+        """Register the decorated object; see `add`."""
 
         def wrap(target: T) -> T:
             self.add(name, target)
@@ -41,10 +41,10 @@ class Registry(Generic[T]):
         return wrap
 
     def get(self, name: str) -> T:
-        """Return the object called ``name``.
+        """Return the object registered as ``name``.
 
         Raises:
-            ConfigError: no such name; the message has the nearest valid one.
+            ConfigError: unknown name, with the nearest valid one.
         """
         try:
             entry = self._entries[name]

@@ -1,4 +1,4 @@
-"""Standard output that may go away: its reader ends, or the disk its log is on fills up."""
+"""Standard output that fails: its reader has ended, or its disk is full."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from image_classification.core.errors import WorkspaceError
 
 
 def mute_stdout() -> None:
-    """Point standard output nowhere, so that what is still buffered is dropped quietly."""
+    """Redirect standard output to /dev/null, so that buffered text is dropped without an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def show(text: str) -> None:
-    """Print an answer.
+    """Print ``text`` at once.
 
     Raises:
-        WorkspaceError: it cannot be written. BrokenPipeError: its reader has gone.
+        WorkspaceError: it cannot be written. BrokenPipeError: the reader has ended.
     """
     try:
         print(text, flush=True)
@@ -34,14 +34,14 @@ def show(text: str) -> None:
 
 
 class LastingStdout(io.TextIOBase):
-    """Standard output for a run, which goes on without it: its records are in files anyway."""
+    """Standard output that ignores errors: a run goes on, as its records are also in files."""
 
     def __init__(self) -> None:
-        # Kept: a live display puts itself in the place of sys.stdout while it is on.
+        # A live display replaces sys.stdout while it is active.
         self._stream = sys.stdout
 
     def write(self, text: str) -> int:
-        """Write, or from the first failure on do nothing."""
+        """Write; after the first error, do nothing."""
         try:
             return self._stream.write(text)
         except OSError:
@@ -49,21 +49,21 @@ class LastingStdout(io.TextIOBase):
             return len(text)
 
     def flush(self) -> None:
-        """Flush, or from the first failure on do nothing."""
+        """Flush; after the first error, do nothing."""
         try:
             self._stream.flush()
         except OSError:
             mute_stdout()
 
     def isatty(self) -> bool:
-        """Whether standard output is a terminal."""
+        """Return whether standard output is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """Standard output's file descriptor."""
+        """Return the file descriptor of standard output."""
         return self._stream.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Standard output's encoding."""
+        """The encoding of standard output."""
         return self._stream.encoding

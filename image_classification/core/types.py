@@ -1,4 +1,4 @@
-"""The data that crosses layers: no behaviour, no torch import at run time."""
+"""Plain data passed between layers; torch is imported for type checking only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Batch:
     """One micro-batch on its device.
 
-    images: ``[N, 3, H, W]`` float, normalised. labels: ``[N]`` int64 class indices, or
-    ``[N, C]`` float soft targets after mixing. valid: ``[N]`` bool, False on padding.
+    images: ``[N, 3, H, W]`` float, normalized. labels: ``[N]`` int64 class indices, or ``[N, C]``
+    float soft targets after mixing. valid: ``[N]`` bool, False for padding.
     """
 
     images: torch.Tensor
@@ -24,10 +24,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What turned files into pixels of the network's size: two of them differ by a few values.
-
-    decoder: library that decodes JPEGs. resampler: library that scales them.
-    """
+    """The libraries that decode and resize JPEGs; others give slightly different pixels."""
 
     decoder: str
     resampler: str
@@ -35,10 +32,10 @@ class Decoding:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one optimizer step leaves behind, as device tensors (0-d) and host numbers.
+    """Metrics of one optimizer step.
 
-    loss: mean over the global batch's samples *on this rank* (float32). num_images: of the global
-    batch over all ranks. Device tensors reach the host at logging boundaries only.
+    loss: mean over this rank's part of the global batch, a 0-d float32 tensor on the device, copied
+    to the host only when it is logged. num_images: images of the global batch over all ranks.
     """
 
     step: int
@@ -51,9 +48,9 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Exact evaluation over a whole validation set; top1, top5 and topk in percent.
+    """Result of an exact evaluation of the whole validation set; accuracies in percent.
 
-    topk counts the k best classes, k being ``run.topk``; with fewer classes than 5 or k, all.
+    k: ``run.topk``. With fewer than 5 or k classes, all classes count.
     """
 
     top1: float
@@ -67,11 +64,11 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class Record:
-    """One line for the sinks.
+    """One record of a run for the sinks.
 
-    kind is one of ``start``, ``step``, ``epoch``, ``validation``, ``validation_ema``,
-    ``checkpoint``, ``inference``, ``data``, ``telemetry``, ``warning``, ``end``; ``epoch`` counts
-    from 0. ``values`` holds plain numbers and strings whose units are in their names.
+    kind: ``start``, ``step``, ``epoch``, ``validation``, ``validation_ema``, ``checkpoint``,
+    ``inference``, ``data``, ``telemetry``, ``warning`` or ``end``. epoch: from 0. values: numbers
+    and texts, with units in their names.
     """
 
     kind: str
@@ -82,10 +79,10 @@ class Record:
 
 @dataclass(frozen=True)
 class DevicesFound:
-    """What the hardware probe saw on this node, as plain values.
+    """The devices of this node.
 
-    kind: ``cuda``, ``cpu``, ``hpu``, ``xpu``. names: marketing names, one a device.
-    capabilities: for cuda ``"8.0"`` and the like, else empty strings.
+    kind: ``cuda``, ``cpu``, ``hpu`` or ``xpu``. names: product names, one per device. capabilities:
+    compute capabilities such as ``"8.0"`` for cuda, else empty strings.
     """
 
     kind: str
@@ -94,13 +91,13 @@ class DevicesFound:
 
     @property
     def count(self) -> int:
-        """How many devices there are."""
+        """Number of devices."""
         return len(self.names)
 
 
 @dataclass(frozen=True)
 class WorldInfo:
-    """Where a process stands among all processes of a run (ranks count from 0)."""
+    """The rank of a process, from 0, and the number of processes and nodes of its run."""
 
     rank: int = 0
     local_rank: int = 0

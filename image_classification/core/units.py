@@ -1,9 +1,4 @@
-"""Intervals with units: ``"3 steps"``, ``"10 minutes"``, ``"1 epochs"``.
-
-Bytes for people.
-
-Plain values for files, and quantities for people: no floats a JSON reader would choke on.
-"""
+"""Intervals such as ``"3 steps"``, numbers and quantities as text, and values for JSON."""
 
 from __future__ import annotations
 
@@ -20,14 +15,14 @@ _UNITS = {"step": "steps", "minute": "minutes", "min": "minutes", "epoch": "epoc
 
 @dataclass(frozen=True)
 class Every:
-    """How often something happens; unit is ``steps``, ``minutes`` or ``epochs``."""
+    """An interval. unit: ``steps``, ``minutes`` or ``epochs``."""
 
     count: int
     unit: str
 
     @classmethod
     def parse(cls, text: str) -> Every:
-        """Read ``"N steps"``, ``"N minutes"`` or ``"N epochs"`` (N >= 1, singular allowed).
+        """Parse ``"N steps"``, ``"N minutes"`` or ``"N epochs"``; N >= 1, singular allowed.
 
         Raises:
             ConfigError: anything else.
@@ -40,31 +35,18 @@ class Every:
         return cls(int(match[1]), _UNITS[match[2]])
 
     def due(self, step: int, elapsed_s: float) -> bool:
-        """Return whether it is time after ``step``, ``elapsed_s`` seconds since the last time."""
+        """Return whether the interval ends after ``step``, ``elapsed_s`` after its start."""
         if self.unit == "steps":
             return step % self.count == 0
         return self.unit == "minutes" and elapsed_s >= 60 * self.count
 
     def due_epoch(self, epochs_done: int) -> bool:
-        """Return whether it is time at the end of an epoch (units other than epochs: always)."""
+        """Return whether it ends at the end of an epoch; always true for other units."""
         return self.unit != "epochs" or epochs_done % self.count == 0
 
 
-_BINARY_PREFIXES = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def size_text(num_bytes: float) -> str:
-    """Write bytes in binary units: ``1.5 GiB``."""
-    amount = float(num_bytes)
-    for prefix in _BINARY_PREFIXES[:-1]:
-        if amount < 1024:
-            return f"{amount:.0f} B" if prefix == "B" else f"{amount:.1f} {prefix}"
-        amount /= 1024
-    return f"{amount:.1f} {_BINARY_PREFIXES[-1]}"
-
-
 def finite(value: Any) -> Any:
-    """Copy ``value`` for JSON: tuples become lists, NaN and infinities become None."""
+    """Return a copy for JSON: tuples as lists, NaN and infinities as None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -75,26 +57,26 @@ def finite(value: Any) -> Any:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number with ``digits`` decimals and thousands separators; a dash where not measured."""
+    """Return a number with ``digits`` decimals and thousands separators; ``-`` for None."""
     if value is None:
         return "-"
     return f"{value:,.{digits}f}" if math.isfinite(value) else str(value)
 
 
 def rate(images_per_s: float | None) -> str:
-    """Images a second, to about four significant digits, without the unit."""
+    """Return images per second with about four significant digits, without a unit."""
     if images_per_s is None:
         return "-"
     return number(images_per_s, 0 if images_per_s >= 1000 else 1)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction of one as percent with its sign."""
+    """Return a fraction of 1 in percent, such as ``12.5 %``; ``-`` for None."""
     return "-" if fraction is None else f"{number(100 * fraction, digits)} %"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the two largest units that say something: ``2 h 05 min``, ``3.4 s``."""
+    """Return seconds in suitable units: ``2 h 05 min``, ``3.4 s``; ``-`` for None."""
     if seconds is None or not math.isfinite(seconds):
         return "-"
     if seconds < 0.1:
@@ -112,15 +94,23 @@ def duration(seconds: float | None) -> str:
 
 
 def size(num_bytes: float | None) -> str:
-    """Bytes in binary units: ``1.5 GiB``."""
-    return "-" if num_bytes is None else size_text(num_bytes)
+    """Return bytes in binary units, such as ``1.5 GiB``; ``-`` for None."""
+    if num_bytes is None:
+        return "-"
+    if num_bytes < 1024:
+        return f"{num_bytes:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        num_bytes /= 1024
+        if num_bytes < 1024:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1024:.1f} TiB"
 
 
 def printable(text: str) -> str:
-    """Replace what would drive a terminal or break a line."""
+    """Replace control characters and line breaks."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def other_topk(values: Mapping[str, Any]) -> list[str]:
-    """Return which ``topN`` there are beside ``top1`` and ``top5``."""
+    """Return the keys ``topN`` other than ``top1`` and ``top5``."""
     return [n for n in values if re.fullmatch("top[0-9]+", n) and n not in ("top1", "top5")]

@@ -12,7 +12,7 @@ from image_classification.config.schema import GPU_AFFINITY_MODES
 from image_classification.core.errors import DeviceError
 from image_classification.core.nvml import open_nvml
 from image_classification.core.program import command
-from image_classification.core.units import size_text
+from image_classification.core.units import size
 from image_classification.doctor.report import CheckResult, fail, ok, skipped, warn
 
 # NVIDIA CUDA Compatibility, "Minor version compatibility": the oldest driver branch that runs
@@ -148,7 +148,7 @@ def counted(gpus: Iterable[GpuState | TorchGpu]) -> str:
 def _check_gpu_memory(gpus: Sequence[GpuState]) -> CheckResult:
     name = "gpu-memory"
     fullest = min(gpus, key=lambda gpu: gpu.free_bytes)
-    found = f"{size_text(fullest.free_bytes)} of {size_text(fullest.total_bytes)} free"
+    found = f"{size(fullest.free_bytes)} of {size(fullest.total_bytes)} free"
     if len(gpus) > 1:
         found = f"at least {found} (GPU {fullest.index})"
     if fullest.free_bytes < (1 - _BUSY_SHARE) * fullest.total_bytes:

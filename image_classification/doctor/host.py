@@ -23,7 +23,7 @@ from image_classification.core.host import (
     mount_of,
     parse_cpu_list,
 )
-from image_classification.core.units import size_text
+from image_classification.core.units import size
 from image_classification.doctor.report import CheckResult, fail, judge, ok, skipped, warn
 
 
@@ -109,9 +109,9 @@ def check_shared_memory(needed_bytes: int | None, folder: Path = Path("/dev/shm"
         remedy = f"mount a tmpfs on {folder}, through which loader processes and NCCL exchange data"
         return fail(name, f"{folder}: {error.strerror}", remedy)
     total, free = (n * status.f_frsize for n in (status.f_blocks, status.f_bavail))
-    found = f"{folder}: {size_text(free)} free of {size_text(total)}"
+    found = f"{folder}: {size(free)} free of {size(total)}"
     if needed_bytes:
-        found += f"; the loader needs up to {size_text(needed_bytes)}"
+        found += f"; the loader needs up to {size(needed_bytes)}"
         if free < needed_bytes:
             gib = max(1, -(-5 * needed_bytes // (4 * 2**30)))
             remedy = _SHM_REMEDY.format(size=f"{gib}g")
@@ -131,12 +131,12 @@ def check_memory(available: int, cgroup: CgroupLimits, needed_bytes: int | None)
     name, headroom = "memory", available
     if cgroup.memory_headroom_bytes is not None:
         headroom = min(headroom, cgroup.memory_headroom_bytes)
-    found = f"{size_text(headroom)} available"
+    found = f"{size(headroom)} available"
     if cgroup.memory_bytes is not None:
-        found += f" (limit of the control group: {size_text(cgroup.memory_bytes)})"
+        found += f" (limit of the control group: {size(cgroup.memory_bytes)})"
     if needed_bytes is None:
         return ok(name, found)
-    found += f"; a run needs at least {size_text(needed_bytes)}"
+    found += f"; a run needs at least {size(needed_bytes)}"
     remedy = (
         "free memory, raise the container's limit (docker run --memory), or lower batch.per_device "
         "and data.workers"
@@ -187,9 +187,9 @@ def check_limits(
         return "unlimited" if value == math.inf else unit(int(value))
 
     files, locked, stack = limits["open-files"], limits["locked-memory"], limits["stack"]
-    locked_text = f"{text(locked, size_text)} (relevant only with GPUs)"
+    locked_text = f"{text(locked, size)} (relevant only with GPUs)"
     if has_gpus:
-        locked_text = text(locked, size_text)
+        locked_text = text(locked, size)
         if locked < math.inf:
             locked_text += "; NCCL registers more memory than this with network cards"
     processes = min(limits["processes"], math.inf if cgroup.processes is None else cgroup.processes)
@@ -212,7 +212,7 @@ def check_limits(
         ),
         judge(
             "stack",
-            text(stack, size_text),
+            text(stack, size),
             stack,
             0,
             _MIN_STACK_BYTES,
@@ -227,7 +227,7 @@ def check_limits(
             2 * threads,
             "ulimit -u (Docker: --pids-limit, Slurm and Kubernetes: the cluster's own limit)",
         ),
-        _check_core_files(text(limits["core-files"], size_text), soft["core-files"], pattern),
+        _check_core_files(text(limits["core-files"], size), soft["core-files"], pattern),
     ]
 
 
@@ -296,7 +296,7 @@ def check_disk_speed(test: WriteTest, checkpoint_bytes: int | None) -> CheckResu
     name = "disk-speed"
     bytes_per_s = test.num_bytes / test.time_s
     found = (
-        f"{bytes_per_s / 1e6:,.0f} MB/s ({size_text(test.num_bytes)} with fsync in "
+        f"{bytes_per_s / 1e6:,.0f} MB/s ({size(test.num_bytes)} with fsync in "
         f"{1000 * test.time_s:,.0f} ms)"
     )
     if checkpoint_bytes is None:
@@ -317,14 +317,14 @@ def check_disk_space(
     checkpoint_bytes: of the largest model, ``model``; None: unknown. kept: None to keep all.
     """
     name, remedy = "disk-space", "give another --workspace, or free some space"
-    found = f"{size_text(test.free_bytes)} free for {test.folder}"
+    found = f"{size(test.free_bytes)} free for {test.folder}"
     if test.free_files is not None and test.free_files < _MIN_FREE_FILES:
         return fail(name, f"{found}, but only {test.free_files} more files", remedy)
     if checkpoint_bytes is None:
         return judge(name, found, test.free_bytes, 0, _MIN_FREE_BYTES, remedy)
     count = (1 if kept is None else kept) + 2
     needed = count * checkpoint_bytes
-    found += f"; {model} needs {size_text(needed)} ({count} checkpoints"
+    found += f"; {model} needs {size(needed)} ({count} checkpoints"
     found += " and more, since all are kept)" if kept is None else ")"
     return judge(name, found, test.free_bytes, needed, 2 * needed, remedy)
 

@@ -1,4 +1,4 @@
-"""Real processes whose standard output goes away."""
+"""Processes whose standard output fails."""
 
 import io
 import subprocess
@@ -27,7 +27,7 @@ def launch(line: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_answer_that_cannot_be_written_is_one_line() -> None:
+def test_a_full_disk_is_an_error_of_one_line() -> None:
     done = launch("--explain > /dev/full")
     assert (done.returncode, done.stderr) == (
         2,
@@ -35,12 +35,12 @@ def test_an_answer_that_cannot_be_written_is_one_line() -> None:
     )
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
+def test_a_reader_that_ends_early_is_not_an_error() -> None:
     done = launch("--explain --json | head -n 1")
     assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
 
 
-def test_a_terminal_without_a_character_gets_a_question_mark() -> None:
+def test_characters_that_the_encoding_lacks_are_replaced() -> None:
     done = launch("--explain --workspace /tmp/é | PYTHONIOENCODING=utf-8 cat")
     assert "/tmp/é" in done.stdout
     command = f"PYTHONIOENCODING=ascii {sys.executable} {ROOT / 'launch.py'} {' '.join(NAMES)}"
@@ -60,14 +60,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_live_view_reaches_the_terminal_and_so_does_what_others_print(monkeypatch) -> None:
+def test_the_live_view_and_other_prints_reach_the_terminal(monkeypatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     console = Console(file=LastingStdout(), width=80)
     sink = open_console_sink(console, resolve("resnet18", "FP32", "convergence", "CPU"))
     sink.write(Record("start", 0, 0, {"total_steps": 8, "epochs": 2, "steps_per_epoch": 4}))
     sink.write(Record("step", 4, 0, {"loss": 1.25}))
-    # On a live display, which is refreshed only now and then, any line printed repaints it.
+    # Printing a line redraws the live display.
     print("a library's line")
     sink.close()
     shown = terminal.getvalue()
