@@ -152,7 +152,7 @@ def _check_options(
     format: str, max_side: int | None, quality: int, shard_images: int | None
 ) -> None:
     if format not in FORMATS:
-        raise ConfigError(unknown("format", format, FORMATS, "dataset pack"))
+        raise ConfigError(unknown("format", format, FORMATS))
     if max_side is not None and max_side < 8:
         raise ConfigError(f"--max-side {max_side} is too small: give 8 pixels or more")
     if not 1 <= quality <= 100:
