@@ -195,7 +195,7 @@ def may_mount() -> bool:
 
 
 @pytest.mark.faults(
-    "/dev/shm too small for one queue, or for one batch",
+    "/dev/shm is too small for one queue, or for one batch",
     "refused: `shared memory ran out …`",
 )
 @pytest.mark.slow
