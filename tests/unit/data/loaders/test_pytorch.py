@@ -1,3 +1,5 @@
+"""The PyTorch loader: worker processes, shared memory, order and resuming."""
+
 import multiprocessing
 import os
 import shutil
