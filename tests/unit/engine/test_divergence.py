@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: when it is noticed, what is kept, what is written."""
+"""Losses and gradients that are not finite: detected at their step, last good checkpoint kept."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def spoil_gradient(run):
 
 @pytest.mark.faults(
     "A loss or a gradient becomes NaN, logged every 1,000 steps",
-    "stopped at that very step, last good checkpoint kept, samples named",
+    "stopped at that step, last good checkpoint kept, samples named",
 )
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_one_process_stops_at_the_diverged_step(small_config, open_run, monkeypatch, kind):

@@ -1,4 +1,4 @@
-"""Ctrl-C as a terminal sends it, and a second signal while the first is handled."""
+"""Ctrl-C sent by a terminal, and a second signal while the first is handled."""
 
 import os
 import signal
@@ -24,8 +24,8 @@ def wait_for_step(process, folder, count):
 
 
 @pytest.mark.faults(
-    "Ctrl-C to a whole terminal group of launcher and ranks; SIGTERM twice",
-    "saved once and whole, exit 75, no process left",
+    "Ctrl-C to the terminal's process group of launcher and ranks; SIGTERM twice",
+    "saved once, exit 75, no process left",
 )
 @pytest.mark.slow
 @pytest.mark.parametrize(

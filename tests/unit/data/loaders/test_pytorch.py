@@ -1,3 +1,5 @@
+"""The PyTorch loader: worker processes, shared memory, order and resuming."""
+
 import multiprocessing
 import os
 import shutil
@@ -195,7 +197,7 @@ def may_mount() -> bool:
 
 
 @pytest.mark.faults(
-    "/dev/shm too small for one queue, or for one batch",
+    "/dev/shm is too small for one queue, or for one batch",
     "refused: `shared memory ran out …`",
 )
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A run resumed mid-epoch on another number of processes: same batches, same curve."""
+"""A run resumed mid-epoch with another number of processes: same batches, same curve."""
 
 import json
 import os
@@ -14,8 +14,8 @@ SCRIPT = Path(__file__).with_name("faulty_launch.py")
 
 
 @pytest.mark.faults(
-    "A run on 2 ranks is stopped in mid-epoch and resumed on 1, then on 3",
-    "survived: each image seen once an epoch, same learning rates, a warning",
+    "A run on 2 ranks is stopped mid-epoch and resumed on 1, then on 3",
+    "survived: each image once per epoch, same learning rates, a warning",
 )
 @pytest.mark.slow
 def test_two_then_one_then_three_ranks_see_each_image_once(

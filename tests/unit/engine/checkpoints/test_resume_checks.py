@@ -1,4 +1,4 @@
-"""Continuing under other settings: refused, or allowed and recorded; what carries over."""
+"""Resuming with other settings or data: refused, or allowed and recorded."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def warned(records):
 
 @pytest.mark.faults(
     "A run is resumed with another recipe, without and with --allow-changes",
-    "refused with each difference; allowed, it goes on and every later report names them",
+    "refused with each difference; allowed, it resumes and every later report names them",
 )
 def test_changes_are_refused_or_recorded(small_config, open_run):
     drive(open_run(small_config(loss__label_smoothing=0.0), max_steps=2))
@@ -108,7 +108,7 @@ def fewer_images(folder, config):
 
 @pytest.mark.faults(
     "A run is resumed on another data set, without and with --allow-changes",
-    "refused with both numbers; allowed in a folder of its own, it begins its epoch again",
+    "refused with both numbers; allowed in a new folder, it restarts its epoch",
 )
 def test_another_data_set_restarts_the_epoch_in_a_new_folder(
     small_config, open_run, own_image_folder, tmp_path
@@ -139,7 +139,7 @@ def test_another_data_set_restarts_the_epoch_in_a_new_folder(
 
 
 @pytest.mark.faults(
-    "A run is resumed on a data set with as many images and classes of other names",
+    "A run is resumed on a data set of the same size with other class names",
     "refused: `other class names`",
 )
 def test_other_class_names_are_refused(small_config, open_run, own_image_folder):

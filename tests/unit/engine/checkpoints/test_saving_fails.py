@@ -1,4 +1,4 @@
-"""When a checkpoint cannot be written: earlier ones intact, an error or a warning as configured."""
+"""Checkpoints that cannot be written: earlier ones stay intact, an error or a warning."""
 
 import errno
 import os
@@ -68,7 +68,7 @@ def names(folder):
 
 @pytest.mark.faults(
     "The disk is full at a save, found before or while writing",
-    "refused: `no space left …`, the checkpoint before kept whole, nothing half written left",
+    "refused: `no space left …`, earlier checkpoint intact, no partial checkpoint left",
 )
 @pytest.mark.parametrize("checked", [True, False], ids=["before", "while writing"])
 def test_full_disk_ends_the_run_and_keeps_the_earlier_checkpoint(
@@ -94,7 +94,7 @@ def test_full_disk_ends_the_run_and_keeps_the_earlier_checkpoint(
 
 @pytest.mark.faults(
     "The disk is full at a save, with run.on_save_error=warn",
-    "survived: a warning at each save, saved once there was room",
+    "survived: a warning at each save, saved once there was space",
 )
 def test_full_disk_with_warn_saves_once_there_is_room(small_disk, small_config, open_run, tmp_path):
     disk = disk_for(small_disk, small_config, open_run, tmp_path, 2.5)
@@ -131,7 +131,7 @@ def test_full_disk_with_warn_is_an_error_at_the_end(small_disk, small_config, op
 
 
 @pytest.mark.faults(
-    "The disk is full when a stop signal comes",
+    "The disk is full when a stop signal arrives",
     "refused: `no space left …`, never exit 75",
 )
 def test_full_disk_with_warn_is_an_error_at_a_stop_signal(
@@ -147,8 +147,8 @@ def test_full_disk_with_warn_is_an_error_at_a_stop_signal(
 
 
 @pytest.mark.faults(
-    "The disk turns read-only during training",
-    "refused: `the file system is read-only …`, the checkpoint before kept whole",
+    "The disk becomes read-only during training",
+    "refused: `the file system is read-only …`, earlier checkpoint intact",
 )
 def test_read_only_disk_is_one_error(small_disk, small_config, open_run, tmp_path):
     disk = disk_for(small_disk, small_config, open_run, tmp_path, 4)
@@ -181,8 +181,8 @@ class Broken:
 
 
 @pytest.mark.faults(
-    "A quota, an I/O error or a full disk stops the write of a checkpoint half way",
-    "refused: the system's reason at the next step, the checkpoint before kept whole",
+    "A quota, an I/O error or a full disk interrupts the write of a checkpoint",
+    "refused at the next step with the system's reason, earlier checkpoint intact",
 )
 @pytest.mark.parametrize(
     ("code", "said"),
@@ -207,7 +207,7 @@ def test_write_error_is_raised_at_a_step_boundary(small_config, open_run, monkey
 
 @pytest.mark.faults(
     "I/O errors at two saves, with run.on_save_error=warn",
-    "survived: a warning each, saved at the next step, final weights bit for bit the same",
+    "survived: a warning each, saved at the next step, final weights bit-equal",
 )
 @pytest.mark.slow
 def test_write_error_with_warn_is_saved_at_the_next_step(small_config, open_run, monkeypatch):
@@ -283,8 +283,8 @@ def test_second_job_leaves_incomplete_checkpoints_of_a_running_one(tmp_path):
 
 
 @pytest.mark.faults(
-    "Killed between the two renames that replace a checkpoint",
-    "survived: one of the two is whole and found",
+    "The run is killed between the two renames that replace a checkpoint",
+    "survived: one of the two is intact and found",
 )
 def test_kill_between_the_renames_of_a_replacement(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"

@@ -1,4 +1,4 @@
-"""Saving beside training in a world of two: what rank 0's thread meets, every rank learns."""
+"""Checkpoints that rank 0 of two cannot write: every rank ends with the error."""
 
 import os
 import shutil
@@ -49,8 +49,8 @@ def run(*arguments):
 
 
 @pytest.mark.faults(
-    "The disk is full at a save of two ranks",
-    "refused: all ranks end, one line, the checkpoint before kept whole",
+    "The disk is full at a save with two ranks",
+    "refused: all ranks end, one error line, earlier checkpoint intact",
 )
 def test_full_disk_ends_every_rank_with_one_error(two_processes, small_disk):
     found = run(*two_processes, f"--workspace={small_disk}")
@@ -65,8 +65,8 @@ def test_full_disk_ends_every_rank_with_one_error(two_processes, small_disk):
 
 
 @pytest.mark.faults(
-    "The disk is full at the saves of two ranks, with run.on_save_error=warn",
-    "trained to the end with a warning at each save, then refused",
+    "The disk is full at saves with two ranks, with run.on_save_error=warn",
+    "trained to the end with a warning at each save, then an error",
 )
 def test_full_disk_with_warn_ends_every_rank_at_the_end(two_processes, small_disk):
     found = run(*two_processes, f"--workspace={small_disk}", "--set=run.on_save_error=warn")
