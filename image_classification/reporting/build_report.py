@@ -6,10 +6,10 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from image_classification.config.explain import to_dict
 from image_classification.config.schema import RunConfig
@@ -21,7 +21,7 @@ from image_classification.core.host import (
     read_mounts,
 )
 from image_classification.core.types import DevicesFound
-from image_classification.core.units import finite
+from image_classification.core.units import finite, other_topk
 from image_classification.reporting.published.verdict import compare
 from image_classification.reporting.report import (
     STATUSES,
@@ -30,7 +30,8 @@ from image_classification.reporting.report import (
     Results,
     RunReport,
     Telemetry,
-    complete,
+    section_fields,
+    without_null,
 )
 
 
@@ -66,6 +67,38 @@ def build_report(
         exit=Exit(status=STATUSES[exit_code], code=exit_code, message=exit_message),
     )
     return replace(report, published=tuple(compare(config, report, devices)))
+
+
+def complete(section: Any, measured: Mapping[str, Any], where: str) -> Any:
+    """Return what was measured as ``section``, a dataclass of the schema.
+
+    Everything else is null, and so are NaN and infinities.
+
+    Raises:
+        ValueError: a key that the section does not have.
+    """
+    hints = {field.name: without_null(hint) for field, hint in section_fields(section)}
+    topk = other_topk(measured) if "other_topk" in hints else []
+    unknown = set(measured) - set(hints) - set(topk)
+    if unknown:
+        raise ValueError(f"{where} has no key {', '.join(sorted(unknown))}")
+    values: dict[str, Any] = {}
+    for name, hint in hints.items():
+        value = measured.get(name)
+        if name == "other_topk":
+            value = {key: finite(measured[key]) for key in topk}
+        elif is_dataclass(hint):
+            value = complete(hint, value or {}, f"{where}.{name}")
+        elif get_origin(hint) is tuple and value is not None:
+            item = get_args(hint)[0]
+            value = tuple(
+                complete(item, row, f"{where}.{name}") if is_dataclass(item) else finite(row)
+                for row in value
+            )
+        else:
+            value = finite(value)
+        values[name] = value
+    return section(**values)
 
 
 def host_environment() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from image_classification.core.types import DevicesFound, Record
-from image_classification.reporting.build_report import build_report
+from image_classification.reporting.build_report import build_report, complete
 from image_classification.reporting.published.verdict import compare
 from image_classification.reporting.report import (
     Environment,
@@ -15,7 +15,6 @@ from image_classification.reporting.report import (
     Results,
     RunReport,
     Telemetry,
-    complete,
     write_report,
 )
 from image_classification.reporting.sinks import JsonlSink

@@ -9,6 +9,7 @@ from image_classification.core.errors import EXIT_DIVERGED, WorkspaceError
 from image_classification.core.host import BASE_VARIABLE, IMAGE_VARIABLE, REVISION_VARIABLE
 from image_classification.reporting.build_report import (
     build_report,
+    complete,
     cpu_name,
     git_commit,
     host_environment,
@@ -19,11 +20,10 @@ from image_classification.reporting.report import (
     Exit,
     Results,
     Telemetry,
-    complete,
-    read_report,
     to_json,
     write_report,
 )
+from image_classification.reporting.run_folder import read_run
 
 
 def fill_results(results):
@@ -145,7 +145,7 @@ def test_report_json_survives_a_round_trip(tmp_path, make_config, dgx1, results)
         "exit",
         "schema_version",
     ]
-    assert read_report(path) == report
+    assert read_run(path).report == report
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 
 
@@ -179,7 +179,7 @@ def test_a_report_that_cannot_be_read_says_why(tmp_path, content, message):
     if content is not None:
         path.write_text(content)
     with pytest.raises(WorkspaceError, match=message):
-        read_report(path)
+        read_run(path)
 
 
 def test_the_processor_is_named_with_its_usable_cores(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from image_classification.config.resolve import resolve
 from image_classification.reporting.page.run_page import write_page
 from image_classification.reporting.pictures.draw import draw_run
-from image_classification.reporting.report import read_report
+from image_classification.reporting.run_folder import read_run
 from tests.support import runs as made
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -123,7 +123,7 @@ def page(tmp_path_factory):
     rows = made.inference_rows()
     options = {"steps_per_epoch": 50, "print_every": 10, "resumed_after": 40, "inference": rows}
     made.write_training(folder, config, **options)
-    report = read_report(folder / "report.json")
+    report = read_run(folder).report
     gallery = draw_run(folder, report)
     return write_page(report, folder, gallery=gallery, provenance=config.provenance).as_uri()
 

@@ -10,7 +10,7 @@ from image_classification.reporting.console.results import result_rows
 from image_classification.reporting.page.run_page import run_page, write_page
 from image_classification.reporting.pictures.draw import Gallery, draw_run
 from image_classification.reporting.pictures.picture import LeftOut
-from image_classification.reporting.report import read_report
+from image_classification.reporting.run_folder import read_run
 from tests.support import runs as made
 
 VOID = {"meta", "br", "link", "img"}
@@ -83,7 +83,7 @@ def gallery(tmp_path_factory):
     config = resolve("resnet50", "AMP", "convergence", "DGX1V", "90e")
     options = {"steps_per_epoch": 20, "print_every": 10, "inference": made.inference_rows()}
     folder = made.write_training(tmp_path_factory.mktemp("run"), config, **options)
-    return draw_run(folder, read_report(folder / "report.json"))
+    return draw_run(folder, read_run(folder).report)
 
 
 def test_the_page_needs_no_script_and_no_network(report, gallery, tmp_path):

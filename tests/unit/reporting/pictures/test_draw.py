@@ -6,14 +6,13 @@ import pytest
 from image_classification.core.errors import WorkspaceError
 from image_classification.reporting.pictures.draw import draw, draw_run, plan
 from image_classification.reporting.pictures.source import read_run
-from image_classification.reporting.report import read_report
 from tests.support import runs as made
 from tests.support.runs import TRAINING_PICTURES, Writer, write_inference
 
 
 def test_each_picture_is_written_as_png_and_svg(trained):
     run = trained(epochs=90)
-    gallery = draw_run(run, read_report(run / "report.json"))
+    gallery = draw_run(run, read_run(run).report)
     assert [path.name for path in gallery.files] == [
         f"{name}.{kind}" for name in TRAINING_PICTURES for kind in ("png", "svg")
     ]
@@ -64,7 +63,7 @@ def test_unwritable_folder_is_an_error(trained):
     run = trained()
     (run / "plots").write_text("a file where the folder should be")
     with pytest.raises(WorkspaceError, match=r"cannot write .*plots.*give another --workspace"):
-        draw_run(run, read_report(run / "report.json"))
+        draw_run(run, read_run(run).report)
 
 
 def test_records_of_a_killed_run_are_enough(tmp_path):
