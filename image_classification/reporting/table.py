@@ -152,16 +152,6 @@ def print_table(console: Console, table: Table) -> None:
         console.print(Text(note, style="dim"))
 
 
-def print_titled(console: Console, title: str, table: Any, note: str = "") -> None:
-    """Print a rich table with a title and a note; for callers that do not use `Table` yet."""
-    from rich.text import Text
-
-    console.print(Text(title, style="bold"))
-    console.print(table)
-    if note:
-        console.print(Text(note, style="dim"))
-
-
 def plain_lines(table: Table, gap: str = "  ") -> list[str]:
     """Return title, heads, rows and notes as lines of fixed-width columns, without styles.
 
