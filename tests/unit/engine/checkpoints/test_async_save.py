@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from image_classification.core.errors import DivergedError, WorkspaceError
-from image_classification.devices import async_readback as host_copy
 from image_classification.devices.async_readback import HostCopy
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.checkpoints import run_state as saving
@@ -218,7 +217,13 @@ def test_without_device_memory_for_a_copy_a_warning_is_recorded(
     def full(tensor):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(host_copy, "_clone", full)
+    class CopyWithoutMemory(HostCopy):
+        def __init__(self, tensors):
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.Tensor, "clone", full)
+                super().__init__(tensors)
+
+    monkeypatch.setattr(saving, "HostCopy", CopyWithoutMemory)
     config = small_config(**NO_VALIDATION, run__save_every="1 steps", schedule__epochs=1)
     run = open_run(config, max_steps=2)
     records = list(train(run, StopRequest()))
