@@ -255,5 +255,5 @@ def test_memory_that_runs_out_is_one_line_with_a_smaller_batch(
 
     monkeypatch.setattr("image_classification.engine.train.train_step", exhausted)
     message = fails(*small_arguments, f"--workspace={tmp_path / 'run'}")
-    assert "no memory left on cpu with 8 images of 32 px a device" in message
+    assert "no memory left on cpu with 8 images of 32 px per device" in message
     assert "--batch-size 4 --optimizer-batch-size 8" in message
