@@ -10,7 +10,7 @@ import pytest
 
 from image_classification.reporting.sinks import read_metrics
 
-SCRIPT = Path(__file__).with_name("faulty_launch.py")
+SCRIPT = Path(__file__).parents[1] / "faulty_launch.py"
 
 
 @pytest.mark.faults(
