@@ -245,7 +245,7 @@ def test_ctrl_c_removes_unfinished_files(tmp_path: Path) -> None:
 
 
 def documented_commands() -> list[str]:
-    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if "image_classification dataset" in line]

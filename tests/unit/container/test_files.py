@@ -43,7 +43,7 @@ def test_bases_agree() -> None:
     slim, ngc = bases("base_of slim"), bases("base_of ngc")
     assert set(re.findall(r'FROM_IMAGE_NAME = "(.+?)"', BAKE)) == {slim, ngc}
     assert set(re.findall(r"ARG FROM_IMAGE_NAME=(.+)", DOCKERFILE)) == {slim}
-    readme = (ROOT / "docker" / "README.md").read_text()
+    readme = (ROOT / "docs" / "container.md").read_text()
     assert slim in readme and ngc in readme
 
 
