@@ -144,10 +144,10 @@ _MEASURED: dict[str, Figure] = {
     ),
     **{f"latency_ms_{name}": _latency(name) for name in LATENCY_NAMES},
     "memory_g_per_device": Figure(
-        "memory a device", "GiB", lower_is_better=True, threshold="memory", read=peak_memory_gib
+        "memory per device", "GiB", lower_is_better=True, threshold="memory", read=peak_memory_gib
     ),
     "power_w_per_device": Figure(
-        "power a device", "W", lower_is_better=True, threshold="power", read=mean_power_w
+        "power per device", "W", lower_is_better=True, threshold="power", read=mean_power_w
     ),
     "energy_j": Figure(
         "energy", "J", lower_is_better=True, read=lambda report: report.telemetry.energy_j

@@ -75,7 +75,7 @@ def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:  # noqa: C901 (
     if train.images_per_s is not None:
         parts = [f"{rate(train.images_per_s)} images/s"]
         if train.images_per_s_per_device is not None:
-            parts.append(f"{rate(train.images_per_s_per_device)} a device")
+            parts.append(f"{rate(train.images_per_s_per_device)} per device")
         if train.data_wait_fraction is not None:
             parts.append(f"data wait {percent(train.data_wait_fraction)}")
         yield "training", ", ".join(parts)

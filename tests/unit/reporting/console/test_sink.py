@@ -191,7 +191,7 @@ def test_the_results_table_has_results_and_verdicts(report, tmp_path):
         "resnet50 AMP convergence DGX1V 90e",
         "8 x Tesla V100-SXM2-16GB",
         "top-1 76.80 %, top-5 93.20 %, loss 0.9800, 50,000 images",
-        "8,300 images/s, 1,038 a device, data wait 2.0 %",
+        "8,300 images/s, 1,038 per device, data wait 2.0 %",
         "total 4 h 02 min",
         "checkpoints/best",
         "76.88 %",
