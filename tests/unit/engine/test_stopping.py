@@ -25,6 +25,6 @@ def test_previous_handlers_are_restored():
 
 
 def test_signal_to_another_rank_is_a_request():
-    with StopRequest(agree=lambda mine: True) as stop:
+    with StopRequest(any_rank=lambda mine: True) as stop:
         assert stop.requested()
         assert stop.signal_name is None
