@@ -18,7 +18,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 # So that the scripts measure this checkout, installed or not.
 sys.path.insert(0, str(ROOT))
 
-from image_classification.devices.cpu import cpu_model  # noqa: E402
+from image_classification.devices.accelerator import cpu_model  # noqa: E402
 
 
 def write_record(

@@ -19,7 +19,7 @@ from pathlib import Path
 from image_classification import __version__
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError
 from image_classification.core.host import REVISION_VARIABLE, image_text
-from image_classification.devices.architectures import build_lacks
+from image_classification.devices.capabilities import build_lacks
 from image_classification.doctor.gpu import (
     Driver,
     check_driver,

@@ -54,6 +54,7 @@ class HostCopy:
 
 
 def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """Start a copy into pinned memory, the only kind of copy that does not block the host."""
     if tensor.device.type == "cpu":
         return tensor
     pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
@@ -70,9 +71,7 @@ class Readback:
     def __init__(self, tensor: torch.Tensor) -> None:
         self._ready: torch.cuda.Event | None = None
         if tensor.device.type == "cuda":
-            # Only a copy into pinned memory does not block the host.
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._host.copy_(tensor, non_blocking=True)
+            self._host = _to_pinned(tensor.detach())
             self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._ready.record()  # type: ignore[no-untyped-call]
         else:
@@ -82,5 +81,4 @@ class Readback:
         """Return the copy when it is complete."""
         if self._ready is not None:
             self._ready.synchronize()
-            self._ready = None
         return self._host

@@ -219,7 +219,7 @@ def try_kernels() -> TorchGpus:
     """Probe: multiply matrices on every GPU that torch sees, and compare with the CPU's result."""
     import torch
 
-    from image_classification.devices.architectures import build_lacks
+    from image_classification.devices.capabilities import build_lacks
 
     if torch.version.cuda is None:
         return TorchGpus(torch.__version__, None)
@@ -259,7 +259,7 @@ def try_affinity_modes(num_devices: int) -> dict[str, str]:
 
     Leaves the process bound as before.
     """
-    from image_classification.devices.affinity import set_affinity
+    from image_classification.devices.cuda import set_affinity
 
     before = os.sched_getaffinity(0)
     errors = {}

@@ -27,7 +27,7 @@ from image_classification.core.types import DevicesFound, WorldInfo
 from image_classification.data.formats.folder import check_classes
 from image_classification.data.tools.demo import resolve_data_path
 from image_classification.devices.accelerator import Accelerator, get_accelerator, out_of_memory
-from image_classification.devices.affinity import set_affinity
+from image_classification.devices.cuda import set_affinity
 from image_classification.distributed.host_collectives import AnyRank, broadcast_text
 from image_classification.distributed.launcher_env import detect_world, restart_count
 from image_classification.distributed.world import (

@@ -1,4 +1,4 @@
-"""Every registered accelerator through one contract; what needs its hardware is skipped without."""
+"""The same tests for every registered accelerator; skipped without its hardware."""
 
 import dataclasses
 import json
@@ -23,37 +23,33 @@ def present(accelerator: Accelerator) -> Accelerator:
     return accelerator
 
 
-def test_kind_is_its_name_and_a_platforms_device(accelerator: Accelerator) -> None:
+def test_kind_is_a_value_of_platform_device(
+    accelerator: Accelerator,
+) -> None:
     fields = {f.name: f for f in dataclasses.fields(PlatformConfig)}
     assert accelerator.kind in fields["device"].metadata["choices"]
     assert type(accelerator) is ACCELERATORS.get(accelerator.kind)
 
 
-def test_found_is_plain_and_consistent(accelerator: Accelerator) -> None:
+def test_found(accelerator: Accelerator) -> None:
     found = accelerator.found()
     assert found.kind == accelerator.kind
     assert len(found.capabilities) == found.count
     assert all(isinstance(name, str) and name for name in found.names)
 
 
-def test_process_group_backend_is_torchs(accelerator: Accelerator) -> None:
+def test_process_group_backend_is_known_to_torch(accelerator: Accelerator) -> None:
     assert accelerator.process_group_backend in torch.distributed.Backend.backend_list
 
 
-def test_environment_is_ready_for_json(accelerator: Accelerator) -> None:
+def test_environment_is_serializable_as_json(accelerator: Accelerator) -> None:
     environment = accelerator.environment()
     assert {"cuda", "cudnn", "driver", "devices"} <= environment.keys()
     assert environment["devices"] == list(accelerator.found().names)
     json.dumps(environment)
 
 
-def test_an_unknown_dtype_is_a_programming_error(present: Accelerator) -> None:
-    present.device(0)
-    with pytest.raises(ValueError, match="float8"):
-        present.check_precision("FP8", "float8")
-
-
-def test_float32_is_always_there_and_runs(present: Accelerator) -> None:
+def test_float32_is_exact(present: Accelerator) -> None:
     device = present.device(0)
     assert device.type == present.kind
     present.check_precision("FP32", "float32")
@@ -67,7 +63,7 @@ def test_float32_is_always_there_and_runs(present: Accelerator) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_precision_is_refused_or_runs(present: Accelerator, dtype: str) -> None:
+def test_precision_is_refused_or_runs(present: Accelerator, dtype: str) -> None:
     device = present.device(0)
     try:
         present.check_precision("AMP", dtype)
@@ -79,7 +75,7 @@ def test_a_precision_is_refused_or_runs(present: Accelerator, dtype: str) -> Non
     assert str(product.dtype) == f"torch.{dtype}"
 
 
-def test_loss_scaling_skips_an_overflow_and_lowers_the_scale(present: Accelerator) -> None:
+def test_loss_scaling_skips_an_overflow_and_halves_the_scale(present: Accelerator) -> None:
     device = present.device(0)
     scaler = present.grad_scaler(128.0)
     weight = torch.nn.Parameter(torch.ones(3, device=device))
@@ -96,25 +92,25 @@ def test_loss_scaling_skips_an_overflow_and_lowers_the_scale(present: Accelerato
     assert weight.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_no_loss_scale_is_no_scaling(present: Accelerator) -> None:
+def test_without_loss_scale_the_scaler_is_disabled(present: Accelerator) -> None:
     scaler = present.grad_scaler(None)
     assert not scaler.is_enabled()
     assert scaler.scale(torch.tensor(3.0)).item() == 3.0
 
 
-def test_peak_memory_is_a_count_of_bytes(present: Accelerator) -> None:
+def test_peak_memory_is_in_bytes(present: Accelerator) -> None:
     held = torch.ones(1 << 20, device=present.device(0))
     peak = present.peak_memory_bytes()
     assert peak is None or peak >= held.numel() * held.element_size()
 
 
-def test_time_runs_forward_between_marks(present: Accelerator) -> None:
+def test_elapsed_time_is_not_negative(present: Accelerator) -> None:
     present.device(0)
     start = present.mark()
     end = present.mark()
     assert present.elapsed_s(start, end) >= 0.0
 
 
-def test_a_kind_without_support_is_named() -> None:
+def test_unsupported_kind() -> None:
     with pytest.raises(ConfigError, match="xpu"):
         get_accelerator("xpu")

@@ -9,8 +9,7 @@ from torch import nn
 from image_classification.config.schema import MixingConfig, OptimConfig
 from image_classification.core.errors import DeviceError
 from image_classification.core.types import WorldInfo
-from image_classification.devices.affinity import set_affinity
-from image_classification.devices.cuda import CudaAccelerator
+from image_classification.devices.cuda import CudaAccelerator, set_affinity
 from image_classification.distributed.world import (
     agree_max,
     all_reduce_sum,
@@ -43,7 +42,7 @@ def test_found_and_environment(cuda: CudaAccelerator) -> None:
     assert all(environment[key] for key in ("cuda", "cudnn", "driver"))
 
 
-def test_a_rank_beyond_the_gpus_is_named(cuda: CudaAccelerator) -> None:
+def test_rank_beyond_the_gpus(cuda: CudaAccelerator) -> None:
     with pytest.raises(DeviceError, match="has no GPU"):
         cuda.device(torch.cuda.device_count())
 
@@ -68,14 +67,14 @@ def test_fp32_is_exact_and_tf32_is_not(cuda: CudaAccelerator) -> None:
         cuda.set_matmul_precision("FP32")
 
 
-def test_one_sgd_step_equals_the_cpus(cuda: CudaAccelerator) -> None:
+def test_sgd_steps_equal_those_on_the_cpu(cuda: CudaAccelerator) -> None:
     cfg = OptimConfig(lr=0.1, momentum=0.875, weight_decay=1e-2)
     results = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to(
-            device=device, memory_format=torch.channels_last
-        )
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to(device)
+        # mypy does not know this argument of nn.Module.to.
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = build_optimizer(param_groups(net, 1e-2, "no_norm_bias"), cfg, device)
         for _ in range(3):
             for parameter in net.parameters():
@@ -85,10 +84,10 @@ def test_one_sgd_step_equals_the_cpus(cuda: CudaAccelerator) -> None:
     torch.testing.assert_close(*results)
 
 
-def test_an_overflow_in_the_first_step_leaves_no_trace(cuda: CudaAccelerator) -> None:
+def test_overflow_in_the_first_step_changes_nothing(cuda: CudaAccelerator) -> None:
     weight = nn.Parameter(torch.ones(1024, device="cuda"))
-    junk = [torch.full((1024,), float("nan"), device="cuda") for _ in range(64)]
-    del junk
+    freed_nans = [torch.full((1024,), float("nan"), device="cuda") for _ in range(64)]
+    del freed_nans
     cfg = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.0)
     optimizer = build_optimizer([{"params": [weight], "weight_decay": 0.0}], cfg, "cuda")
     scaler = cuda.grad_scaler("dynamic")
@@ -105,24 +104,24 @@ def test_an_overflow_in_the_first_step_leaves_no_trace(cuda: CudaAccelerator) ->
     torch.testing.assert_close(ema.state_dict()["0"], torch.full_like(weight, 0.95))
 
 
-def test_a_mix_is_the_same_on_the_gpu(cuda: CudaAccelerator) -> None:
+def test_mixing_on_the_gpu_equals_the_cpu(cuda: CudaAccelerator) -> None:
     images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
     mixer = Mixer(MixingConfig(mixup=0.2, cutmix=1.0), 8, seed=3)
     for k in range(6):
-        here, there = mixer(images, labels, k), mixer(images.cuda(), labels.cuda(), k)
-        for a, b in zip(here, there, strict=True):
+        on_cpu, on_gpu = mixer(images, labels, k), mixer(images.cuda(), labels.cuda(), k)
+        for a, b in zip(on_cpu, on_gpu, strict=True):
             torch.testing.assert_close(a, b.cpu())
 
 
-def test_nccl_for_tensors_and_gloo_for_flags(cuda: CudaAccelerator) -> None:
-    # One rank of NCCL is a world of one here: nothing is started, everything answers.
+def test_process_group_of_one_rank(cuda: CudaAccelerator) -> None:
+    # With one rank, no process group is started.
     with process_group(WorldInfo(), cuda.process_group_backend):
         assert control_group() is None
         assert agree_max(2) == 2
         assert all_reduce_sum(torch.ones(1, device="cuda")).item() == 1.0
 
 
-def test_affinity_comes_from_the_driver(cuda: CudaAccelerator) -> None:
+def test_affinity_from_the_driver(cuda: CudaAccelerator) -> None:
     before = os.sched_getaffinity(0)
     try:
         near = set_affinity("socket", 0, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from image_classification.config.schema import GPU_AFFINITY_MODES
-from image_classification.devices.architectures import build_lacks
+from image_classification.devices.capabilities import build_lacks
 from image_classification.doctor.gpu import (
     Driver,
     TorchGpu,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from image_classification.core.types import WorldInfo
-from image_classification.devices.cpu import CpuAccelerator
+from image_classification.devices.accelerator import CpuAccelerator
 from image_classification.distributed.world import process_group
 from image_classification.engine.run_telemetry import RunTelemetry
 from image_classification.engine.runs import Run

@@ -154,14 +154,13 @@ def test_other_class_names_are_refused(small_config, open_run, own_image_folder)
 
 def test_changed_loss_scale_is_not_overruled_by_the_checkpoint(small_config, open_run):
     # float16 cannot run here; the scaler's state is all that matters.
-    from image_classification.devices.precision import make_grad_scaler
     from image_classification.engine.checkpoints import run_state as saving
     from image_classification.engine.checkpoints.async_save import CheckpointSaver
 
     def scaled(scale, **control):
         run = open_run(small_config(), **control)
         run.config = replace(run.config, precision=replace(run.config.precision, loss_scale=scale))
-        run.parts.amp.scaler = make_grad_scaler("cpu", scale)
+        run.parts.amp.scaler = run.accelerator.grad_scaler(scale)
         return run
 
     run = scaled(128.0)

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from image_classification.core.errors import CheckpointError, ConfigError, DivergedError
 from image_classification.core.types import WorldInfo
 from image_classification.devices.accelerator import get_accelerator
-from image_classification.devices.precision import make_grad_scaler
 from image_classification.engine import build
 from image_classification.engine.build import build_optimizer
 from image_classification.engine.checkpoints import files as checkpoint
@@ -239,7 +238,8 @@ def test_torchs_loss_scaler_with_apexs_optimizer(amp, small_config):
     model = torch.nn.Linear(4, 2)
     config = replace(small_config().optim, implementation="apex", momentum=0.9)
     optimizer = build_optimizer([{"params": list(model.parameters())}], config, "cuda")
-    scaling = TorchAmp(get_accelerator("cpu"), "float32", make_grad_scaler("cpu", 8.0), optimizer)
+    accelerator = get_accelerator("cpu")
+    scaling = TorchAmp(accelerator, "float32", accelerator.grad_scaler(8.0), optimizer)
     before, applied = model.weight.detach().clone(), []
     for factor in (float("inf"), 1.0):
         scaling.backward(model(torch.ones(1, 4)).sum() * factor, last=True)

@@ -1,10 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from image_classification.core.errors import DeviceError
-from image_classification.devices.cpu import CpuAccelerator, cpu_model
+from image_classification.core.errors import ConfigError, DeviceError
+from image_classification.devices.accelerator import CpuAccelerator, cpu_model
 
 
 def test_cpu_model_is_read_from_cpuinfo(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_cpu_model_is_read_from_cpuinfo(tmp_path: Path) -> None:
     assert cpu_model(tmp_path / "absent")
 
 
-def test_tf32_and_float16_are_refused_with_a_remedy() -> None:
+def test_check_precision() -> None:
     cpu = CpuAccelerator()
     with pytest.raises(DeviceError, match=r"Ampere.*--precision FP32"):
         cpu.check_precision("TF32", "float32")
@@ -28,14 +29,14 @@ def test_tf32_and_float16_are_refused_with_a_remedy() -> None:
     cpu.check_precision("FP32", "float32")
 
 
-def test_float32_arithmetic_is_ieee() -> None:
+def test_set_matmul_precision() -> None:
     cpu = CpuAccelerator()
     torch.set_float32_matmul_precision("medium")  # would let oneDNN multiply in bfloat16
     try:
         cpu.set_matmul_precision("FP32")
         assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-        assert torch.backends.mkldnn.conv.fp32_precision == "ieee"
+        mkldnn: Any = torch.backends.mkldnn  # torch has no types for these
+        assert mkldnn.matmul.fp32_precision == mkldnn.conv.fp32_precision == "ieee"
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -46,6 +47,18 @@ def test_autocast() -> None:
         assert (a @ a).dtype == torch.bfloat16
     with cpu.autocast("float32"):
         assert (a @ a).dtype == torch.float32
+
+
+def test_grad_scaler() -> None:
+    cpu = CpuAccelerator()
+    assert not cpu.grad_scaler(None).is_enabled()
+    static = cpu.grad_scaler(128)
+    assert static.get_scale() == 128.0 and static.get_growth_interval() == 2**31 - 1
+    dynamic = cpu.grad_scaler("dynamic")
+    assert dynamic.get_scale() == 65536.0 and dynamic.get_growth_interval() == 2000
+    for bad in ("static", 0.0, -1.0):
+        with pytest.raises(ConfigError, match="loss_scale"):
+            cpu.grad_scaler(bad)
 
 
 def test_peak_memory_is_in_bytes() -> None:
