@@ -16,9 +16,8 @@ from typing import Any
 
 from record import RESULTS, write_record
 
-from image_classification.telemetry.rank_location import RankLocation, own_location
-from image_classification.telemetry.sampler import Sampler, open_sensors
-from image_classification.telemetry.training_windows import TrainingWindows
+from image_classification.telemetry.sampler import Sampler, TrainingWindows
+from image_classification.telemetry.sensors import RankLocation, open_sensors, own_location
 from tests.support.nvml import FakeDevice, FakeDriver, loaded
 
 SECONDS = 15.0

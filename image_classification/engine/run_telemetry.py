@@ -10,8 +10,8 @@ from image_classification.core.types import Record
 from image_classification.distributed.host_collectives import gather_text
 from image_classification.distributed.lost_ranks import lost_peer
 from image_classification.engine.runs import Run
-from image_classification.telemetry.rank_location import RankLocation, own_location
-from image_classification.telemetry.sampler import Sampler, open_sensors
+from image_classification.telemetry.sampler import Sampler
+from image_classification.telemetry.sensors import RankLocation, open_sensors, own_location
 
 _WINDOWS = {
     "measured": "of the steps that the speed is of",

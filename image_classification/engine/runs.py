@@ -20,7 +20,7 @@ from image_classification.engine.precision.torch_amp import Amp
 from image_classification.optim.ema import Ema
 from image_classification.optim.losses import Mixer
 from image_classification.optim.schedules import Schedule
-from image_classification.telemetry.training_windows import TrainingWindows
+from image_classification.telemetry.sampler import TrainingWindows
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from image_classification.devices.accelerator import Accelerator
-from image_classification.telemetry.training_windows import TrainingWindows
+from image_classification.telemetry.sampler import TrainingWindows
 
 
 @dataclass

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 from image_classification.core.nvml import open_nvml
-from image_classification.telemetry.rank_location import RankLocation
 from image_classification.telemetry.sensors import (
     FIELDS,
     DeviceLostError,
-    MissingSensor,
+    RankLocation,
     Reading,
     ReadingFailedError,
     Sensor,
+    missing_sensor,
 )
 
 # nvml.h, nvmlClocksEventReasons: what holds the clocks back, without idle and user settings.
@@ -28,24 +29,14 @@ THROTTLE_REASONS = {
 }
 
 # Exceptions are compared by name (without NVMLError_): pynvml is imported only on demand.
-_FIELD_ERRORS = [
-    "NotSupported",
-    "NoPermission",
-    "FunctionNotFound",
-    "InvalidArgument",
-    "ArgumentVersionMismatch",
-    "Deprecated",
-]
-_DEVICE_ERRORS = [
-    "GpuIsLost",
-    "GpuNotFound",
-    "NotFound",
-    "ResetRequired",
-    "Uninitialized",
-    "DriverNotLoaded",
-    "LibraryNotFound",
-    "LibRmVersionMismatch",
-]
+_FIELD_ERRORS = (
+    *("NotSupported", "NoPermission", "FunctionNotFound"),
+    *("InvalidArgument", "ArgumentVersionMismatch", "Deprecated"),
+)
+_DEVICE_ERRORS = (
+    *("GpuIsLost", "GpuNotFound", "NotFound", "ResetRequired", "Uninitialized"),
+    *("DriverNotLoaded", "LibraryNotFound", "LibRmVersionMismatch"),
+)
 _FIELDS_OF_A_SLICE = ("memory_bytes", "temperature_c")
 _MIG_REASON = "MIG: the driver measures it for the whole GPU only"
 
@@ -68,16 +59,15 @@ _QUERIES: dict[str, Callable[[ModuleType, Any], Any]] = {
 }
 
 
-class NvmlSensor:
+class NvmlSensor(Sensor):
     """One GPU, or one MIG slice of a GPU."""
 
     source = "NVML"
     expected = True
 
     def __init__(self, lib: ModuleType, handle: Any, name: str, is_slice: bool) -> None:
-        self.name = name
         whole_gpu_fields = [f for f in FIELDS if is_slice and f not in _FIELDS_OF_A_SLICE]
-        self.missing = dict.fromkeys(whole_gpu_fields, _MIG_REASON)
+        super().__init__(name, dict.fromkeys(whole_gpu_fields, _MIG_REASON))
         self._lib = lib
         self._handle = handle
 
@@ -105,10 +95,8 @@ class NvmlSensor:
 
     def close(self) -> None:
         """Release the library, which counts its users."""
-        try:
+        with suppress(self._lib.NVMLError):  # the driver was unloaded
             self._lib.nvmlShutdown()
-        except self._lib.NVMLError:
-            return  # the driver was unloaded
 
 
 def open_sensors(locations: Sequence[RankLocation]) -> list[Sensor]:
@@ -122,27 +110,23 @@ def _open(location: RankLocation) -> Sensor:
     # Each sensor opens and closes the library by itself.
     lib, error = open_nvml()
     if lib is None:
-        return MissingSensor(location.device_name, f"NVML: {error}", expected=True)
+        return missing_sensor(location.device_name, f"NVML: {error}")
     try:
         handle, is_slice = _find(lib, location)
     except lib.NVMLError as not_found:
         lib.nvmlShutdown()
-        gpu = "a GPU without an id"
-        if location.uuids:
-            gpu = f"{location.uuids[-1]} at {location.bus_id}"
-        why = f"NVML does not know {gpu}: {not_found}"
-        return MissingSensor(location.device_name, why, expected=True)
+        uuids = location.uuids
+        gpu = f"{uuids[-1]} at {location.bus_id}" if uuids else "a GPU without an id"
+        return missing_sensor(location.device_name, f"NVML does not know {gpu}: {not_found}")
     return NvmlSensor(lib, handle, location.device_name, is_slice)
 
 
 def _find(lib: ModuleType, location: RankLocation) -> tuple[Any, bool]:
-    """Return the device's handle, and whether MIG divides the GPU."""
+    """Return the device's handle, and whether it is a MIG slice or MIG divides the GPU."""
     for uuid in location.uuids:
-        try:
+        with suppress(lib.NVMLError):
             handle = lib.nvmlDeviceGetHandleByUUID(uuid)
-        except lib.NVMLError:
-            continue
-        return handle, uuid.startswith("MIG-") or _has_mig(lib, handle)
+            return handle, uuid.startswith("MIG-") or _has_mig(lib, handle)
     handle = lib.nvmlDeviceGetHandleByPciBusId(location.bus_id)
     return handle, _has_mig(lib, handle)
 

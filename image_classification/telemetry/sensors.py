@@ -1,9 +1,80 @@
-"""The sensor protocol: reads power, memory, utilization and more of one device."""
+"""Sensors, which read power, memory and more of one device, and where each rank's device is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Protocol
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from image_classification.core.nvml import pci_bus_id
+from image_classification.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class RankLocation:
+    """Location of one rank, as ranks exchange it.
+
+    node: equal for ranks that see each other's processes. uuids: as NVML writes them (``GPU-…``,
+    ``MIG-…``), in the order they are tried; empty on a CPU, or if unknown. bus_id: PCI bus id such
+    as ``00000000:3B:00.0``.
+    """
+
+    node: str
+    pid: int
+    cpus: tuple[int, ...] = ()
+    device_name: str = ""
+    uuids: tuple[str, ...] = ()
+    bus_id: str = ""
+
+    def to_text(self) -> str:
+        """Return the location as JSON."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_text(text: str) -> RankLocation:
+        """Parse the output of `to_text`."""
+        values = json.loads(text)
+        values |= {key: tuple(values[key]) for key in ("cpus", "uuids")}
+        return RankLocation(**values)
+
+
+def own_location(device: torch.device, name: str) -> RankLocation:
+    """Return this process's location. name: the device's name."""
+    node, pid, cpus = _node(), os.getpid(), tuple(sorted(os.sched_getaffinity(0)))
+    if device.type != "cuda":
+        return RankLocation(node, pid, cpus, name)
+    properties: Any = torch.cuda.get_device_properties(device)
+    try:
+        uuids, bus_id = cuda_ids(properties, os.environ)
+    except AttributeError:  # other vendors' builds of torch
+        uuids, bus_id = (), ""
+    return RankLocation(node, pid, cpus, str(properties.name), uuids, bus_id)
+
+
+def _node() -> str:
+    # Containers on one machine number their processes separately.
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}"
+
+
+def cuda_ids(properties: Any, environ: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
+    """Return UUIDs and PCI bus id of a CUDA device. Its index depends on the environment.
+
+    properties: from `torch.cuda.get_device_properties`. The UUID of a MIG slice comes first: a
+    process can use only one, and torch may report the id of the whole GPU.
+    """
+    uuid = str(properties.uuid)
+    first = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    slices = (first,) if first.startswith("MIG-") else ()
+    return (*slices, f"MIG-{uuid}", f"GPU-{uuid}"), pci_bus_id(properties)
 
 
 @dataclass(frozen=True)
@@ -34,18 +105,20 @@ class DeviceLostError(Exception):
     """The device or its driver stopped responding for good."""
 
 
-class Sensor(Protocol):
-    """Reads one device.
+class Sensor:
+    """Reads one device; this base class reads nothing.
 
     name: of the device. source: where the readings come from. missing: field of `Reading` -> why it
     is not measured; may grow with each reading. expected: whether to warn if the device cannot be
     read.
     """
 
-    name: str
-    source: str
-    missing: dict[str, str]
-    expected: bool
+    source = ""
+    expected = False
+
+    def __init__(self, name: str, missing: dict[str, str]) -> None:
+        self.name = name
+        self.missing = missing
 
     def read(self) -> Reading:
         """Return the device's present state.
@@ -53,25 +126,31 @@ class Sensor(Protocol):
         Raises:
             ReadingFailedError: this reading failed. DeviceLostError: all later ones would, too.
         """
-        ...
-
-    def close(self) -> None:
-        """Release the driver."""
-        ...
-
-
-class MissingSensor:
-    """A device that cannot be read. why: the reason, for every field."""
-
-    def __init__(self, name: str, why: str, expected: bool = False) -> None:
-        self.name = name
-        self.source = ""
-        self.missing = dict.fromkeys(FIELDS, why)
-        self.expected = expected
-
-    def read(self) -> Reading:
-        """Return a reading without values."""
         return Reading()
 
     def close(self) -> None:
-        """Do nothing."""
+        """Release the driver."""
+
+
+def missing_sensor(name: str, why: str, expected: bool = True) -> Sensor:
+    """Return the sensor of a device that cannot be read. why: the reason, for every field."""
+    sensor = Sensor(name, dict.fromkeys(FIELDS, why))
+    sensor.expected = expected
+    return sensor
+
+
+SENSORS: Registry[Callable[[Sequence[RankLocation]], Sequence[Sensor]]] = Registry("kind of sensor")
+SENSORS.add("cuda", "image_classification.telemetry.nvml:open_sensors")
+SENSORS.add("cpu", "image_classification.telemetry.cpu:open_sensors")
+
+
+def open_sensors(kind: str, locations: Sequence[RankLocation]) -> Sequence[Sensor]:
+    """Return the sensors of one node. kind: of device (``cuda``, ``cpu``). locations: its ranks."""
+    expected = kind in SENSORS
+    why = f"no sensors for {kind} devices in this release"
+    if expected:
+        try:
+            return SENSORS.get(kind)(locations)
+        except Exception as error:  # a measurement that fails must not stop training
+            why = f"{type(error).__name__}: {error}"
+    return [missing_sensor(location.device_name, why, expected) for location in locations]

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from image_classification.devices.cuda import CudaAccelerator
-from image_classification.telemetry.rank_location import own_location
-from image_classification.telemetry.sampler import Sampler, open_sensors
-from image_classification.telemetry.training_windows import TrainingWindows
+from image_classification.telemetry.sampler import Sampler, TrainingWindows
+from image_classification.telemetry.sensors import open_sensors, own_location
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,7 +15,7 @@ pytestmark = [
 ]
 
 
-def test_a_busy_gpu_uses_power_and_the_sampling_hardly_any_time() -> None:
+def test_power_of_a_busy_gpu_and_the_cost_of_sampling() -> None:
     device = CudaAccelerator().device(0)
     name = torch.cuda.get_device_name(device)
     work = TrainingWindows()
@@ -34,7 +33,7 @@ def test_a_busy_gpu_uses_power_and_the_sampling_hardly_any_time() -> None:
     time_s = time.perf_counter() - begun_s
     assert sampler.trouble() is None
     (figures,) = sampler.figures()["devices"]
-    print(figures, f"{1000 * sampler.cost_s / sampler.samples:.3f} ms a sample")
+    print(figures, f"{1000 * sampler.cost_s / sampler.samples:.3f} ms per sample")
     assert figures["name"] == name
     assert figures["memory_peak_bytes"] > matrix.nbytes
     assert sampler.cost_s / time_s < 0.01

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,7 +155,7 @@ def _set_handle(out: Any, number: int) -> int:
 
 
 @contextmanager
-def loaded(driver: FakeDriver) -> Any:
+def loaded(driver: FakeDriver) -> Iterator[FakeDriver]:
     """Make ``pynvml`` load ``driver`` instead of the real library."""
 
     def load() -> None:

@@ -14,11 +14,11 @@ from image_classification.devices.accelerator import CpuAccelerator
 from image_classification.distributed.world import process_group
 from image_classification.engine.run_telemetry import RunTelemetry
 from image_classification.engine.runs import Run
-from image_classification.telemetry import rank_location
+from image_classification.telemetry import sensors
 
 rank, nodes, port = (int(text) for text in sys.argv[1:])
 if nodes == 2:
-    rank_location._node = lambda: f"node {rank}"
+    sensors._node = lambda: f"node {rank}"
 
 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
 world = WorldInfo(rank, rank if nodes == 1 else 0, 2, 2 // nodes, nodes)
