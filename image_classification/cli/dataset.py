@@ -29,20 +29,19 @@ from image_classification.data.tools import quarantine
 from image_classification.data.tools.demo import write_demo
 from image_classification.data.tools.parallel import default_workers
 
-# Only `check`, `pack` and `prepare` import torch, when they run: the others start faster without.
+# `check`, `pack` and `prepare` import torch: only when they run, so that help, completion and the
+# other commands start faster.
 if TYPE_CHECKING:
-    from image_classification.data.tools.check import CheckReport, SplitReport, Spread
-
-    _Commands = argparse._SubParsersAction[CommandParser]
+    from image_classification.data.tools.check import CheckReport, SplitReport
 
 PACK_FORMATS = ("webdataset", "tfrecord", "recordio")
 
-_QUALITY = 90
 _MB = 1_000_000
 _SHOWN = 5
 _IMAGENET = {
-    "complete": "ImageNet-1k, complete",
-    "incomplete": "ImageNet-1k's classes, not all of its images",
+    "complete": ["          ImageNet-1k, complete"],
+    "incomplete": ["          ImageNet-1k's classes, not all of its images"],
+    "no": [],
 }
 
 
@@ -53,9 +52,8 @@ def main(argv: list[str]) -> int:
         ConfigError: the command line is wrong. DataError: the data set cannot be used.
     """
     arguments = build_parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], None] = arguments.run
     try:
-        run(arguments)
+        arguments.run(arguments)
     except KeyboardInterrupt:
         # Half-written folders are removed by now. End as SIGINT ends a program: no traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -68,56 +66,130 @@ def build_parser() -> CommandParser:
     """Return the parser of all ``dataset`` commands."""
     parser = CommandParser("dataset", description="Check, prepare, pack and make data sets.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_check(commands)
-    _add_prepare(commands)
-    _add_pack(commands)
-    _add_fake(commands)
-    _add_demo(commands)
-    return parser
 
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
-    return value
-
-
-def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=_count,
-        default=default_workers(),
-        help="how many work in parallel (default: as many as there are processors)",
-    )
-
-
-def _add_check(commands: _Commands) -> None:
-    parser = commands.add_parser(
+    check = commands.add_parser(
         "check",
         help="decode every image once and report what would make a run fail",
         description="Decode every image of DIR once, in parallel, and describe the data set. "
         "Exits with 2 if anything would make a run fail. Images that cannot be decoded are "
         "listed in DIR/quarantine.json, and training leaves them out.",
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a data set of any format")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        type=Path,
-        help="write the list of broken images to FILE, for a read-only DIR",
-    )
-    parser.add_argument(
+    check.set_defaults(run=_check)
+    _add_folder(check, "a data set of any format")
+    check.add_argument("--json", action="store_true", help="print everything as JSON")
+    _add_output(check, "FILE", "write the list of broken images to FILE, for a read-only DIR")
+    check.add_argument(
         "--no-quarantine", action="store_true", help="write no list of broken images"
     )
-    _add_workers(parser)
-    parser.set_defaults(run=_check)
+    _add_workers(check)
+
+    prepare = commands.add_parser(
+        "prepare",
+        help="put ImageNet's official archives, or a flat val/, into class folders",
+        description="Make OUT/train/<class>/ and OUT/val/<class>/ from ILSVRC2012_img_train.tar, "
+        "ILSVRC2012_img_val.tar, or images directly in DIR/val/, whichever exist. An interrupted "
+        "run continues when it is started again.",
+    )
+    prepare.set_defaults(run=_prepare)
+    _add_folder(prepare, "the folder that holds them")
+    _add_output(prepare, "OUT", "folder to write to (default: DIR)")
+    prepare.add_argument(
+        "--labels",
+        metavar="FILE",
+        type=Path,
+        help="classes of the validation images: lines 'NAME.JPEG CLASS', or LOC_val_solution.csv "
+        "(default: ILSVRC2012_devkit_t12, packed or unpacked, in DIR)",
+    )
+    prepare.add_argument(
+        "--delete-source",
+        action="store_true",
+        help="delete the archives, or the flat images, when everything is in place",
+    )
+
+    pack = commands.add_parser(
+        "pack",
+        help="write a data set into shards, for network storage",
+        description="Write the data set DIR into few large files in OUT, and read them back.",
+    )
+    pack.set_defaults(run=_pack)
+    _add_folder(pack, "a data set of any format")
+    _add_output(pack, "OUT", "folder to write; new", required=True)
+    pack.add_argument("--format", choices=PACK_FORMATS, required=True, help="format of the shards")
+    _add_count(
+        pack,
+        "--max-side",
+        "PIXELS",
+        "resize images with a longer side to this length (default: keep all bytes)",
+    )
+    _add_count(pack, "--quality", "Q", "JPEG quality of resized images, 1 to 100 (default: 90)")
+    _add_count(pack, "--shard-images", "N", "images per shard (default: 2,500)")
+    _add_workers(pack)
+
+    fake = commands.add_parser(
+        "fake",
+        help="make an ImageNet-like data set for trying things out",
+        description="Write JPEG folders cut from two sample photographs, with ImageNet's "
+        "distribution of image and file sizes and its known oddities: CMYK, a PNG named .JPEG, "
+        "gray images, EXIF orientations.",
+    )
+    fake.set_defaults(run=_fake)
+    _add_folder(fake, "folder to write; new or empty")
+    _add_count(fake, "--images", "N", "train images", required=True)
+    _add_count(fake, "--classes", "C", "classes", required=True)
+    _add_count(
+        fake,
+        "--val-images",
+        "M",
+        "validation images (default: a tenth of N, at least one per class)",
+    )
+    fake.add_argument(
+        "--broken", action="store_true", help="add truncated, empty and text files to train/"
+    )
+    _add_count(fake, "--seed", "S", "the same S makes the same files", default=0)
+    _add_workers(fake)
+
+    demo = commands.add_parser(
+        "demo",
+        help="write the demo data set",
+        description="Write scikit-learn's handwritten digits as JPEG folders: OUT/train/<digit>/ "
+        "(1,437 images) and OUT/val/<digit>/ (360).",
+    )
+    demo.set_defaults(run=lambda arguments: show(f"demo data set: {write_demo(arguments.out)}"))
+    demo.add_argument("out", metavar="OUT", type=Path, help="folder to write; new or empty")
+    return parser
+
+
+def _add_folder(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, help=help)
+
+
+def _add_output(
+    parser: argparse.ArgumentParser, metavar: str, help: str, required: bool = False
+) -> None:
+    parser.add_argument("-o", "--output", metavar=metavar, type=Path, required=required, help=help)
+
+
+def _add_count(
+    parser: argparse.ArgumentParser,
+    option: str,
+    metavar: str,
+    help: str,
+    required: bool = False,
+    default: int | None = None,
+) -> None:
+    def count(text: str) -> int:
+        if not text.isdecimal():
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+        return int(text)
+
+    parser.add_argument(
+        option, metavar=metavar, type=count, required=required, default=default, help=help
+    )
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    help = "how many work in parallel (default: as many as there are processors)"
+    _add_count(parser, "--workers", "N", help, default=default_workers())
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -141,31 +213,38 @@ def _check(arguments: argparse.Namespace) -> None:
         except DataError as error:
             failure, list_file = error, None
     try:
-        show(check_json(report, list_file) if arguments.json else check_text(report))
+        show(_check_json(report, list_file) if arguments.json else _check_text(report))
     except BrokenPipeError:  # `check DIR | head` must still exit with 2
         mute_stdout()
     if failure is not None:
         raise failure
-    if not report.is_usable:
-        raise DataError(_summary(folder, report, list_file))
+    if report.is_usable:
+        return
+    reasons = []
+    if num_broken := len(report.broken):
+        images = f"{num_broken:,} broken image{'' if num_broken == 1 else 's'}"
+        where = "" if list_file is None else f" (listed in {list_file})"
+        reasons.append(
+            f"{images}{where}: replace or remove them; training leaves out the images listed in "
+            f"{folder / quarantine.QUARANTINE_FILE}, validation skips none"
+        )
+    if problems := report.problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        reasons.append(f"{problems[0]}{more}")
+    raise DataError(f"{folder} would make a run fail: {'; '.join(reasons)}")
 
 
-def check_json(report: CheckReport, list_file: Path | None) -> str:
+def _check_json(report: CheckReport, list_file: Path | None) -> str:
     """Return the whole report as JSON. list_file: the quarantine list, if it was written."""
     content = dataclasses.asdict(report)
     content["is_usable"] = report.is_usable
-    content["quarantine"] = {
-        "file": None if list_file is None else str(list_file),
-        "images": report.broken,
-    }
+    content["quarantine"] = {"file": list_file and str(list_file), "images": report.broken}
     return json.dumps(content, indent=1)
 
 
-def check_text(report: CheckReport) -> str:
+def _check_text(report: CheckReport) -> str:
     """Return a summary of the report; only the first names of long lists."""
-    lines = [f"data set  {report.path}"]
-    if report.imagenet_1k in _IMAGENET:
-        lines.append(f"          {_IMAGENET[report.imagenet_1k]}")
+    lines = [f"data set  {report.path}", *_IMAGENET[report.imagenet_1k]]
     class_lists = dict.fromkeys(split.classes for split in report.splits.values())
     lines += [f"classes   {len(classes):,}: {_first(classes)}" for classes in class_lists]
     for name, split in report.splits.items():
@@ -179,79 +258,31 @@ def check_text(report: CheckReport) -> str:
 
 def _split_lines(name: str, split: SplitReport) -> list[str]:
     size = f"{split.total_bytes / 1e6:,.1f} MB"
-    return [
-        f"{name:<10}{split.num_images:,} images ({split.format}, {size})",
-        *_spread_line("per class", split.images_per_class, ""),
-        *_spread_line("width", split.width_px, " px"),
-        *_spread_line("height", split.height_px, " px"),
-        *_spread_line("file size", split.bytes, " bytes"),
-        f"  formats    {_counts(split.formats)}",
-        f"  colors     {_counts(split.modes)}",
-        *(f"  {k}: {len(names):,}: {_first(names)}" for k, names in split.odd.items() if names),
-        *(
-            f"  BROKEN, {kind}: {len(names):,}: {_first(names)}"
-            for kind, names in split.broken.items()
+    lines = [f"{name:<10}{split.num_images:,} images ({split.format}, {size})"]
+    for what, spread, unit in (
+        ("per class", split.images_per_class, ""),
+        ("width", split.width_px, " px"),
+        ("height", split.height_px, " px"),
+        ("file size", split.bytes, " bytes"),
+    ):
+        if spread is not None:
+            values = f"{spread.min:,.0f} / {spread.median:,.0f} / {spread.max:,.0f}{unit}"
+            lines.append(f"  {what:<10} {values} (min / median / max)")
+    for what, counts in (("formats", split.formats), ("colors", split.modes)):
+        listed = ", ".join(f"{kind} {number:,}" for kind, number in counts.items())
+        lines.append(f"  {what:<10} {listed or 'none readable'}")
+    for prefix, kinds in (("", split.odd), ("BROKEN, ", split.broken)):
+        lines += [
+            f"  {prefix}{kind}: {len(names):,}: {_first(names)}"
+            for kind, names in kinds.items()
             if names
-        ),
-    ]
-
-
-def _spread_line(what: str, spread: Spread | None, unit: str) -> list[str]:
-    if spread is None:
-        return []
-    values = f"{spread.min:,.0f} / {spread.median:,.0f} / {spread.max:,.0f}{unit}"
-    return [f"  {what:<10} {values} (min / median / max)"]
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {number:,}" for name, number in counts.items()) or "none readable"
+        ]
+    return lines
 
 
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _summary(folder: Path, report: CheckReport, list_file: Path | None) -> str:
-    parts = []
-    if num_broken := len(report.broken):
-        images = f"{num_broken:,} broken image{'' if num_broken == 1 else 's'}"
-        where = "" if list_file is None else f" (listed in {list_file})"
-        parts.append(
-            f"{images}{where}: replace or remove them; training leaves out the images listed in "
-            f"{folder / quarantine.QUARANTINE_FILE}, validation skips none"
-        )
-    if problems := report.problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        parts.append(f"{problems[0]}{more}")
-    return f"{folder} would make a run fail: {'; '.join(parts)}"
-
-
-def _add_prepare(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "prepare",
-        help="put ImageNet's official archives, or a flat val/, into class folders",
-        description="Make OUT/train/<class>/ and OUT/val/<class>/ from ILSVRC2012_img_train.tar, "
-        "ILSVRC2012_img_val.tar, or images directly in DIR/val/, whichever exist. An interrupted "
-        "run continues when it is started again.",
-    )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the folder that holds them")
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, help="folder to write to (default: DIR)"
-    )
-    parser.add_argument(
-        "--labels",
-        metavar="FILE",
-        type=Path,
-        help="classes of the validation images: lines 'NAME.JPEG CLASS', or LOC_val_solution.csv "
-        "(default: ILSVRC2012_devkit_t12, packed or unpacked, in DIR)",
-    )
-    parser.add_argument(
-        "--delete-source",
-        action="store_true",
-        help="delete the archives, or the flat images, when everything is in place",
-    )
-    parser.set_defaults(run=_prepare)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -275,38 +306,6 @@ def _prepare(arguments: argparse.Namespace) -> None:
             show(f"{split}: skipped {len(report.skipped):,} archive members that are not images")
 
 
-def _add_pack(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "pack",
-        help="write a data set into shards, for network storage",
-        description="Write the data set DIR into few large files in OUT, and read them back.",
-    )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a data set of any format")
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, required=True, help="folder to write; new"
-    )
-    parser.add_argument(
-        "--format", choices=PACK_FORMATS, required=True, help="format of the shards"
-    )
-    parser.add_argument(
-        "--max-side",
-        metavar="PIXELS",
-        type=_count,
-        help="resize images with a longer side to this length (default: keep all bytes)",
-    )
-    parser.add_argument(
-        "--quality",
-        metavar="Q",
-        type=_count,
-        help=f"JPEG quality of resized images, 1 to 100 (default: {_QUALITY})",
-    )
-    parser.add_argument(
-        "--shard-images", metavar="N", type=_count, help="images per shard (default: 2,500)"
-    )
-    _add_workers(parser)
-    parser.set_defaults(run=_pack)
-
-
 def _pack(arguments: argparse.Namespace) -> None:
     from image_classification.data.tools.pack import pack
 
@@ -318,7 +317,7 @@ def _pack(arguments: argparse.Namespace) -> None:
             arguments.output,
             arguments.format,
             max_side=arguments.max_side,
-            quality=_QUALITY if arguments.quality is None else arguments.quality,
+            quality=90 if arguments.quality is None else arguments.quality,
             shard_images=arguments.shard_images,
             workers=arguments.workers,
             progress=step,
@@ -330,33 +329,6 @@ def _pack(arguments: argparse.Namespace) -> None:
         f"verified by reading back; {report.num_reencoded:,} images resized, "
         f"{report.num_quarantined:,} left out by the quarantine list"
     )
-
-
-def _add_fake(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "fake",
-        help="make an ImageNet-like data set for trying things out",
-        description="Write JPEG folders cut from two sample photographs, with ImageNet's "
-        "distribution of image and file sizes and its known oddities: CMYK, a PNG named .JPEG, "
-        "gray images, EXIF orientations.",
-    )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write; new or empty")
-    parser.add_argument("--images", metavar="N", type=_count, required=True, help="train images")
-    parser.add_argument("--classes", metavar="C", type=_count, required=True, help="classes")
-    parser.add_argument(
-        "--val-images",
-        metavar="M",
-        type=_count,
-        help="validation images (default: a tenth of N, at least one per class)",
-    )
-    parser.add_argument(
-        "--broken", action="store_true", help="add truncated, empty and text files to train/"
-    )
-    parser.add_argument(
-        "--seed", metavar="S", type=_count, default=0, help="the same S makes the same files"
-    )
-    _add_workers(parser)
-    parser.set_defaults(run=_fake)
 
 
 def _fake(arguments: argparse.Namespace) -> None:
@@ -374,17 +346,6 @@ def _fake(arguments: argparse.Namespace) -> None:
         f"({made.num_bytes['train'] / _MB:.1f} MB) and {spec.num_val_images:,} validation images "
         f"in {spec.num_classes:,} classes; {num_broken:,} broken on purpose"
     )
-
-
-def _add_demo(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "demo",
-        help="write the demo data set",
-        description="Write scikit-learn's handwritten digits as JPEG folders: OUT/train/<digit>/ "
-        "(1,437 images) and OUT/val/<digit>/ (360).",
-    )
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; new or empty")
-    parser.set_defaults(run=lambda arguments: show(f"demo data set: {write_demo(arguments.out)}"))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 from image_classification.cli.command_line import exit_with_one_line
 from image_classification.cli.dataset import main as dataset_main
 from image_classification.core.errors import CheckpointError
-from image_classification.data.tools.imagenet import ARCHIVES
+from image_classification.data.tools.prepare import ARCHIVES
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.checkpoints.files import Snapshot
 from image_classification.models.weights import load_model, read_header

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import io
 import os
-import stat
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from image_classification.core.errors import DataError
 from image_classification.data.formats.folder import (
@@ -34,31 +32,30 @@ from image_classification.data.formats.index import Bytes, FolderIndex, Index, V
 from image_classification.data.formats.shards import open_shards
 from image_classification.data.loaders.decode import decode_rgb
 from image_classification.data.tools import quarantine
-from image_classification.data.tools.imagenet import NUM_CLASSES, NUM_IMAGES, has_imagenet_classes
 from image_classification.data.tools.parallel import Progress, no_progress, run_parallel
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 BROKEN_KINDS = ("empty", "truncated", "oversized", "undecodable", "unreadable")
 """Why an image cannot be used; ``unreadable``: its bytes could not be read."""
 
 ODD_KINDS = ("cmyk", "disguised", "exif_orientation")
 
-_CHUNK = 64
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"BM", "bmp"),
-    (b"II*\x00", "tiff"),
-    (b"MM\x00*", "tiff"),
-)
+_SIGNATURES = {
+    b"\xff\xd8\xff": "jpeg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"GIF87a": "gif",
+    b"GIF89a": "gif",
+    b"BM": "bmp",
+    b"II*\x00": "tiff",
+    b"MM\x00*": "tiff",
+}
 _EXPECTED_FORMAT = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
 _EXIF_ORIENTATION = 0x0112
 # Pillow's other formats (such as PostScript) start programs or read much just for a header.
 _PIL_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+
+_IMAGENET_CLASSES = 1000
+_IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}
+_IMAGENET_FIRST, _IMAGENET_LAST = "n01440764", "n15075141"
 
 
 @dataclass(frozen=True)
@@ -91,11 +88,13 @@ def inspect_image(content: Bytes, name: str) -> ImageFacts:
     data = content.tobytes()
     if not data:
         return ImageFacts(broken="empty", reason="the file is empty")
-    found_format = content_format(data)
-    expected = _EXPECTED_FORMAT.get(os.path.splitext(name)[1].lower(), found_format)
+    content_format = next((f for start, f in _SIGNATURES.items() if data.startswith(start)), "")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        content_format = "webp"
+    expected = _EXPECTED_FORMAT.get(os.path.splitext(name)[1].lower(), content_format)
     width, height = image_size(data) or (0, 0)
     mode, is_oriented = _read_header(data)
-    is_odd = (mode == "CMYK", found_format not in ("unknown", expected), is_oriented)
+    is_odd = (mode == "CMYK", content_format not in ("", expected), is_oriented)
     broken, reason = "", ""
     try:
         decode_rgb(content, name)
@@ -108,7 +107,7 @@ def inspect_image(content: Bytes, name: str) -> ImageFacts:
             broken = "truncated" if _is_truncated(data) else "undecodable"
     return ImageFacts(
         num_bytes=len(data),
-        content_format=found_format,
+        content_format=content_format or "unknown",
         mode=mode,
         width_px=width,
         height_px=height,
@@ -118,43 +117,26 @@ def inspect_image(content: Bytes, name: str) -> ImageFacts:
     )
 
 
-def content_format(data: bytes) -> str:
-    """Return the image format that ``data`` starts with, or ``unknown``."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return next((name for start, name in _SIGNATURES if data.startswith(start)), "unknown")
-
-
-@contextmanager
-def _pillow(data: bytes) -> Iterator[Image.Image]:
-    """Open ``data`` with Pillow, without its warnings about large images and damaged EXIF."""
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=_PIL_FORMATS) as image:
-            yield image
-
-
 def _read_header(data: bytes) -> tuple[str, bool]:
     """Return Pillow's mode and whether EXIF asks for a rotation; ('', False) if unreadable."""
-    # Pillow's plugins raise exceptions of every kind on damaged headers.
+    mode = ""
     try:
-        with _pillow(data) as image:
-            mode = image.mode
-            try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large images and damaged EXIF
+            with Image.open(io.BytesIO(data), formats=_PIL_FORMATS) as image:
+                mode = image.mode
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 0)
-            except Exception:  # damaged EXIF does not make the pixels unusable
-                orientation = 0
-            return mode, isinstance(orientation, int) and 2 <= orientation <= 8
+    # Pillow raises exceptions of every kind. Damaged EXIF does not make the pixels unusable.
     except Exception:
-        return "", False
+        return mode, False
+    return mode, isinstance(orientation, int) and 2 <= orientation <= 8
 
 
 def _is_truncated(data: bytes) -> bool:
     try:
-        with _pillow(data) as image:
-            image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(data), formats=_PIL_FORMATS).load()
     except Exception as error:
         return "truncated" in str(error).lower()
     return False
@@ -258,7 +240,6 @@ def _open_splits(root: Path, report: CheckReport) -> dict[str, tuple[str, Index]
     """Return (format, index) of each split that can be indexed; note the others in ``report``."""
     opened: dict[str, tuple[str, Index]] = {}
     missing: dict[str, DataError] = {}
-    flat = {split: count for split in SPLITS if (count := _num_flat_images(root / split))}
     for split in SPLITS:
         try:
             layout = recognize(root, split)
@@ -267,19 +248,14 @@ def _open_splits(root: Path, report: CheckReport) -> dict[str, tuple[str, Index]
                 raise
             missing[split] = error
             continue
-        if split in flat:
-            report.problems.append(
-                f"{split}/ is flat: {flat[split]:,} images directly in it, no class folders: sort "
-                f"them with `python -m image_classification dataset prepare {root}`"
-            )
-        elif flat and layout == FOLDER:
-            report.notes.append(f"{split}/ was not looked at: its classes have no counterpart yet")
-        else:
-            try:
-                opened[split] = (layout, _open(root, split, layout))
-            except DataError as error:
-                if error.message not in report.problems:  # both splits may have the same problem
-                    report.problems.append(error.message)
+        try:
+            if layout == FOLDER:
+                opened[split] = (layout, index_folder(root, split, None))
+            else:
+                opened[split] = (layout, open_shards(SHARD_FORMATS[layout], root, split, None))
+        except DataError as error:
+            if error.message not in report.problems:  # both splits may have the same problem
+                report.problems.append(error.message)
     if len(missing) == len(SPLITS):
         raise missing["train"]
     if "train" in missing:
@@ -289,36 +265,17 @@ def _open_splits(root: Path, report: CheckReport) -> dict[str, tuple[str, Index]
     return opened
 
 
-def _open(root: Path, split: str, layout: str) -> Index:
-    if layout == FOLDER:
-        return index_folder(root, split, None)
-    return open_shards(SHARD_FORMATS[layout], root, split, None)
-
-
-def _num_flat_images(folder: Path) -> int:
-    """Return the number of images directly in ``folder``; 0 if it has class folders."""
-    try:
-        with os.scandir(folder) as entries:
-            listed = [(entry.name, entry.is_dir()) for entry in entries]
-    except OSError:
-        return 0
-    if any(is_dir and not name.startswith(".") for name, is_dir in listed):
-        return 0
-    return sum(name.lower().endswith(IMAGE_EXTENSIONS) for name, _ in listed)
-
-
 def _note_other_files(folder: Path, classes: tuple[str, ...], report: CheckReport) -> None:
     """Note files without an image's extension, which an index skips silently."""
-    others: list[str] = []
-    for name in classes:
-        try:
-            files = os.listdir(folder / name)
-        except OSError:  # it was readable a moment ago: reading its images will fail and say so
-            continue
-        others += [f"{name}/{f}" for f in files if not f.lower().endswith(IMAGE_EXTENSIONS)]
+    others = [
+        f"{name}/{file}"
+        for name in classes
+        for file in os.listdir(folder / name)
+        if not file.lower().endswith(IMAGE_EXTENSIONS)
+    ]
     if others:
         report.notes.append(
-            f"{len(others):,} files in {folder.name}/ are passed over, for their names do not end "
+            f"{len(others):,} files in {folder.name}/ are skipped because their names do not end "
             f"in {', '.join(IMAGE_EXTENSIONS)}, such as {min(others)}"
         )
 
@@ -329,23 +286,20 @@ def _check_split(
     total = len(index)
     counts = np.bincount(index.labels, minlength=len(index.classes))
     report = SplitReport(layout, index.classes, total, Spread.of(counts.astype(np.int64)))
-    chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
     formats: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     sizes = np.empty((total, 3), dtype=np.int64)  # bytes, width, height
-    results = run_parallel(_inspect_chunk, index, chunks, workers)
-    for chunk, found in zip(chunks, results, strict=True):
-        for i, facts in zip(chunk, found, strict=True):
-            sizes[i] = facts.num_bytes, facts.width_px, facts.height_px
-            formats[facts.content_format] += 1
-            if facts.mode:
-                modes[facts.mode] += 1
-            for kind in facts.odd:
-                report.odd[kind].append(index.name(i))
-            if facts.broken:
-                report.broken[facts.broken].append(index.name(i))
-                report.reasons[index.name(i)] = facts.reason
-        progress(split, chunk.stop, total)
+    for i, facts in enumerate(run_parallel(_inspect, index, range(total), workers)):
+        sizes[i] = facts.num_bytes, facts.width_px, facts.height_px
+        formats[facts.content_format] += 1
+        if facts.mode:
+            modes[facts.mode] += 1
+        for kind in facts.odd:
+            report.odd[kind].append(index.name(i))
+        if facts.broken:
+            report.broken[facts.broken].append(index.name(i))
+            report.reasons[index.name(i)] = facts.reason
+        progress(split, i + 1, total)
     num_bytes, width, height = sizes.T
     known = width > 0
     report.total_bytes = int(num_bytes.sum())
@@ -357,10 +311,6 @@ def _check_split(
     return report
 
 
-def _inspect_chunk(index: Index, chunk: range) -> list[ImageFacts]:
-    return [_inspect(index, i) for i in chunk]
-
-
 def _inspect(index: Index, i: int) -> ImageFacts:
     name = index.name(i)
     try:
@@ -368,36 +318,31 @@ def _inspect(index: Index, i: int) -> ImageFacts:
     except VanishedError:
         raise
     except DataError as error:
-        if isinstance(index, FolderIndex) and _is_empty(index.root / name):
+        path = index.root / name
+        if isinstance(index, FolderIndex) and path.is_file() and not path.stat().st_size:
             return ImageFacts(broken="empty", reason="the file is empty")
         return ImageFacts(broken="unreadable", reason=error.message)
     return inspect_image(content, name)
 
 
-def _is_empty(path: Path) -> bool:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size == 0
-
-
 def _recognize_imagenet(report: CheckReport) -> None:
     splits = report.splits
-    has_count = {split: found.num_images == NUM_IMAGES[split] for split, found in splits.items()}
-    has_classes = bool(splits) and all(
-        has_imagenet_classes(found.classes)
+    has_count = {s: found.num_images == _IMAGENET_IMAGES[s] for s, found in splits.items()}
+    for split, found in splits.items():
+        classes = found.classes
+        has_synsets = (min(classes), max(classes)) == (_IMAGENET_FIRST, _IMAGENET_LAST) and all(
+            re.fullmatch(r"n\d{8}", name) for name in classes
+        )
         # Packed sets may have numbers instead of class names.
-        or (len(found.classes) == NUM_CLASSES and has_count[split])
-        for split, found in splits.items()
-    )
-    if not has_classes:
+        if len(classes) != _IMAGENET_CLASSES or not (has_synsets or has_count[split]):
+            return
+    if not splits:
         return
     is_complete = len(splits) == len(SPLITS) and all(has_count.values())
     report.imagenet_1k = "complete" if is_complete else "incomplete"
     report.notes += [
         f"these are ImageNet-1k's classes, but {split} has {splits[split].num_images:,} images "
-        f"where ImageNet-1k has {NUM_IMAGES[split]:,}"
+        f"where ImageNet-1k has {_IMAGENET_IMAGES[split]:,}"
         for split, is_so in has_count.items()
         if not is_so
     ]

@@ -52,16 +52,8 @@ def ensure_demo(root: Path | None = None) -> Path:
     Raises:
         DataError: the folder cannot be written.
     """
-    folder = (cache_root() if root is None else root) / DEMO_FOLDER
-    try:
-        if not _is_complete(folder):
-            _place(folder)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the demo data set to {folder}: {error.strerror}: set {CACHE_VARIABLE} "
-            f"to a writable folder"
-        ) from error
-    return folder
+    folder = (root or cache_root()) / DEMO_FOLDER
+    return _make(folder, f"set {CACHE_VARIABLE} to a writable folder")
 
 
 def write_demo(folder: Path) -> Path:
@@ -70,15 +62,19 @@ def write_demo(folder: Path) -> Path:
     Raises:
         DataError: the folder holds something else, or cannot be written.
     """
+    return _make(folder, "name another folder", replace=False)
+
+
+def _make(folder: Path, remedy: str, *, replace: bool = True) -> Path:
+    """Make the data set unless it is complete. replace: a folder with other files."""
     try:
-        if folder.is_dir() and any(folder.iterdir()):
-            if not _is_complete(folder):
+        if not _is_complete(folder):
+            if not replace and folder.is_dir() and any(folder.iterdir()):
                 raise DataError(f"{folder} is not empty: name a new folder for the demo data set")
-        else:
             _place(folder.absolute())
     except OSError as error:
         raise DataError(
-            f"cannot write the demo data set to {folder}: {error.strerror}: name another folder"
+            f"cannot write the demo data set to {folder}: {error.strerror}: {remedy}"
         ) from error
     return folder
 
@@ -149,9 +145,8 @@ def _build(folder: Path) -> None:
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    labels = np.asarray(digits.target, dtype=np.int64)
-    is_val = _val_mask(labels)
-    for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+    is_val = _val_mask(digits.target)
+    for index, (image, label) in enumerate(zip(pixels, digits.target, strict=True)):
         target = folder / ("val" if is_val[index] else "train") / str(label)
         target.mkdir(parents=True, exist_ok=True)
         size = (_IMAGE_SIZE_PX, _IMAGE_SIZE_PX)
@@ -163,8 +158,7 @@ def _build(folder: Path) -> None:
 
 def _val_mask(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Choose the validation images: the same share of each class, by largest remainders."""
-    counts = np.bincount(labels)
-    exact = counts * (_VAL_IMAGES / len(labels))
+    exact = np.bincount(labels) * (_VAL_IMAGES / len(labels))
     quota = np.floor(exact).astype(np.int64)
     by_remainder = np.argsort(-(exact - quota), kind="stable")
     quota[by_remainder[: _VAL_IMAGES - int(quota.sum())]] += 1

@@ -16,16 +16,14 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from image_classification.core.errors import DataError
 from image_classification.data.tools.parallel import Progress, no_progress, run_parallel
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 ODDITIES = {"cmyk": 0.002, "png": 0.001, "grey": 0.015, "exif": 0.005}
 """Kinds of odd images and their share; at least one of each if there are `ODD_FROM` images."""
@@ -34,9 +32,7 @@ BROKEN = {"truncated": 0.0005, "empty": 0.0005, "text": 0.0005}
 """Kinds of undecodable files and their share; only in train/, as validation skips no image."""
 
 ODD_FROM = 16
-MANIFEST = "manifest.json"
 
-_CHUNK = 32
 _SIDE_MIN_PX, _SIDE_MAX_PX = 75, 3000
 _NOISE_PX = 512
 _EXIF_ORIENTATION = 0x0112
@@ -66,8 +62,12 @@ class FakeReport:
     broken: dict[str, list[str]]
 
 
-_Task = tuple[str, int, str]
-"""Split, number of the image in it, and its kind ('' for an ordinary JPEG)."""
+class _Task(NamedTuple):
+    """One image to make. kind: '' for an ordinary JPEG."""
+
+    split: str
+    index: int
+    kind: str = ""
 
 
 def make_fake(
@@ -83,9 +83,8 @@ def make_fake(
     """
     _check(spec)
     kinds = _choose_kinds(spec)
-    tasks: list[_Task] = [("train", i, kinds.get(i, "")) for i in range(spec.num_images)]
-    tasks += [("val", i, "") for i in range(spec.num_val_images)]
-    chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
+    tasks = [_Task("train", i, kinds.get(i, "")) for i in range(spec.num_images)]
+    tasks += [_Task("val", i) for i in range(spec.num_val_images)]
     names: dict[str, list[str]] = {kind: [] for kind in (*ODDITIES, *BROKEN)}
     for index, kind in sorted(kinds.items()):
         names[kind].append(relative_path("train", index, spec.num_classes))
@@ -107,16 +106,13 @@ def make_fake(
             built = Path(scratch) / "built"
             for label in range(spec.num_classes):
                 for split in num_bytes:
-                    (built / split / class_name(label)).mkdir(parents=True)
-            results = run_parallel(_write_chunk, (spec, built), chunks, workers)
-            done = 0
-            for chunk, sizes in zip(chunks, results, strict=True):
-                for (split, _, _), size in zip(chunk, sizes, strict=True):
-                    num_bytes[split] += size
-                done += len(chunk)
+                    (built / split / _class_name(label)).mkdir(parents=True)
+            sizes = run_parallel(_write_image, (spec, built), tasks, workers)
+            for done, (task, size) in enumerate(zip(tasks, sizes, strict=True), start=1):
+                num_bytes[task.split] += size
                 progress("images", done, len(tasks))
             text = json.dumps(dataclasses.asdict(report), indent=1) + "\n"
-            (built / MANIFEST).write_text(text, encoding="utf-8")
+            (built / "manifest.json").write_text(text, encoding="utf-8")
             os.rename(built, out)
     except OSError as error:
         raise DataError(
@@ -128,15 +124,14 @@ def make_fake(
 
 def relative_path(split: str, index: int, num_classes: int) -> str:
     """Return the path of image ``index`` of ``split``, named as in ImageNet."""
-    synset = class_name(index % num_classes)
+    synset = _class_name(index % num_classes)
     if split == "train":
         return f"train/{synset}/{synset}_{index // num_classes}.JPEG"
     return f"val/{synset}/ILSVRC2012_val_{index + 1:08d}.JPEG"
 
 
-def class_name(number: int) -> str:
-    """Return a class name in the form of a synset: ``n00000001`` for class 0."""
-    return f"n{number + 1:08d}"
+def _class_name(number: int) -> str:
+    return f"n{number + 1:08d}"  # in the form of a synset
 
 
 def draw_size(random: np.random.Generator) -> tuple[int, int]:
@@ -193,19 +188,14 @@ def _random(seed: int, stream: str, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(sequence))
 
 
-def _write_chunk(shared: tuple[FakeSpec, Path], chunk: list[_Task]) -> list[int]:
+def _write_image(shared: tuple[FakeSpec, Path], task: _Task) -> int:
+    """Write one file; return its size in bytes."""
     spec, root = shared
-    sizes = []
-    for split, index, kind in chunk:
-        content = _encode(spec, split, index, kind)
-        (root / relative_path(split, index, spec.num_classes)).write_bytes(content)
-        sizes.append(len(content))
-    return sizes
+    path = root / relative_path(task.split, task.index, spec.num_classes)
+    return path.write_bytes(_encode(spec, *task))
 
 
-def _encode(spec: FakeSpec, split: str, index: int, kind: str) -> bytes:
-    from PIL import Image
-
+def _encode(spec: FakeSpec, split: str, index: int, kind: str = "") -> bytes:
     if kind == "empty":
         return b""
     if kind == "text":
@@ -229,8 +219,6 @@ def _encode(spec: FakeSpec, split: str, index: int, kind: str) -> bytes:
 
 def _paint(seed: int, label: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Return one image ``[H, W, 3]``: a crop of a sample photograph in the colors of its class."""
-    from PIL import Image
-
     class_random = _random(seed, "class", label)
     photo = _photos()[int(class_random.integers(2))]
     gains = class_random.uniform(0.55, 1.25, 3) * random.uniform(0.85, 1.15, 3)
@@ -240,24 +228,20 @@ def _paint(seed: int, label: int, random: np.random.Generator) -> npt.NDArray[np
     full_width, full_height = photo.size
     share = random.uniform(0.45, 1.0) * min(full_width / width, full_height / height)
     cut_width, cut_height = width * share, height * share
-    left = random.uniform(0, full_width - cut_width)
-    top = random.uniform(0, full_height - cut_height)
-    box = (left, top, left + cut_width, top + cut_height)
+    box_left = random.uniform(0, full_width - cut_width)
+    box_top = random.uniform(0, full_height - cut_height)
+    box = (box_left, box_top, box_left + cut_width, box_top + cut_height)
     piece = photo.resize((width, height), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(piece, dtype=np.float32)
     if random.random() < 0.5:
         pixels = pixels[:, ::-1]
     pixels = pixels * gains.astype(np.float32)
-    pixels += _noise(random, height, width) * np.float32(grain)
-    return pixels.clip(0, 255).astype(np.uint8)
-
-
-def _noise(random: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float32]:
-    """Return ``[H, W, 1]``: a random window of one noise tile, faster than drawing each pixel."""
+    # A random window of one tile of noise, which is faster than drawing noise for each pixel.
     top, left = random.integers(0, _NOISE_PX, 2).tolist()
     rows = (np.arange(height) + top) % _NOISE_PX
     columns = (np.arange(width) + left) % _NOISE_PX
-    return _grain()[rows[:, None], columns[None, :], None]
+    pixels += _grain()[rows[:, None], columns[None, :], None] * np.float32(grain)
+    return pixels.clip(0, 255).astype(np.uint8)
 
 
 @functools.cache
@@ -267,7 +251,6 @@ def _grain() -> npt.NDArray[np.float32]:
 
 @functools.cache
 def _photos() -> tuple[Image.Image, ...]:
-    from PIL import Image
     from sklearn.datasets import load_sample_images
 
     return tuple(Image.fromarray(image) for image in load_sample_images().images)

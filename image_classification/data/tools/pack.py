@@ -6,6 +6,7 @@ The images keep their order, their labels and, unless ``max_side`` makes them sm
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from image_classification.core.errors import ConfigError, DataError, unknown
+from image_classification.core.errors import ConfigError, DataError
 from image_classification.data.formats import recordio, tfrecord, webdataset
 from image_classification.data.formats.folder import SPLITS, has_split, open_index
 from image_classification.data.formats.image_header import check_size
-from image_classification.data.formats.index import Bytes, Index, ShardIndex
+from image_classification.data.formats.index import Index, ShardIndex
 from image_classification.data.formats.shards import CLASSES_FILE, MANIFEST
 from image_classification.data.loaders.decode import decode_rgb
 from image_classification.data.tools.parallel import Progress, no_progress
@@ -50,12 +52,14 @@ class PackReport:
 
 
 class _Image(NamedTuple):
+    """An image to write. size: width and height in pixels."""
+
     number: int
     label: int
     name: str
     content: bytes
     size: tuple[int, int]
-    is_reencoded: bool
+    is_reencoded: bool = False
 
 
 def pack(
@@ -71,15 +75,15 @@ def pack(
 ) -> PackReport:
     """Pack the data set ``source``, of any format, into the new folder ``out``.
 
-    max_side: images with a longer side of more pixels are resized to it and stored as JPEG of
-    ``quality``; None keeps the bytes of every image. shard_images: images per shard (default
-    `SHARD_IMAGES`; ``recordio`` has one file per split). workers: threads. progress: counts each
-    image twice, once packed and once read back.
+    format: one of `FORMATS`. max_side: images with a longer side of more pixels are resized to it
+    and stored as JPEG of ``quality``; None keeps the bytes of every image. shard_images: images per
+    shard (default `SHARD_IMAGES`; ``recordio`` has one file per split). workers: threads. progress:
+    counts each image twice, once packed and once read back.
 
     Everything is read back and compared before ``out`` is renamed into place.
 
     Raises:
-        ConfigError: an unknown format, or options that contradict each other.
+        ConfigError: a value out of range, or options that contradict each other.
         DataError: ``source`` cannot be read, or ``out`` is not empty or cannot be written.
     """
     _check_options(format, max_side, quality, shard_images)
@@ -91,12 +95,11 @@ def pack(
         indexes[split] = open_index(source, split, num_classes)
         num_classes = len(indexes[split].classes)
     classes = next(iter(indexes.values())).classes
-    total, done = 2 * sum(len(index) for index in indexes.values()), 0
+    total = 2 * sum(map(len, indexes.values()))
+    numbers = itertools.count(1)
 
     def count() -> None:
-        nonlocal done
-        done += 1
-        progress("images", done, total)
+        progress("images", next(numbers), total)
 
     shards: dict[str, list[str]] = {}
     checksums: dict[str, list[int]] = {split: [] for split in indexes}
@@ -128,9 +131,7 @@ def pack(
             _write_json(built / MANIFEST, {"format": 1, "layout": format, "splits": splits})
             for split, index in indexes.items():
                 _verify(built, format, index, checksums[split], count)
-            num_bytes = sum(
-                (built / name).stat().st_size for names in shards.values() for name in names
-            )
+            num_bytes = sum((built / name).stat().st_size for s in shards.values() for name in s)
             os.rename(built, out)  # replaces an empty folder, refuses a filled one
     except OSError as error:
         raise DataError(
@@ -151,8 +152,6 @@ def pack(
 def _check_options(
     format: str, max_side: int | None, quality: int, shard_images: int | None
 ) -> None:
-    if format not in FORMATS:
-        raise ConfigError(unknown("format", format, FORMATS))
     if max_side is not None and max_side < 8:
         raise ConfigError(f"--max-side {max_side} is too small: give 8 pixels or more")
     if not 1 <= quality <= 100:
@@ -172,13 +171,16 @@ def _images(index: Index, max_side: int | None, quality: int, workers: int) -> I
         where = index.where(number)
         content = index.read(number)
         size = check_size(content, where)
-        image = _Image(number, int(index.labels[number]), index.name(number), b"", size, False)
+        label, name = int(index.labels[number]), index.name(number)
         if max_side is None or max(size) <= max_side:
-            return image._replace(content=content.tobytes())
+            return _Image(number, label, name, content.tobytes(), size)
         scale = max_side / max(size)
-        smaller = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-        encoded = _resize(content, where, smaller, quality)
-        return image._replace(content=encoded, size=smaller, is_reencoded=True)
+        size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        pixels = decode_rgb(content, where).permute(1, 2, 0).contiguous().numpy()
+        encoded = io.BytesIO()
+        smaller = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+        smaller.save(encoded, "JPEG", quality=quality)
+        return _Image(number, label, name, encoded.getvalue(), size, is_reencoded=True)
 
     workers = max(1, workers)
     with ThreadPoolExecutor(workers) as pool:
@@ -195,20 +197,14 @@ def _images(index: Index, max_side: int | None, quality: int, workers: int) -> I
                 future.cancel()
 
 
-def _resize(content: Bytes, where: str, size: tuple[int, int], quality: int) -> bytes:
-    from PIL import Image  # only needed if an image is made smaller
-
-    pixels = decode_rgb(content, where).permute(1, 2, 0).contiguous().numpy()
-    encoded = io.BytesIO()
-    smaller = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
-    smaller.save(encoded, "JPEG", quality=quality)
-    return encoded.getvalue()
-
-
-def _shard_sizes(num_images: int, shard_images: int) -> list[int]:
-    """Return the number of images of each shard, as equal as possible."""
+def _shards(
+    images: Iterator[_Image], num_images: int, shard_images: int
+) -> Iterator[tuple[int, int, Iterator[_Image]]]:
+    """Yield (number, number of shards, images) of each shard; their sizes differ by at most 1."""
     num_shards = -(-num_images // shard_images)
-    return [len(part) for part in np.array_split(np.empty(num_images, np.int8), num_shards)]
+    for number in range(num_shards):
+        size = num_images // num_shards + (number < num_images % num_shards)
+        yield number, num_shards, itertools.islice(images, size)
 
 
 def _write_webdataset(
@@ -216,11 +212,10 @@ def _write_webdataset(
 ) -> list[str]:
     names: list[str] = []
     keys: set[str] = set()
-    for number, size in enumerate(_shard_sizes(len(index), shard_images)):
+    for number, _, shard in _shards(images, len(index), shard_images):
         names.append(f"{index.split}-{number:06d}.tar")
         with tarfile.open(folder / names[-1], "w", format=tarfile.PAX_FORMAT) as tar:
-            for _ in range(size):
-                image = next(images)
+            for image in shard:
                 key = _sample_key(index, image)
                 if key in keys:
                     key = f"{key}-{image.number:08d}"
@@ -234,19 +229,14 @@ def _write_tfrecord(
     folder: Path, index: Index, images: Iterator[_Image], shard_images: int
 ) -> list[str]:
     stem = {"train": "train", "val": "validation"}[index.split]
-    sizes = _shard_sizes(len(index), shard_images)
-    names = [f"{stem}-{number:05d}-of-{len(sizes):05d}" for number in range(len(sizes))]
-    for name, size in zip(names, sizes, strict=True):
-        with open(folder / name, "wb") as file:
-            for _ in range(size):
-                image = next(images)
+    names: list[str] = []
+    for number, num_shards, shard in _shards(images, len(index), shard_images):
+        names.append(f"{stem}-{number:05d}-of-{num_shards:05d}")
+        with open(folder / names[-1], "wb") as file:
+            for image in shard:
+                class_name, base = index.classes[image.label], image.name.rsplit("/", 1)[-1]
                 tfrecord.write_record(
-                    file,
-                    image.content,
-                    image.label,
-                    index.classes[image.label],
-                    image.name.rsplit("/", 1)[-1],
-                    image.size,
+                    file, image.content, image.label, class_name, base, image.size
                 )
     return names
 

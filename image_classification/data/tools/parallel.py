@@ -1,4 +1,4 @@
-"""Run one function over many tasks in worker processes, and report progress."""
+"""Run one function over many tasks in worker processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from image_classification.core.errors import DataError
 Progress = Callable[[str, int, int], None]
 """Called with a label (such as the split), the units done and the units in total."""
 
-SharedT = TypeVar("SharedT")
+_TASKS_PER_MESSAGE = 32
+
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
@@ -31,10 +32,7 @@ def default_workers() -> int:
 
 
 def run_parallel(
-    function: Callable[[SharedT, TaskT], ResultT],
-    shared: SharedT,
-    tasks: Sequence[TaskT],
-    workers: int,
+    function: Callable[[Any, TaskT], ResultT], shared: object, tasks: Sequence[TaskT], workers: int
 ) -> Iterator[ResultT]:
     """Yield ``function(shared, task)`` for each task, in the order of ``tasks``.
 
@@ -56,19 +54,19 @@ def run_parallel(
             initializer=_start_worker,
             initargs=(function, shared),
         ) as executor:
-            yield from executor.map(_call, tasks)
+            yield from executor.map(_call, tasks, chunksize=_TASKS_PER_MESSAGE)
     except BrokenProcessPool as error:
         raise DataError(
             "a worker process died, most often because memory ran out: give a smaller --workers"
         ) from error
 
 
-_state: tuple[Callable[[Any, Any], Any], Any] | None = None
+_worker_state: tuple[Callable[[Any, Any], Any], Any]
 
 
 def _start_worker(function: Callable[[Any, Any], Any], shared: Any) -> None:
-    global _state
-    _state = (function, shared)
+    global _worker_state
+    _worker_state = (function, shared)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     # A broken pool ends its workers with SIGTERM, which a fork server of loaders blocks.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -83,6 +81,5 @@ def _exit_with_main_process() -> None:
 
 
 def _call(task: Any) -> Any:
-    assert _state is not None
-    function, shared = _state
+    function, shared = _worker_state
     return function(shared, task)

@@ -6,9 +6,12 @@ when it is started again. The sources are kept unless ``delete_source`` is given
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,14 +19,20 @@ from typing import IO
 
 from image_classification.core.errors import DataError
 from image_classification.data.formats.folder import IMAGE_EXTENSIONS
-from image_classification.data.tools.imagenet import ARCHIVES, find_labels, is_class_name
 from image_classification.data.tools.parallel import Progress, no_progress
 
-_SCRATCH = ".partial-"
+ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+KIT = "ILSVRC2012_devkit_t12"
+
+_PARTIAL = ".partial-"
 """Prefix of unfinished class folders; an index skips names that start with a dot."""
 
-_COPY_BYTES = 1 << 20
 _SPACE_MARGIN = 1.02  # files occupy whole blocks
+# From untrusted files: no separators and no leading dot.
+_SAFE_NAME = re.compile(r"[^./\\\x00\s][^/\\\x00\s]*")
+_GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+_META = "data/meta.mat"
+_KIT_FILE_MAX_BYTES = 64 << 20
 
 
 @dataclass
@@ -46,9 +55,7 @@ class _Image:
 
     name: str
     size: int
-    path: Path | None = None
-    archive: tarfile.TarFile | None = None
-    member: tarfile.TarInfo | None = None
+    source: Path | tuple[tarfile.TarFile, tarfile.TarInfo]
 
 
 def prepare(
@@ -63,8 +70,9 @@ def prepare(
 
     It takes ``ILSVRC2012_img_train.tar`` (one tar per class inside), ``ILSVRC2012_img_val.tar``,
     or images directly in ``val/``, whichever exist. The classes of the validation images come from
-    ``labels`` or the development kit (see `imagenet.find_labels`). Images of a flat ``val/`` are
-    hard-linked if the file system can, and copied otherwise. progress: in bytes.
+    the file ``labels`` (lines ``NAME.JPEG CLASS``, or Kaggle's ``LOC_val_solution.csv``) or from
+    the development kit in ``source``. Images of a flat ``val/`` are hard-linked if the file system
+    can, and copied otherwise. progress: in bytes.
 
     Raises:
         DataError: there is nothing to prepare, an archive is damaged or holds anything but plain
@@ -81,11 +89,15 @@ def prepare(
             reports["train"] = _prepare_train(train, out / "train", progress)
             used.append(train)
         if val.is_file():
-            reports["val"] = _prepare_val_archive(val, out / "val", labels, progress)
+            report = reports["val"] = SplitReport(str(val))
+            with _open_tar(val) as archive:
+                images = _image_members(archive, val, report)
+                _prepare_val(images, report, source, out / "val", labels, progress)
             used.append(val)
-        elif flat := _flat_images(source / "val"):
-            reports["val"] = _prepare_flat_val(flat, source, out / "val", labels, progress)
-            used.extend(image.path for image in flat if image.path is not None)
+        elif images := _flat_images(source / "val"):
+            report = reports["val"] = SplitReport(str(source / "val"))
+            _prepare_val(images, report, source, out / "val", labels, progress)
+            used += [source / "val" / image.name for image in images]
         if not reports:
             raise DataError(
                 f"nothing to prepare in {source}: neither {ARCHIVES['train']} nor "
@@ -109,7 +121,7 @@ def _prepare_train(path: Path, folder: Path, progress: Progress) -> SplitReport:
     with _open_tar(path) as archive:
         for member in _plain_members(archive, path):
             name, extension = os.path.splitext(PurePosixPath(member.name).name)
-            if extension != ".tar" or not is_class_name(name):
+            if extension != ".tar" or not _SAFE_NAME.fullmatch(name):
                 report.skipped.append(member.name)
             elif name in classes:
                 raise DataError(f"{path} holds the class {name} twice: download it again")
@@ -129,34 +141,37 @@ def _prepare_train(path: Path, folder: Path, progress: Progress) -> SplitReport:
     return report
 
 
-def _prepare_val_archive(
-    path: Path, folder: Path, labels: Path | None, progress: Progress
-) -> SplitReport:
-    report = SplitReport(str(path))
-    with _open_tar(path) as archive:
-        by_class = _by_class(_image_members(archive, path, report), path.parent, labels)
-        missing = [group for name, group in by_class.items() if not (folder / name).is_dir()]
-        _check_space(folder, sum(image.size for group in missing for image in group))
-        _place_val_classes(by_class, folder, report, progress)
-    return report
-
-
-def _prepare_flat_val(
-    images: list[_Image], source: Path, folder: Path, labels: Path | None, progress: Progress
-) -> SplitReport:
-    report = SplitReport(str(source / "val"))
-    by_class = _by_class(images, source, labels)
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.stat().st_dev != (source / "val").stat().st_dev:  # hard links need no space
-        _check_space(folder, sum(image.size for image in images))
-    _place_val_classes(by_class, folder, report, progress)
-    return report
-
-
-def _place_val_classes(
-    by_class: dict[str, list[_Image]], folder: Path, report: SplitReport, progress: Progress
+def _prepare_val(
+    images: list[_Image],
+    report: SplitReport,
+    source: Path,
+    folder: Path,
+    labels: Path | None,
+    progress: Progress,
 ) -> None:
+    origin, class_of = _find_labels(source, labels)
+    by_class: dict[str, list[_Image]] = {}
+    for image in images:
+        stem = image.name.rsplit(".", 1)[0]
+        # The kit's labels have only the number in the image's name.
+        found = class_of.get(stem) or class_of.get(stem.rpartition("_")[2])
+        if found is None:
+            raise DataError(
+                f"{origin} has no class for {image.name}: give the list that belongs to these "
+                f"images with --labels"
+            )
+        by_class.setdefault(found, []).append(image)
+    if len(images) < len(class_of):
+        raise DataError(
+            f"{origin} names {len(class_of)} images but only {len(images)} are there: get the "
+            f"rest, or give a list of just these with --labels"
+        )
     sizes = {name: sum(image.size for image in group) for name, group in by_class.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    is_flat = isinstance(images[0].source, Path)
+    # Hard links need no space.
+    if not is_flat or folder.stat().st_dev != (source / "val").stat().st_dev:
+        _check_space(folder, sum(n for name, n in sizes.items() if not (folder / name).is_dir()))
     done = 0
     for name, group in sorted(by_class.items()):
         _place_class(folder / name, group, report.source, report)
@@ -174,76 +189,53 @@ def _place_class(folder: Path, images: list[_Image], label: str, report: SplitRe
     report.num_classes += 1
     report.num_images += len(images)
     if folder.is_dir():
-        _check_finished(folder, images, label)
+        with os.scandir(folder) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries}
+        differing = [image.name for image in images if sizes.get(image.name) != image.size]
+        if differing:
+            raise DataError(
+                f"{folder} exists but {len(differing)} of its {len(images)} images are missing or "
+                f"differ from {label}, such as {differing[0]}: remove the folder and start again"
+            )
         return
-    scratch = folder.with_name(f"{_SCRATCH}{folder.name}")
-    if scratch.exists():  # left by a killed run
-        shutil.rmtree(scratch)
-    scratch.mkdir(parents=True)
+    partial = folder.with_name(f"{_PARTIAL}{folder.name}")
+    if partial.exists():  # left by a killed run
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
     try:
         for image in images:
-            _place_image(scratch / image.name, image, label)
-        os.rename(scratch, folder)
+            _place_image(partial / image.name, image, label)
+        os.rename(partial, folder)
     except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     report.num_new_images += len(images)
 
 
 def _place_image(target: Path, image: _Image, label: str) -> None:
-    if image.path is not None:
+    if isinstance(image.source, Path):
         try:
-            os.link(image.path, target)
+            os.link(image.source, target)
         except OSError:  # another file system, or one without hard links
-            shutil.copyfile(image.path, target)
+            shutil.copyfile(image.source, target)
         return
-    assert image.archive is not None and image.member is not None
+    archive, member = image.source
+    content = archive.extractfile(member)
+    assert content is not None
     try:
-        content = image.archive.extractfile(image.member)
-        assert content is not None
         with open(target, "xb") as file:
-            shutil.copyfileobj(content, file, _COPY_BYTES)
-            num_written = file.tell()
+            shutil.copyfileobj(content, file, length=1 << 20)
     except tarfile.TarError as error:
         raise _damaged(label, error) from error
-    if num_written != image.size:
-        raise _damaged(label, f"{image.name} is cut short")
-
-
-def _check_finished(folder: Path, images: list[_Image], label: str) -> None:
-    """Refuse a class folder whose files are not those of an earlier run."""
-    with os.scandir(folder) as entries:
-        sizes = {entry.name: entry.stat().st_size for entry in entries}
-    differing = [image.name for image in images if sizes.get(image.name) != image.size]
-    if differing:
-        raise DataError(
-            f"{folder} exists but {len(differing)} of its {len(images)} images are missing or "
-            f"differ from {label}, such as {differing[0]}: remove the folder and start again"
-        )
-
-
-def _by_class(images: list[_Image], folder: Path, labels: Path | None) -> dict[str, list[_Image]]:
-    found = find_labels(folder, labels)
-    by_class: dict[str, list[_Image]] = {}
-    for image in images:
-        by_class.setdefault(found.class_of(image.name), []).append(image)
-    if len(images) < len(found):
-        raise DataError(
-            f"{found.source} names {len(found)} images but only {len(images)} are there: get the "
-            f"rest, or give a list of just these with --labels"
-        )
-    return by_class
 
 
 def _flat_images(folder: Path) -> list[_Image]:
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        files = sorted((e for e in entries if _is_image(e.name)), key=lambda e: e.name)
     return [
-        _Image(entry.name, entry.stat().st_size, path=Path(entry.path))
-        for entry in files
-        if entry.is_file(follow_symlinks=False)
+        _Image(path.name, path.stat().st_size, path)
+        for path in sorted(folder.iterdir())
+        if _is_image(path.name) and path.is_file() and not path.is_symlink()
     ]
 
 
@@ -258,7 +250,7 @@ def _image_members(
         elif name in images:
             raise DataError(f"{label} holds {name} twice: download it again")
         else:
-            images[name] = _Image(name, member.size, archive=archive, member=member)
+            images[name] = _Image(name, member.size, (archive, member))
     return list(images.values())
 
 
@@ -274,19 +266,19 @@ def _plain_members(archive: tarfile.TarFile, label: Path | str) -> Iterator[tarf
     """
     try:
         for member in archive:
-            parts = PurePosixPath(member.name).parts
-            has_odd_chars = "\\" in member.name or "\0" in member.name
-            if member.name.startswith("/") or ".." in parts or has_odd_chars:
+            name = member.name
+            is_outside = name.startswith("/") or ".." in PurePosixPath(name).parts
+            if is_outside or "\\" in name or "\0" in name:
                 raise DataError(
-                    f"{label} holds {member.name!r}, a path outside the archive: it is not "
-                    f"ImageNet's archive; download it again"
+                    f"{label} holds {name!r}, a path outside the archive: it is not ImageNet's "
+                    f"archive; download it again"
                 )
             if member.isdir():
                 continue
             if not member.isreg() or member.issparse():
                 raise DataError(
-                    f"{label} holds {member.name!r}, a link or a device instead of a file: it is "
-                    f"not ImageNet's archive; download it again"
+                    f"{label} holds {name!r}, a link or a device instead of a file: it is not "
+                    f"ImageNet's archive; download it again"
                 )
             yield member
     except (tarfile.TarError, EOFError) as error:
@@ -313,3 +305,90 @@ def _check_space(folder: Path, num_bytes: int) -> None:
             f"{folder} needs {num_bytes * _SPACE_MARGIN / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
             f"free: free some space, or name another folder with -o"
         )
+
+
+def _find_labels(folder: Path, labels: Path | None) -> tuple[str, dict[str, str]]:
+    """Return the labels in the file ``labels``, or those of the kit in ``folder``.
+
+    Their source comes first. Keys are names of images without extension, or their numbers in 8
+    digits if the labels come from the kit.
+    """
+    packed, unpacked = folder / f"{KIT}.tar.gz", folder / KIT
+    try:
+        if labels is not None:
+            return str(labels), _read_label_list(labels)
+        if unpacked.is_dir():
+            files = {name: (unpacked / name).read_bytes() for name in (_GROUND_TRUTH, _META)}
+            return str(unpacked), _kit_labels(unpacked, files)
+        if packed.is_file():
+            return str(packed), _kit_labels(packed, _read_packed_kit(packed))
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename or labels or folder}: {error.strerror}: check the file"
+        ) from error
+    raise DataError(
+        f"no classes of the validation images in {folder}: put {KIT}.tar.gz there, or give a list "
+        f"with --labels (LOC_val_solution.csv, or lines 'NAME.JPEG CLASS')"
+    )
+
+
+def _read_label_list(path: Path) -> dict[str, str]:
+    """Read lines ``NAME CLASS``, or the rows ``NAME,CLASS box …`` of LOC_val_solution.csv."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text: give a list of labels with --labels") from error
+    labels: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.replace(",", " ").split()
+        if not words or words[:2] == ["ImageId", "PredictionString"]:
+            continue
+        is_csv = "," in line
+        if len(words) < 2 or (len(words) > 2 and not is_csv) or not _SAFE_NAME.fullmatch(words[1]):
+            raise DataError(f"{path}:{number}: {line[:60]!r} is not 'NAME.JPEG CLASS': fix it")
+        stem = words[0] if is_csv else words[0].rsplit(".", 1)[0]
+        if labels.setdefault(stem, words[1]) != words[1]:
+            raise DataError(f"{path}:{number}: {words[0]} has two classes: keep one of the lines")
+    if not labels:
+        raise DataError(f"{path} lists no image: give lines 'NAME.JPEG CLASS'")
+    return labels
+
+
+def _read_packed_kit(path: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = "/".join(member.name.split("/")[-2:])
+                if name in (_GROUND_TRUTH, _META) and member.isreg():
+                    if member.size > _KIT_FILE_MAX_BYTES:
+                        raise DataError(f"{path} holds a {member.name} that is too large for a kit")
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    found[name] = file.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}): download it again") from error
+    for name in (_GROUND_TRUTH, _META):
+        if name not in found:
+            raise DataError(f"{path} holds no {name}: get ImageNet's task 1 and 2 kit")
+    return found
+
+
+def _kit_labels(kit: Path, files: dict[str, bytes]) -> dict[str, str]:
+    """Return the class of each image number; ``meta.mat`` has the names of the class ids."""
+    from scipy.io import loadmat  # type: ignore[import-untyped]
+
+    try:
+        synsets = loadmat(io.BytesIO(files[_META]), squeeze_me=True)["synsets"]
+        names = {
+            int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
+            for synset in synsets
+            if int(synset["num_children"]) == 0
+        }
+        ids = files[_GROUND_TRUTH].decode("ascii").split()
+        labels = {f"{number:08d}": names[int(i)] for number, i in enumerate(ids, start=1)}
+    except Exception as error:  # scipy raises many kinds for a damaged MATLAB file
+        raise DataError(f"cannot understand the kit {kit}: download it again") from error
+    if not labels or not all(map(_SAFE_NAME.fullmatch, labels.values())):
+        raise DataError(f"the kit {kit} names no usable classes: download it again")
+    return labels

@@ -70,8 +70,8 @@ def test_the_seed_determines_every_byte(broken_set: Path, tmp_path: Path) -> Non
     make_fake(tmp_path / "same", FakeSpec(20, 3, 3, broken=True, seed=4))
     assert files(tmp_path / "same") == files(broken_set)
     spec, other = FakeSpec(20, 3, 3, seed=4), FakeSpec(20, 3, 3, seed=5)
-    assert _encode(spec, "train", 0, "") != _encode(other, "train", 0, "")
-    assert _encode(spec, "train", 0, "") != _encode(spec, "val", 0, "")
+    assert _encode(spec, "train", 0) != _encode(other, "train", 0)
+    assert _encode(spec, "train", 0) != _encode(spec, "val", 0)
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_image_sizes_are_distributed_as_in_imagenet() -> None:
 
 def test_file_sizes_are_like_imagenet() -> None:
     spec = FakeSpec(1000, 100, 100)
-    mean = np.mean([len(_encode(spec, "train", i, "")) for i in range(40)])
+    mean = np.mean([len(_encode(spec, "train", i)) for i in range(40)])
     assert 75_000 < mean < 150_000
 
 

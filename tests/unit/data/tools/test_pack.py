@@ -1,13 +1,15 @@
 import io
 import shutil
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from image_classification.core.errors import ConfigError, DataError
+from image_classification.data.formats import webdataset
 from image_classification.data.formats.folder import open_index
-from image_classification.data.tools import pack as packing
 from image_classification.data.tools import quarantine
 from image_classification.data.tools.pack import FORMATS, pack
 
@@ -83,12 +85,14 @@ def test_a_failed_pack_leaves_nothing(image_folder: Path, tmp_path: Path, name: 
 def test_the_files_are_read_back_and_compared(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = packing.webdataset.write_sample
+    write = webdataset.write_sample
 
-    def drop_last_byte(tar: object, key: str, extension: str, content: bytes, label: int) -> str:
-        return write(tar, key, extension, content[:-1], label)  # type: ignore[arg-type]
+    def drop_last_byte(
+        tar: tarfile.TarFile, key: str, extension: str, content: bytes, label: int
+    ) -> str:
+        return write(tar, key, extension, content[:-1], label)
 
-    monkeypatch.setattr(packing.webdataset, "write_sample", drop_last_byte)
+    monkeypatch.setattr(webdataset, "write_sample", drop_last_byte)
     with pytest.raises(DataError, match="differ from what was written"):
         pack(image_folder, tmp_path / "out", "webdataset")
     assert not (tmp_path / "out").exists()
@@ -111,7 +115,7 @@ def test_a_full_disk_is_an_error(
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing.webdataset, "write_sample", full)
+    monkeypatch.setattr(webdataset, "write_sample", full)
     with pytest.raises(DataError, match=r"No space left on device: name a writable folder"):
         pack(image_folder, tmp_path / "out", "webdataset")
 
@@ -119,7 +123,6 @@ def test_a_full_disk_is_an_error(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("webdatset", {}, "did you mean 'webdataset'"),
         ("tfrecord", {"max_side": 4}, "--max-side 4 is too small"),
         ("tfrecord", {"quality": 0}, "--quality 0"),
         ("tfrecord", {"shard_images": 0}, "--shard-images 0"),
@@ -127,7 +130,7 @@ def test_a_full_disk_is_an_error(
     ],
 )
 def test_invalid_options_are_refused(
-    image_folder: Path, tmp_path: Path, name: str, options: dict[str, int], message: str
+    image_folder: Path, tmp_path: Path, name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         pack(image_folder, tmp_path / "out", name, **options)
