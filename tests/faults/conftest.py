@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import FinalState, ForkServer, Jobs
+from tests.support.jobs import FinalState, Jobs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,26 +45,17 @@ def record_outcome(
 
 
 @pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    server = ForkServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="session")
-def jobs_of_session(
-    fork_server: ForkServer, full: bool, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Jobs]:
-    jobs = Jobs(fork_server, tmp_path_factory.mktemp("jobs"), fresh=full)
+def jobs_of_session(full: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    jobs = Jobs(tmp_path_factory.mktemp("jobs"), fresh=full)
     yield jobs
     jobs.close()
 
 
 @pytest.fixture
-def jobs(fork_server: ForkServer, full: bool, tmp_path: Path) -> Iterator[Jobs]:
+def jobs(full: bool, tmp_path: Path) -> Iterator[Jobs]:
     log_folder = tmp_path / "jobs"
     log_folder.mkdir()
-    jobs = Jobs(fork_server, log_folder, fresh=full)
+    jobs = Jobs(log_folder, fresh=full)
     yield jobs
     jobs.close()
 

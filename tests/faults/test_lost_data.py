@@ -27,10 +27,10 @@ def with_backend(arguments: list[str], backend: str) -> list[str]:
 
 
 def loader_processes(job) -> list[int]:
-    """Return the pids of the job's loader processes: children of its fork server."""
-    processes = [psutil.Process(pid) for pid in job.processes()]
-    servers = [p for p in processes if "forkserver" in " ".join(p.cmdline())]
-    return [child.pid for server in servers for child in server.children()]
+    """Return the pids of the loader processes: children of the server that the job started."""
+    (pid,) = job.pids
+    servers = psutil.Process(pid).children()
+    return [process.pid for server in servers for process in server.children()]
 
 
 def test_loader_process_killed(

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux sig
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[Jobs]:
     """Jobs with the launcher, whose behavior these tests are about."""
-    jobs = Jobs(None, tmp_path, fresh=True)
+    jobs = Jobs(tmp_path, fresh=FULL, launcher=True)
     yield jobs
     jobs.close()
 

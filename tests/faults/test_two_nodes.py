@@ -11,10 +11,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.jobs import ROOT, Jobs, free_port, job_environ, read_losses, read_records
+
+FORK_SERVER = ROOT / "tests" / "support" / "fork_server.py"
 
 
 def no_namespaces() -> str:
@@ -60,8 +63,8 @@ def arguments(small_arguments: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def jobs(tmp_path) -> Iterator[Jobs]:
-    jobs = Jobs(None, tmp_path, fresh=True)
+def jobs(tmp_path, full) -> Iterator[Jobs]:
+    jobs = Jobs(tmp_path, fresh=full, launcher=True)
     yield jobs
     jobs.close()
 
@@ -74,12 +77,18 @@ def assert_equals_one_node(jobs, arguments, two_nodes) -> None:
     assert read_records(two_nodes, "start")[0].values["world_size"] == 2
 
 
-def test_two_nodes_in_namespaces(leftover_namespaces, jobs, arguments, tmp_path):
+def test_two_nodes_in_namespaces(full, leftover_namespaces, jobs, arguments, tmp_path):
     """Two nodes train like one; the script removes namespaces that a killed run left."""
     folder = tmp_path / "two-nodes"
+    python = Path(sys.executable)
+    if not full:
+        # One import per node: the launcher's rank is a fork of it.
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} {FORK_SERVER} "$@"\n')
+        python.chmod(0o755)
     demo = subprocess.Popen(
         [str(ROOT / "scripts" / "two_nodes_demo.sh"), str(folder), *arguments],
-        env=job_environ(PYTHON=sys.executable),
+        env=job_environ(PYTHON=str(python)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -30,6 +30,15 @@ def test_banner_is_on_stderr(engine: Engine) -> None:
     assert json.loads(explained.stdout)["config"]["batch"]["global"] == 2048
 
 
+def test_demo_is_resnet50_in_mixed_precision(engine: Engine) -> None:
+    explained = engine.run("demo", "--explain", "--json")
+    assert explained.returncode == 0, explained.stderr
+    config = json.loads(explained.stdout)["config"]
+    assert config["model"]["name"] == "resnet50"
+    assert config["precision"]["name"] == "AMP"
+    assert config["platform"]["name"] == "CPU"
+
+
 def test_doctor_passes(engine: Engine, runs: Path) -> None:
     done = engine.run("doctor", "--platform", "CPU", "--json", options=mounts(runs))
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}

@@ -14,10 +14,10 @@ from tests.image.containers import ROOT, Engine
 def test_check_and_comparison_with_a_slower_image(engine: Engine, tmp_path: Path) -> None:
     results = tmp_path / "checks" / "first"
     script = ROOT / "scripts" / "container_check.sh"
-    arguments = ["--quick", "--platform", "CPU", "--results", str(results), engine.image]
+    arguments = ["--quick", "--platform", "CPU", "--precision", "FP32", "--results", str(results)]
     client = str(Path(shutil.which(engine.client) or engine.client).parent)
     check = subprocess.Popen(
-        [str(script), *arguments],
+        [str(script), *arguments, engine.image],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

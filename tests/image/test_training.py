@@ -28,15 +28,16 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def test_demo_as_a_user_without_passwd_entry(engine: Engine, runs: Path) -> None:
-    # The demo command with a smaller network and half the epochs.
+    # The demo command with a smaller network, smaller images and fewer epochs, in FP32: bfloat16
+    # without instructions for it is ten times slower.
+    small = "--model resnet18 --precision FP32 --epochs 2 --set data.image_size=32"
     done = engine.run(
-        *(["demo", "--model", "resnet18", "--epochs", "4", "--workspace", "runs/demo"]),
+        *("demo", *small.split(), "--set", "data.resize=36", "--workspace", "runs/demo"),
         options=[*mounts(runs), "--user", "4321:8765"],
     )
     assert done.returncode == 0, done.stderr
     found = report(runs / "demo")
     assert found["results"]["validation"]["top1"] > 80
-    assert found["name"]["precision"] == "AMP"
     assert "docker" in found["environment"]["container"]
     assert found["environment"]["git_commit"]
     owners = {(p.stat().st_uid, p.stat().st_gid) for p in (runs / "demo").rglob("*")}

@@ -1,8 +1,10 @@
-"""Start ``launch.py`` as a user does, observe its processes, and read what it wrote."""
+"""Start ``launch.py``, observe its processes, and read what it wrote."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -26,9 +28,6 @@ from image_classification.reporting.sinks import read_metrics
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch.py"
-JOB_ID = "TEST_JOB_ID"
-"""Environment variable that every process of a job inherits."""
-
 GLOBAL_BATCH = 8
 TIMEOUT_S = 120.0
 
@@ -108,15 +107,22 @@ class ForkServer:
         self._process.stdout.close()
 
 
+@functools.cache
+def fork_server() -> ForkServer:
+    """Return this process's fork server, which is started by the first call."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
+
+
 @dataclass
 class Job:
     """One start of ``launch.py``: one process, a launcher with its ranks, or ranks alone.
 
-    pids: the processes started directly.
+    pids: the processes started directly. err: the file that is the stderr of every process.
     """
 
     folder: Path
-    job_id: str
     out: Path
     err: Path
     pids: list[int]
@@ -162,13 +168,14 @@ class Job:
 
     def rank_pid(self, rank: int) -> int:
         """Return the pid of ``rank``: started directly, or a child of its launcher."""
-        if self._popen is None:
+        if len(self.pids) > 1:
             return self.pids[rank]
-        # Loader processes inherit RANK but are not the launcher's own children.
-        children = psutil.Process(self._popen.pid).children()
-        ranks = [p.pid for p in children if _environ(p).get("RANK") == str(rank)]
-        (pid,) = ranks or self.pids
-        return pid
+        (pid,) = self.pids
+        # The ranks of a launcher lead a session each, and are started in their order; loader
+        # servers and resource trackers are in their parent's session.
+        children = [p.pid for p in psutil.Process(pid).children() if _is_running(p)]
+        ranks = sorted(child for child in children if os.getsid(child) == child)
+        return ranks[rank] if ranks else pid
 
     def send_signal(self, number: int) -> None:
         """Send a signal to every process started directly that still runs."""
@@ -178,11 +185,13 @@ class Job:
 
     def processes(self) -> list[int]:
         """Return the pids of all running processes of the job."""
-        return [
-            p.pid
-            for p in psutil.process_iter()
-            if (p.pid in self.pids or _environ(p).get(JOB_ID) == self.job_id) and _is_running(p)
-        ]
+        return [p.pid for p in psutil.process_iter() if self._is_ours(p.pid) and _is_running(p)]
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            return pid in self.pids or os.readlink(f"/proc/{pid}/fd/2") == str(self.err)
+        except OSError:
+            return False
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> int:
         """Wait for the end; return the exit code, the same for every process started directly."""
@@ -212,13 +221,6 @@ class Job:
         return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
-def _environ(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except (psutil.Error, OSError):
-        return {}
-
-
 def _is_running(process: psutil.Process) -> bool:
     try:
         return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
@@ -229,13 +231,14 @@ def _is_running(process: psutil.Process) -> bool:
 class Jobs:
     """Starts jobs and kills what is left of them on `close`.
 
-    fresh: start each job as a new process by default; otherwise fork it, ranks without a launcher.
+    fresh: start each job as a new process, which imports torch; otherwise fork it. launcher: start
+    the ranks of a forked job by ``launch.py``'s launcher; otherwise without one, as Slurm does.
     """
 
-    def __init__(self, fork_server: ForkServer | None, log_folder: Path, fresh: bool) -> None:
-        self._fork_server = fork_server
+    def __init__(self, log_folder: Path, *, fresh: bool = False, launcher: bool = False) -> None:
         self._fresh = fresh
-        self._log_folder = log_folder
+        self._launcher = launcher
+        self._log_folder = log_folder.resolve()
         self._started: list[Job] = []
 
     def start(
@@ -250,16 +253,17 @@ class Jobs:
     ) -> Job:
         """Start ``launch.py ARGUMENTS --workspace=FOLDER MORE``.
 
-        environ: added to the environment. prefix: a command that runs the rest. Either of them
-        makes the start a fresh one. processes above 1 sets the number of devices.
+        environ: added to the environment. prefix: a command that runs the rest, of a fresh start.
+        processes above 1 sets the number of devices.
         """
         argv = [*arguments, f"--workspace={folder}", *more]
         if processes > 1:
             argv.append(f"--set=platform.num_devices={processes}")
             argv.append(f"--set=batch.per_device={GLOBAL_BATCH // processes}")
-        if environ or prefix or (self._fresh if fresh is None else fresh):
+        if prefix or (self._fresh if fresh is None else fresh):
             return self._start_fresh(argv, folder, environ or {}, prefix)
-        return self._fork(argv, folder, processes)
+        ranks = 1 if self._launcher else processes
+        return self._fork(argv, folder, ranks, environ=environ or {})
 
     def start_ranks(self, script: Path, argv: Sequence[str], processes: int) -> Job:
         """Fork ``SCRIPT ARGV`` once for each rank of a world."""
@@ -287,36 +291,40 @@ class Jobs:
         environ: Mapping[str, str],
         prefix: Sequence[str],
     ) -> Job:
-        job_id, out, err = self._logs()
+        out, err = self._logs()
         with open(out, "wb") as to, open(err, "wb") as errors:
             popen = subprocess.Popen(
                 [*prefix, sys.executable, str(LAUNCH), *argv],
-                env=job_environ(**{JOB_ID: job_id}, **environ),
+                env=job_environ(**environ),
                 stdout=to,
                 stderr=errors,
                 start_new_session=True,
             )
-        job = Job(folder, job_id, out, err, [popen.pid], _popen=popen)
+        job = Job(folder, out, err, [popen.pid], _popen=popen)
         self._started.append(job)
         return job
 
     def _fork(
-        self, argv: Sequence[str], folder: Path, processes: int, script: Path | None = None
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        processes: int,
+        script: Path | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> Job:
-        assert self._fork_server is not None
-        server = self._fork_server
-        job_id, out, err = self._logs()
+        server = fork_server()
+        out, err = self._logs()
         pids = [
-            server.fork(argv, {JOB_ID: job_id, **rank}, out, err, script)
+            server.fork(argv, {**rank, **(environ or {})}, out, err, script)
             for rank in _rank_environs(processes)
         ]
-        job = Job(folder, job_id, out, err, pids, _exit_codes=server.exit_codes)
+        job = Job(folder, out, err, pids, _exit_codes=server.exit_codes)
         self._started.append(job)
         return job
 
-    def _logs(self) -> tuple[str, Path, Path]:
-        job_id = uuid.uuid4().hex
-        return job_id, self._log_folder / f"{job_id}.out", self._log_folder / f"{job_id}.err"
+    def _logs(self) -> tuple[Path, Path]:
+        name = uuid.uuid4().hex
+        return self._log_folder / f"{name}.out", self._log_folder / f"{name}.err"
 
 
 def _rank_environs(processes: int) -> list[dict[str, str]]:

@@ -180,20 +180,6 @@ def test_torchrun_on_two_machines_is_told_where_by_the_shell(tmp_path):
     assert shell(text, tmp_path, there).returncode != 0
 
 
-@pytest.mark.slow
-def test_the_torchrun_command_runs_as_printed(small_arguments, tmp_path):
-    folder = tmp_path / "a run"
-    settings = ["--set=platform.num_devices=2", "--set=batch.per_device=4"]
-    settings += ["--set=run.stop_epoch=1", "--workspace", str(folder)]
-    text = emit("torchrun", *small_arguments, *settings, script=str(ROOT / "launch.py"))
-    done = shell(text, tmp_path, with_programs(tmp_path))
-    assert done.returncode == 0, done.stderr
-    report = json.loads((folder / "report.json").read_text())
-    assert report["exit"]["code"] == 0
-    assert report["config"]["platform"]["num_devices"] == 2
-    assert report["results"]["validation"]["images"] == 15
-
-
 # Slurm
 
 
@@ -267,13 +253,21 @@ def test_slurm_says_when_a_site_allows_no_requeue(tmp_path):
     assert done.stderr == "error: not requeued; submit this file again to continue\n"
 
 
-# As srun: starts one process a task with Slurm's variables, returns the highest exit code. As
-# Slurm before the time limit: signals every task of the first start once the run has begun.
+# As srun: starts one process per task with Slurm's variables, returns the highest exit code. As
+# Slurm before the time limit: signals every task of the first start once the run has begun. The
+# tasks are forked, so that torch is imported once; FAULTS=full starts new processes.
 SRUN = """
 import os, pathlib, signal, subprocess, sys, time
+from tests.support import fork_server
 
+if os.environ.get("FAULTS") == "full":
+    start = subprocess.Popen
+else:
+    fork_server.import_everything()
+    start = fork_server.ForkedRank
+os.chdir(os.environ["CONTAINER_WORKDIR"])
 options = dict(w.split("=", 1) for w in sys.argv[1:sys.argv.index("python")])
-command = [sys.executable, *sys.argv[sys.argv.index("python") + 1 :]]
+command = [sys.executable, "-u", *sys.argv[sys.argv.index("python") + 1 :]]
 tasks, nodes = int(options["--ntasks"]), int(options["--nodes"])
 for mount in options["--container-mounts"].split(","):
     assert pathlib.Path(mount.split(":")[0]).is_dir(), mount
@@ -285,14 +279,14 @@ for rank in range(tasks):
         "SLURM_STEP_NODELIST": "localhost",
     }
     environ = {**os.environ, **{key: str(value) for key, value in slurm.items()}}
-    running.append(subprocess.Popen(command, env=environ, cwd=os.environ["CONTAINER_WORKDIR"]))
+    running.append(start(command, env=environ))
 workspace = pathlib.Path(command[command.index("--workspace") + 1])
-told = pathlib.Path(os.environ["TOLD"])
+signaled = pathlib.Path(os.environ["SIGNALED"])
 while any(p.poll() is None for p in running):
     time.sleep(0.02)
     metrics = workspace / "metrics.jsonl"
-    if not told.exists() and metrics.exists() and metrics.stat().st_size:
-        told.touch()
+    if not signaled.exists() and metrics.exists() and metrics.stat().st_size:
+        signaled.touch()
         for process in running:
             process.send_signal(signal.SIGUSR1)
 raise SystemExit(max(p.returncode if p.returncode >= 0 else 128 - p.returncode for p in running))
@@ -308,8 +302,9 @@ def test_a_slurm_job_is_stopped_requeued_and_continued(small_arguments, tmp_path
     settings = ["--set=platform.num_nodes=2", "--set=batch.per_device=4", "--set=run.stop_epoch=2"]
     text = emit("slurm", *small_arguments, *settings, "--workspace", str(workspace))
     job = str(os.getpid())
+    signaled = str(tmp_path / "signaled")
     environ = with_programs(
-        bin_, SLURM_JOB_ID=job, TOLD=str(tmp_path / "told"), CONTAINER_WORKDIR=str(ROOT)
+        bin_, SLURM_JOB_ID=job, SIGNALED=signaled, CONTAINER_WORKDIR=str(ROOT), PYTHONPATH=str(ROOT)
     )
     first = shell(text, tmp_path, environ)
     assert first.returncode == 75, first.stderr
