@@ -152,10 +152,10 @@ def _values(key: Key) -> str:
     else:
         values = {int: "integer", float: "number", bool: "`true`, `false`", str: "text"}[key.kind]
         values += "".join(f" or `{word}`" for word in key.words)
-        if key.minimum is not None and key.maximum is not None:
-            values += f", {key.minimum:,g} to {key.maximum:,g}"
-        elif key.minimum is not None:
-            values += f" ≥ {key.minimum:g}"
+        if key.min is not None and key.max is not None:
+            values += f", {key.min:,g} to {key.max:,g}"
+        elif key.min is not None:
+            values += f" ≥ {key.min:g}"
     if key.length is not None:
         values = f"list of {key.length or ''} {values}".replace("  ", " ")
     return f"{values}; or `null`" if key.optional else values

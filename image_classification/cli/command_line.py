@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from image_classification.core.errors import ConfigError, UserError
-from image_classification.core.program import command
-from image_classification.core.terminal import mute_stdout
+from image_classification.core.program import command, mute_stdout
 
 _COMPLETING = "_ARGCOMPLETE"  # set by the shell: which word names the program, from 1
 

@@ -24,7 +24,7 @@ from rich.progress import (
 
 from image_classification.cli.command_line import CommandParser
 from image_classification.core.errors import EXIT_DONE, ConfigError, DataError
-from image_classification.core.terminal import mute_stdout, show
+from image_classification.core.program import mute_stdout, show
 from image_classification.data.tools import quarantine
 from image_classification.data.tools.demo import write_demo
 from image_classification.data.tools.parallel import default_workers

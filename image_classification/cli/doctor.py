@@ -12,7 +12,7 @@ from rich.console import Console
 from image_classification.cli.command_line import CommandParser
 from image_classification.config.catalogue import load_catalogue
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError, unknown
-from image_classification.core.terminal import mute_stdout, show
+from image_classification.core.program import mute_stdout, show
 from image_classification.doctor.checks import Options, run_checks
 from image_classification.doctor.report import (
     FAIL,

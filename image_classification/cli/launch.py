@@ -16,14 +16,12 @@ from typing import Any
 from image_classification.cli.command_line import CommandParser, completed_by
 from image_classification.cli.emit.render import KINDS, render_emission
 from image_classification.config.catalogue import Catalogue, ListedRun, load_catalogue
-from image_classification.config.explain import explanation
-from image_classification.config.keys import KEYS, Override, read_setting
+from image_classification.config.keys import KEYS, Override, explanation, read_setting
 from image_classification.config.options import OPTIONS, Option, read_option
 from image_classification.config.resolve import LayeredRun, read_run
 from image_classification.config.schema import MODES, RunConfig
 from image_classification.core.errors import ConfigError, nearest, unknown
-from image_classification.core.program import command, launch_words
-from image_classification.core.terminal import show
+from image_classification.core.program import command, launch_words, show
 from image_classification.data.loaders.protocol import BACKENDS
 
 LISTS = ("models", "platforms", "precisions", "modes", "recipes", "runs")
@@ -103,7 +101,7 @@ class _Given(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        text = str(values) if self._option.takes_value else None
+        text = str(values) if self._option.metavar else None
         namespace.given.append((self._option, text))
 
 
@@ -167,7 +165,7 @@ def build_parser() -> CommandParser:
     settings.add_argument("--evaluate", action="store_true", help="the same as --mode evaluate")
     settings.add_argument("--jit", metavar="NAME", help="no; TorchScript is not supported")
     for option in OPTIONS:
-        kwargs: dict[str, Any] = {"metavar": option.metavar} if option.takes_value else {"nargs": 0}
+        kwargs: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {"nargs": 0}
         action = settings.add_argument(
             *option.flags, action=_Given, option=option, dest="given", help=option.help, **kwargs
         )

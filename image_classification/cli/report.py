@@ -20,8 +20,7 @@ from image_classification.core.errors import (
     unknown,
 )
 from image_classification.core.files import write_atomically
-from image_classification.core.program import command
-from image_classification.core.terminal import mute_stdout, show
+from image_classification.core.program import command, mute_stdout, show
 from image_classification.reporting.compare.combine import group_runs
 from image_classification.reporting.compare.combined import (
     Combined,

@@ -1,8 +1,7 @@
 """Resolve names, recipes and options to one frozen, explained configuration, without torch."""
 
 from image_classification.config.catalogue import Catalogue, ListedRun, load_catalogue
-from image_classification.config.explain import explanation, to_dict, to_yaml
-from image_classification.config.keys import Override
+from image_classification.config.keys import Override, explanation, to_dict, to_yaml
 from image_classification.config.resolve import LayeredRun, read_run, resolve
 from image_classification.config.schema import RunConfig, RunNames
 

@@ -1,8 +1,9 @@
-"""Settings by dotted name: the table `KEYS`, and reading and checking one value."""
+"""The settings by dotted name: reading and checking one value, and writing all of them out."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import types
@@ -10,29 +11,26 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from image_classification.config.schema import SECTIONS
-from image_classification.core.errors import ConfigError, nearest
+from image_classification.config.schema import SECTIONS, RunConfig
+from image_classification.core.errors import ConfigError, meant, nearest, shortened
 
-IDENTITY = {
+MAX_INT = 2**31 - 1
+"""Upper bound of whole numbers without a bound of their own."""
+
+_NAME_OPTIONS = {
     "model.name": "--model",
     "precision.name": "--precision",
     "platform.name": "--platform",
     "run.mode": "--mode",
 }
-"""Keys that only the run's names set, and the option of each name."""
-
-MAX_INT = 2**31 - 1
-"""Upper bound of whole numbers without a bound of their own."""
-
 _KIND_TEXTS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _NULLS = ("null", "none", "~")
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_SHOWN = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Key:
-    """One setting: its dotted name, type and constraints.
+    """One setting: its dotted name, type and constraints; see `schema.setting`.
 
     kind: type of the value, or of the elements of a list. length: None for a single value, 0 for a
     list of any length, n for a list of n. words: texts allowed besides numbers.
@@ -40,18 +38,18 @@ class Key:
 
     name: str
     field: str
-    doc: str
     kind: type
     optional: bool
     length: int | None
     words: tuple[str, ...]
     default: Any
-    choices: tuple[str, ...] | None
-    minimum: float | None
-    maximum: float | None
-    pattern: str | None
-    nonempty: bool
-    computed: bool
+    doc: str
+    choices: tuple[str, ...] = ()
+    min: float | None = None
+    max: float | None = None
+    pattern: str = ""
+    nonempty: bool = False
+    computed: bool = False
 
     @property
     def section(self) -> str:
@@ -75,21 +73,18 @@ class Key:
             ConfigError: wrong type, not one of the choices, or out of range. The message starts
                 with ``where`` and names the nearest valid value.
         """
-        if value is None:
-            if self.optional:
-                return None
-            raise ConfigError(f"{where}: {self.name} must be {_KIND_TEXTS[self.kind]}, got null")
-        if self.length is None:
+        if value is None and self.optional:
+            return None
+        if self.length is None or value is None:
             return self._check_element(value, where)
+        name = f"{where}: {self.name}"
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: {self.name} must be a list, got {value!r}")
+            raise ConfigError(f"{name} must be a list, got {value!r}")
         if not value and self.nonempty:
-            raise ConfigError(f"{where}: {self.name} must have a value, got none ({self.doc})")
+            raise ConfigError(f"{name} must have a value, got none ({self.doc})")
         if self.length and len(value) != self.length:
-            raise ConfigError(
-                f"{where}: {self.name} must have {self.length} values, got {len(value)}"
-            )
-        return tuple(self._check_element(v, where) for v in value)
+            raise ConfigError(f"{name} must have {self.length} values, got {len(value)}")
+        return tuple(self._check_element(element, where) for element in value)
 
     def parse(self, text: str, where: str) -> Any:
         """Read ``text`` from the command line as the key's type; lists are written ``1,2,3``.
@@ -106,8 +101,8 @@ class Key:
             return None
         if self.length is None:
             return self.check(self._parse_element(text), where)
-        parts = [p.strip() for p in text.strip("[]()").split(",") if p.strip()]
-        return self.check([self._parse_element(p) for p in parts], where)
+        parts = [part.strip() for part in text.strip("[]()").split(",")]
+        return self.check([self._parse_element(part) for part in parts if part], where)
 
     def _parse_element(self, text: str) -> Any:
         if self.kind is bool:
@@ -116,85 +111,60 @@ class Key:
         return text if number is None else number
 
     def _check_element(self, value: Any, where: str) -> Any:
-        value = self._convert(value, where)
-        if self.choices is not None and value not in self.choices:
-            hint = nearest(value, self.choices)
-            meant = f"; did you mean {hint!r}?" if hint else ""
-            valid = ", ".join(self.choices)
-            raise ConfigError(f"{where}: {self.name} cannot be {value!r}{meant} (valid: {valid})")
-        if self.pattern is not None and not re.fullmatch(self.pattern, value):
+        if not self._has_kind(value):
+            also = "".join(f" or {word!r}" for word in self.words)
+            if self.optional:
+                also += " or null"
+            shown = "null" if value is None else shortened(value)
+            raise ConfigError(
+                f"{where}: {self.name} must be {_KIND_TEXTS[self.kind]}{also}, got {shown}"
+            )
+        if self.kind is float and value not in self.words:
+            value = float(value)
+        if self.choices and value not in self.choices:
+            raise ConfigError(
+                f"{where}: {self.name} cannot be {value!r}{meant(value, self.choices)} "
+                f"(valid: {', '.join(self.choices)})"
+            )
+        if self.pattern and not re.fullmatch(self.pattern, value):
             raise ConfigError(f"{where}: {self.name} cannot be {value!r} ({self.doc})")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if self.kind in (int, float) and not isinstance(value, str):
             self._check_range(value, where)
         return value
 
+    def _has_kind(self, value: Any) -> bool:
+        if self.kind is not float:
+            # In Python, a bool is an int.
+            return type(value) is self.kind and value != ""
+        if isinstance(value, bool) or value is None:
+            return False
+        if isinstance(value, str) and value in self.words:
+            return True
+        try:
+            # YAML 1.1 reads 1e-4, which has no dot, as text.
+            return math.isfinite(float(value))
+        except (TypeError, ValueError, OverflowError):
+            return False
+
     def _check_range(self, value: float, where: str) -> None:
-        if self.minimum is not None and value < self.minimum:
-            bound, limit = "or more", f"{self.minimum:g}"
+        highest = MAX_INT if self.max is None and self.kind is int else self.max
+        if self.min is not None and value < self.min:
+            bound, limit = "or more", f"{self.min:g}"
+        elif highest is not None and value > highest:
+            bound, limit = "or less", str(highest) if self.kind is int else f"{highest:g}"
         else:
-            maximum = MAX_INT if self.maximum is None and self.kind is int else self.maximum
-            if maximum is None or value <= maximum:
-                return
-            bound, limit = "or less", str(maximum) if self.kind is int else f"{maximum:g}"
+            return
         raise ConfigError(
-            f"{where}: {self.name} must be {limit} {bound}, got {clipped(value)}; "
+            f"{where}: {self.name} must be {limit} {bound}, got {shortened(value)}; "
             f"the nearest valid value is {limit}"
         )
-
-    def _convert(self, value: Any, where: str) -> Any:
-        kind = self.kind
-        if kind is str:
-            if isinstance(value, str) and value:
-                return value
-        elif kind is bool or isinstance(value, bool):
-            if kind is bool and isinstance(value, bool):
-                return value
-        elif kind is int and isinstance(value, int):
-            return value
-        elif kind is float:
-            if isinstance(value, str) and value in self.words:
-                return value
-            # YAML 1.1 reads 1e-4, which has no dot, as text.
-            if isinstance(value, (int, float, str)) and _is_finite(value):
-                return float(value)
-        also = "".join(f" or {w!r}" for w in self.words) + (" or null" if self.optional else "")
-        raise ConfigError(
-            f"{where}: {self.name} must be {_KIND_TEXTS[kind]}{also}, got {clipped(value)}"
-        )
-
-
-def clipped(value: Any) -> str:
-    """Return ``repr(value)``, cut to a length that fits into a message."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def whole_number(text: str) -> int | None:
     """Return the whole number that ``text`` is; None for other texts and for absurd lengths."""
-    if len(text) <= _SHOWN and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
+    if len(text) <= 60 and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
         return int(text)
     return None
-
-
-def _is_finite(value: float | str) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except (ValueError, OverflowError):
-        return False
-
-
-def _shape(hint: Any) -> tuple[type, bool, int | None, tuple[str, ...]]:
-    """Return kind, optional, length and words of a field's type; see `Key`."""
-    arms = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    optional = type(None) in arms
-    rest = [a for a in arms if a is not type(None)]
-    if rest == [float, str]:
-        return float, optional, None, ("dynamic",)
-    (single,) = rest
-    if typing.get_origin(single) is tuple:
-        elements = typing.get_args(single)
-        return elements[0], optional, 0 if elements[-1] is Ellipsis else len(elements), ()
-    return single, optional, None, ()
 
 
 def _read_keys() -> dict[str, Key]:
@@ -202,25 +172,27 @@ def _read_keys() -> dict[str, Key]:
     for section, cls in SECTIONS.items():
         hints = typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
-            kind, optional, length, words = _shape(hints[f.name])
-            meta = f.metadata
-            name = f"{section}.{meta.get('key', f.name)}"
-            keys[name] = Key(
-                name=name,
+            metadata = dict(f.metadata)
+            hint = hints[f.name]
+            types_allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            optional = type(None) in types_allowed
+            kinds = [kind for kind in types_allowed if kind is not type(None)]
+            length = None
+            if typing.get_origin(kinds[0]) is tuple:
+                elements = typing.get_args(kinds[0])
+                length = 0 if elements[-1] is Ellipsis else len(elements)
+                kinds = [elements[0]]
+            key = Key(
+                name=f"{section}.{metadata.pop('key', f.name)}",
                 field=f.name,
-                doc=meta["doc"],
-                kind=kind,
+                kind=kinds[0],
                 optional=optional,
                 length=length,
-                words=words,
+                words=("dynamic",) if str in kinds[1:] else (),
                 default=f.default,
-                choices=meta.get("choices"),
-                minimum=meta.get("min"),
-                maximum=meta.get("max"),
-                pattern=meta.get("pattern"),
-                nonempty=meta.get("nonempty", False),
-                computed=meta.get("computed", False),
+                **metadata,
             )
+            keys[key.name] = key
     return keys
 
 
@@ -247,10 +219,11 @@ def read_setting(text: str) -> Override:
         ConfigError: no ``=``, no such key, or a value that does not fit it.
     """
     name, equals, value = text.partition("=")
+    origin = f"--set {text}"
     if not equals:
-        raise ConfigError(f"--set {text}: write section.key=value")
-    key = find_key(name.strip(), f"--set {text}")
-    return Override(key.name, key.parse(value, f"--set {text}"), f"--set {text}")
+        raise ConfigError(f"{origin}: write section.key=value")
+    key = find_key(name.strip(), origin)
+    return Override(key.name, key.parse(value, origin), origin)
 
 
 def find_key(name: str, where: str) -> Key:
@@ -270,9 +243,9 @@ def settable_key(name: str, where: str) -> Key:
     Raises:
         ConfigError: also for keys that the run's names set, or that are computed.
     """
-    if name in IDENTITY:
-        raise ConfigError(f"{where}: {name} is set by {IDENTITY[name]}; use that")
     key = find_key(name, where)
+    if name in _NAME_OPTIONS:
+        raise ConfigError(f"{where}: {name} is set by {_NAME_OPTIONS[name]}; use that")
     if key.computed:
         raise ConfigError(f"{where}: {name} is computed; set batch.per_device and batch.global")
     return key
@@ -281,20 +254,61 @@ def settable_key(name: str, where: str) -> Key:
 def _unknown_key(name: str) -> str:
     section, dot, short = name.partition(".")
     if name in SECTIONS:
-        example = next(k for k in KEYS if k.startswith(f"{name}."))
+        example = next(key for key in KEYS if key.startswith(f"{name}."))
         return f"{name!r} is a section; write its keys with a dot, such as {example!r}"
     if not dot:
-        homes = [k for k in KEYS if k.endswith(f".{name}")]
-        hint = " or ".join(map(repr, homes)) if homes else _quoted(nearest(name, KEYS))
+        hints = [key for key in KEYS if key.endswith(f".{name}")] or [nearest(name, KEYS)]
         other = "keys are section.key, see --explain"
     elif section in SECTIONS:
-        own = [k.short for k in KEYS.values() if k.section == section]
-        hint, other = _quoted(nearest(short, own)), f"{section} has {', '.join(own)}"
+        own = [key.short for key in KEYS.values() if key.section == section]
+        hints, other = [nearest(short, own)], f"{section} has {', '.join(own)}"
     else:
-        hint = _quoted(nearest(name, KEYS) or nearest(section, SECTIONS))
+        hints = [nearest(name, KEYS) or nearest(section, SECTIONS)]
         other = f"sections are {', '.join(SECTIONS)}"
+    hint = " or ".join(repr(hint) for hint in hints if hint)
     return f"unknown key {name!r}; {f'did you mean {hint}?' if hint else other}"
 
 
-def _quoted(text: str) -> str:
-    return repr(text) if text else ""
+def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return ``{section: {key: value}}`` for JSON, with the keys of ``--set``."""
+    content: dict[str, dict[str, Any]] = {}
+    for key in KEYS.values():
+        value = getattr(getattr(config, key.section), key.field)
+        section = content.setdefault(key.section, {})
+        section[key.short] = list(value) if isinstance(value, tuple) else value
+    return content
+
+
+def explanation(config: RunConfig) -> dict[str, Any]:
+    """Return what ``--explain --json`` prints: name, config, provenance and warnings."""
+    return {
+        "name": dataclasses.asdict(config.names),
+        "config": to_dict(config),
+        "provenance": dict(config.provenance),
+        "warnings": list(config.warnings),
+    }
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the configuration as YAML, each value with its origin as a comment.
+
+    Its content is that of `to_dict` plus ``name``, ``sources`` and ``warnings``.
+    """
+    lines = ["# Resolved configuration; each value with where it came from."]
+    lines.append(f"name: {json.dumps(dataclasses.asdict(config.names), ensure_ascii=False)}")
+    for section, content in to_dict(config).items():
+        lines.append(f"{section}:")
+        for short, value in content.items():
+            origin = config.provenance[f"{section}.{short}"].replace("\n", " ")
+            lines.append(f"  {short}: {_yaml_value(value):<24}  # {origin}")
+    for name, texts in (("sources", config.sources), ("warnings", config.warnings)):
+        lines.append(f"{name}: {json.dumps(list(texts), ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml_value, value))}]"
+    text = json.dumps(value, ensure_ascii=False)
+    # YAML 1.1 reads 5e-05, which has no dot, as text.
+    return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text

@@ -7,113 +7,86 @@ the devices.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from image_classification.config.catalogue import Catalogue, Entry, Layer, load_catalogue
-from image_classification.config.checks import check_together
+from image_classification.config.catalogue import Catalogue, Entry, load_catalogue
 from image_classification.config.keys import KEYS, Override, settable_key
 from image_classification.config.placement import place
 from image_classification.config.schema import MODES, SECTIONS, RunConfig, RunNames
 from image_classification.core.errors import ConfigError, unknown
 from image_classification.core.types import DevicesFound
 
+_DTYPES = {
+    "FP32": ("float32",),
+    "TF32": ("float32",),
+    "BF16": ("bfloat16",),
+    "AMP": ("float16", "bfloat16"),
+}
+_RUN_FILES = (
+    ".",
+    ".lock",
+    "checkpoints",
+    "config.yml",
+    "diverged.json",
+    "metrics.jsonl",
+    "plots",
+    "report.html",
+    "report.json",
+    "trackers",
+)
 
+
+@dataclass
 class Values:
-    """The settings of a run while its layers are applied: later layers win."""
+    """The settings of a run while its layers are applied: later layers win.
 
-    def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
-        self._origins: dict[str, str] = {}
-        self._given: set[str] = set()
-        self._inherited: dict[str, Any] = {}
-        for key in KEYS.values():
-            if key.has_default:
-                self.put(key.name, key.default, "default (schema)")
+    published: the layers' values of the keys that the user set.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
 
     def put(self, key: str, value: Any, origin: str) -> None:
         """Set a value, replacing that of an earlier layer."""
-        self._values[key] = value
-        self._origins[key] = origin
+        self.values[key] = value
+        self.origins[key] = origin
 
-    def put_layer(self, layer: Layer, file: str, name: str) -> None:
-        """Apply a named layer of a configuration file."""
-        for key, setting in layer.items():
-            self.put(key, setting.value, f"{file}:{setting.line}, {name}")
-
-    def put_overrides(self, overrides: Iterable[Override]) -> None:
-        """Apply the user's settings.
-
-        Raises:
-            ConfigError: an unknown key, a value of the wrong type or out of range, a key that
-                cannot be set, or two different values for a key.
-        """
-        for override in overrides:
-            value, where = override.value, override.origin
-            key = settable_key(override.key, where)
-            if not (key.name == "batch.global" and value is None):
-                value = key.check(value, where)
-            if key.name in self._given and self[key.name] != value:
-                raise ConfigError(
-                    f"{key.name} is given twice: {self[key.name]} ({self.origin(key.name)}) and "
-                    f"{value} ({where}); keep one"
-                )
-            self.replace(Override(key.name, value, where))
-
-    def replace(self, override: Override) -> None:
-        """Apply one checked setting of the user, in place of an earlier one."""
-        self._inherited.setdefault(override.key, self._values.get(override.key))
-        self._given.add(override.key)
+    def set_by_user(self, override: Override) -> None:
+        """Set a checked value that the user gave, replacing an earlier one."""
+        self.published.setdefault(override.key, self.values.get(override.key))
         self.put(override.key, override.value, override.origin)
 
     def given(self, key: str) -> bool:
         """Return whether the user set ``key`` for this run."""
-        return key in self._given
-
-    def changed(self, key: str) -> bool:
-        """Return whether the user set ``key`` to another value than the layers have."""
-        return key in self._given and self[key] != self.inherited(key)
+        return key in self.published
 
     def inherited(self, key: str) -> Any:
         """Return the layers' value of ``key``, without the user's setting."""
-        return self._inherited.get(key, self._values.get(key))
+        return self.published.get(key, self.values.get(key))
 
-    def origin(self, key: str) -> str:
-        """Return where the value of ``key`` came from."""
-        return self._origins[key]
+    def changed(self, key: str) -> bool:
+        """Return whether the user set ``key`` to another value than the layers have."""
+        return self.given(key) and self[key] != self.inherited(key)
 
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def missing(self) -> list[str]:
-        """Return the keys that no layer set, without computed ones."""
-        return [k.name for k in KEYS.values() if not k.computed and k.name not in self._values]
-
-    def check(self) -> None:
-        """Raise ConfigError where values do not fit one another."""
-        check_together(self._values, self._origins, self._given)
+    def shown(self, key: str) -> str:
+        """Return ``key value (origin)`` for messages."""
+        value = self[key]
+        text = f"{value:g}" if isinstance(value, float) else value
+        return f"{key} {text} ({self.origins[key]})"
 
     def copy(self) -> Values:
         """Return an independent copy."""
-        values = copy.copy(self)
-        values._values, values._origins = dict(self._values), dict(self._origins)
-        values._given, values._inherited = set(self._given), dict(self._inherited)
-        return values
-
-    def sections(self) -> dict[str, Any]:
-        """Return section -> its dataclass with these values."""
-        return {
-            section: cls(**{k.field: self[k.name] for k in KEYS.values() if k.section == section})
-            for section, cls in SECTIONS.items()
-        }
-
-    def origins(self) -> dict[str, str]:
-        """Return key -> origin, in the schema's order."""
-        return {name: self._origins[name] for name in KEYS}
+        return Values(dict(self.values), dict(self.origins), dict(self.published))
 
 
 def without_line(origin: str) -> str:
@@ -138,8 +111,8 @@ class LayeredRun:
     def replace(self, override: Override) -> LayeredRun:
         """Return this run with one more setting, in place of the user's own."""
         values = self.values.copy()
-        values.replace(override)
-        return LayeredRun(self.names, values, self.warnings, self.assumptions, self.sources)
+        values.set_by_user(override)
+        return dataclasses.replace(self, values=values)
 
     def on(
         self,
@@ -157,10 +130,14 @@ class LayeredRun:
         """
         values = self.values.copy()
         notes = place(values, available, world_size, num_nodes)
+        sections = {
+            section: cls(**{k.field: values[k.name] for k in KEYS.values() if k.section == section})
+            for section, cls in SECTIONS.items()
+        }
         return RunConfig(
             names=self.names,
-            **values.sections(),
-            provenance=values.origins(),
+            **sections,
+            provenance={name: values.origins[name] for name in KEYS},
             warnings=(*self.warnings, *notes, *self.assumptions),
             sources=self.sources,
         )
@@ -202,8 +179,8 @@ def read_run(
         overrides = [Override(key, value, "overrides argument") for key, value in overrides.items()]
     if data is not None:
         overrides = [Override("data.path", data, "DATA on the command line"), *overrides]
-    values.put_overrides(overrides)
-    missing = values.missing()
+    _apply_overrides(values, overrides)
+    missing = [k.name for k in KEYS.values() if not k.computed and k.name not in values.values]
     if missing:
         raise ConfigError(
             f"{catalogue.name}: {model} {platform} {precision} has no value for "
@@ -211,7 +188,8 @@ def read_run(
         )
     _keep_resize_margin(values)
     warnings = (*notes, *_choose_backend(values), *_choose_dtype(values))
-    values.check()
+    for check in (_check_precision, _check_apex, _check_data, _check_run, _check_schedule):
+        check(values)
     blocks = (catalogue.platforms[platform], entry.block, entry.recipes[recipe])
     assumptions = dict.fromkeys(line for block in blocks for line in block.assumptions)
     sources = dict.fromkeys(source for block in blocks for source in block.sources)
@@ -242,6 +220,10 @@ def resolve(
 
 
 def _apply_layers(catalogue: Catalogue, entry: Entry, names: RunNames) -> Values:
+    values = Values()
+    for key in KEYS.values():
+        if key.has_default:
+            values.put(key.name, key.default, "default (schema)")
     entry_name = f"{names.model} {names.platform} {names.precision}"
     recipe_name = f"recipe {names.recipe}"
     layers = {
@@ -253,9 +235,9 @@ def _apply_layers(catalogue: Catalogue, entry: Entry, names: RunNames) -> Values
         f"{recipe_name} of {entry_name}": entry.recipes[names.recipe].settings,
         f"mode {names.mode}": catalogue.modes.get(names.mode, {}),
     }
-    values = Values()
     for name, layer in layers.items():
-        values.put_layer(layer, catalogue.name, name)
+        for key_name, (value, where) in layer.items():
+            values.put(key_name, value, f"{where}, {name}")
     values.put("model.name", names.model, "--model")
     values.put("precision.name", names.precision, "--precision")
     values.put("platform.name", names.platform, "--platform")
@@ -263,25 +245,24 @@ def _apply_layers(catalogue: Catalogue, entry: Entry, names: RunNames) -> Values
     return values
 
 
-def _choose_backend(values: Values) -> list[str]:
-    path, backend = values["data.path"], values["data.backend"]
-    if path == "synthetic" and backend != "synthetic":
-        origin = values.origin("data.path")
-        if values.given("data.backend"):
+def _apply_overrides(values: Values, overrides: Iterable[Override]) -> None:
+    """Apply the user's settings.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range, a key that cannot
+            be set, or two different values for a key.
+    """
+    for override in overrides:
+        value, where = override.value, override.origin
+        key = settable_key(override.key, where)
+        if not (key.name == "batch.global" and value is None):
+            value = key.check(value, where)
+        if values.given(key.name) and values[key.name] != value:
             raise ConfigError(
-                f"data.path is synthetic ({origin}) and data.backend is "
-                f"{backend} ({values.origin('data.backend')}); leave one of them out"
+                f"{key.name} is given twice: {values[key.name]} ({values.origins[key.name]}) and "
+                f"{value} ({where}); keep one"
             )
-        values.put("data.backend", "synthetic", f"data.path is synthetic: {origin}")
-    elif backend == "synthetic" and path != "synthetic":
-        origin = values.origin("data.backend")
-        values.put("data.path", "synthetic", f"data.backend is synthetic: {origin}")
-        if values.given("data.path"):
-            return [
-                f"{path} is not read, as the data are synthetic ({origin}); "
-                "--data-backend pytorch reads it"
-            ]
-    return []
+        values.set_by_user(Override(key.name, value, where))
 
 
 def _keep_resize_margin(values: Values) -> None:
@@ -289,8 +270,29 @@ def _keep_resize_margin(values: Values) -> None:
     if values.changed("data.image_size") and not values.given("data.resize"):
         size, before = values["data.image_size"], values.inherited("data.image_size")
         resize = values["data.resize"]
-        origin = f"formula: {size} + ({resize} - {before})"
-        values.put("data.resize", size + resize - before, origin)
+        values.put(
+            "data.resize", size + resize - before, f"formula: {size} + ({resize} - {before})"
+        )
+
+
+def _choose_backend(values: Values) -> list[str]:
+    path, backend = values["data.path"], values["data.backend"]
+    path_origin, backend_origin = values.origins["data.path"], values.origins["data.backend"]
+    if path == "synthetic" and backend != "synthetic":
+        if values.given("data.backend"):
+            raise ConfigError(
+                f"data.path is synthetic ({path_origin}) and data.backend is "
+                f"{backend} ({backend_origin}); leave one of them out"
+            )
+        values.put("data.backend", "synthetic", f"data.path is synthetic: {path_origin}")
+    elif backend == "synthetic" and path != "synthetic":
+        values.put("data.path", "synthetic", f"data.backend is synthetic: {backend_origin}")
+        if values.given("data.path"):
+            return [
+                f"{path} is not read, as the data are synthetic ({backend_origin}); "
+                "--data-backend pytorch reads it"
+            ]
+    return []
 
 
 def _choose_dtype(values: Values) -> list[str]:
@@ -306,3 +308,113 @@ def _choose_dtype(values: Values) -> list[str]:
     if values["precision.dtype"] == "bfloat16" and not values.given("precision.loss_scale"):
         values.put("precision.loss_scale", None, "bfloat16 needs no loss scaling")
     return notes
+
+
+def _check_precision(values: Values) -> None:
+    name, dtype = values["precision.name"], values["precision.dtype"]
+    if dtype not in _DTYPES[name]:
+        other = next(p for p in ("BF16", "AMP", "FP32") if dtype in _DTYPES[p])
+        raise ConfigError(
+            f"{values.shown('precision.dtype')} does not fit precision {name} "
+            f"({' or '.join(_DTYPES[name])}); use --precision {other}"
+        )
+    scale = values["precision.loss_scale"]
+    if scale is not None and dtype != "float16":
+        raise ConfigError(
+            f"{values.shown('precision.loss_scale')} is only for float16 and this run computes in "
+            f"{dtype}; leave it out"
+        )
+    if isinstance(scale, float) and scale <= 0:
+        raise ConfigError(f"precision.loss_scale must be above 0, got {scale:g}")
+
+
+def _check_apex(values: Values) -> None:
+    for key in ("precision.amp_backend", "optim.implementation"):
+        if values[key] == "apex" and values["platform.device"] != "cuda":
+            raise ConfigError(
+                f"{values.shown(key)} needs an NVIDIA GPU and this run is on "
+                f"{values['platform.device']} ({values.origins['platform.device']}); leave it out"
+            )
+    if values["precision.amp_backend"] == "apex":
+        backend = values.shown("precision.amp_backend")
+        name, dtype = values["precision.name"], values["precision.dtype"]
+        if name != "AMP" or dtype != "float16":
+            instead = "set precision.dtype=float16" if name == "AMP" else "use --precision AMP"
+            raise ConfigError(
+                f"{backend} is for precision AMP in float16 and this run is {name} in {dtype}; "
+                f"leave it out, or {instead}"
+            )
+        if values["model.compile"]:
+            raise ConfigError(
+                f"{backend} replaces torch's functions, which torch.compile cannot trace; leave it "
+                "out, or set model.compile=false"
+            )
+    if values["optim.implementation"] == "apex" and values["optim.name"] != "sgd":
+        raise ConfigError(
+            f"{values.shown('optim.implementation')} has no {values['optim.name']} "
+            f"({values.origins['optim.name']}); leave it out, or use --optimizer sgd"
+        )
+
+
+def _check_data(values: Values) -> None:
+    for low, high in (
+        ("data.crop_area_min", "data.crop_area_max"),
+        ("data.crop_ratio_min", "data.crop_ratio_max"),
+        ("data.image_size", "data.resize"),
+    ):
+        if values[low] > values[high]:
+            raise ConfigError(f"{values.shown(low)} is above {values.shown(high)}; set both")
+    if min(values["data.std"]) <= 0:
+        raise ConfigError(f"data.std must be above 0 everywhere, got {list(values['data.std'])}")
+    # A recipe may set these: the user may have switched the recipe's policy off.
+    policy = values["data.augmentation"]
+    for name, wanted, has_effect in (
+        ("data.augmentation_fill", "a policy", policy != "none"),
+        ("data.randaugment_ops", "randaugment", policy == "randaugment"),
+        ("data.randaugment_magnitude", "randaugment", policy == "randaugment"),
+    ):
+        if values.given(name) and values[name] != KEYS[name].default and not has_effect:
+            raise ConfigError(
+                f"{values.shown(name)} has no effect with {values.shown('data.augmentation')}; "
+                f"set data.augmentation to {wanted} or leave it out"
+            )
+
+
+def _check_run(values: Values) -> None:
+    if values["optim.nesterov"] and values["optim.name"] != "sgd":
+        raise ConfigError(
+            f"optim.nesterov needs optim.name sgd, not {values['optim.name']}; "
+            "leave --nesterov out or use --optimizer sgd"
+        )
+    raport = values["run.raport_file"]
+    if raport is not None and posixpath.normpath(raport).split("/")[0] in _RUN_FILES:
+        raise ConfigError(
+            f"run.raport_file {raport!r} ({values.origins['run.raport_file']}) is a file that the "
+            "run itself writes in its folder; name another file, such as raport.json"
+        )
+    for name in ("run.early_stopping_patience", "run.stop_at_top1"):
+        if values[name] is not None and not values["run.validate"]:
+            raise ConfigError(
+                f"{name} ({values.origins[name]}) needs validations and run.validate is false "
+                f"({values.origins['run.validate']}); leave one of them out"
+            )
+
+
+def _check_schedule(values: Values) -> None:
+    epochs = values["schedule.epochs"]
+    if values["schedule.warmup_epochs"] > epochs:
+        raise ConfigError(
+            f"{values.shown('schedule.epochs')} is shorter than "
+            f"{values.shown('schedule.warmup_epochs')}; "
+            f"give --warmup too, or --run-epochs {epochs} to stop the longer schedule early"
+        )
+    if values["schedule.name"] == "exponential" and values["schedule.end_lr"] <= 0:
+        raise ConfigError("schedule.name exponential never reaches 0; set --end-lr above 0")
+    milestones, lrs = values["schedule.milestone_epochs"], values["schedule.milestone_lrs"]
+    if values["schedule.name"] == "list" and len(milestones) != len(lrs):
+        raise ConfigError(
+            f"schedule.milestone_epochs has {len(milestones)} values and schedule.milestone_lrs "
+            f"{len(lrs)}; a list schedule needs one learning rate for each milestone"
+        )
+    if list(milestones) != sorted(milestones):
+        raise ConfigError("schedule.milestone_epochs must ascend")

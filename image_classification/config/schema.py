@@ -8,8 +8,8 @@ and `BatchConfig.per_device_batch`. Units are in the names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_type_hints
 
 PRECISIONS = ("FP32", "TF32", "AMP", "BF16")
 GPU_AFFINITY_MODES = (
@@ -31,16 +31,18 @@ MODES = (
 )
 
 
-def setting(default: Any = ..., *, doc: str, **constraints: Any) -> Any:
-    """Return a dataclass field for a setting; without a default, configs.yml must set it.
+FRACTION = {"min": 0.0, "max": 1.0}
+
+
+def setting(default: Any, doc: str, **constraints: Any) -> Any:
+    """Return a dataclass field for a setting; with ``...`` as default, configs.yml must set it.
 
     constraints: ``choices``, ``min``, ``max``, ``pattern`` (of the whole text), ``nonempty`` (of a
-    list), ``computed`` (nobody may set it), ``key`` (if it differs from the field's name).
+    list), ``computed`` (nobody may set it), ``key`` (if it differs from the field's name). They
+    are enforced by `keys.Key`.
     """
     metadata = {"doc": doc, **constraints}
-    if default is ...:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -58,127 +60,118 @@ class RunNames:
 class ModelConfig:
     """The network and its initial weights."""
 
-    name: str = setting(doc="name of the model")
-    num_classes: int = setting(1000, doc="number of classes", min=1)
-    memory_format: str = setting(
-        "nchw", doc="memory layout of activations", choices=("nchw", "nhwc")
-    )
+    name: str = setting(..., "name of the model")
+    num_classes: int = setting(1000, "number of classes", min=1)
+    memory_format: str = setting("nchw", "memory layout of activations", choices=("nchw", "nhwc"))
     init: str = setting(
         "fan_in",
-        doc="mode of the Kaiming normal initialization of convolutions",
+        "mode of the Kaiming normal initialization of convolutions",
         choices=("fan_in", "fan_out"),
     )
     zero_init_last_gamma: bool = setting(
         False,
-        doc="initialize the last batch-norm gamma of every residual block to 0 (arXiv:1706.02677)",
+        "initialize the last batch-norm gamma of every residual block to 0 (arXiv:1706.02677)",
     )
     se_reduction: str = setting(
         "paper",
-        doc="squeeze-and-excitation width: paper: channels / 16; fixed16: 16 units everywhere, as "
+        "squeeze-and-excitation width: paper: channels / 16; fixed16: 16 units everywhere, as "
         "in the PyTorch source of the published runs",
         choices=("paper", "fixed16"),
     )
     pretrained_from_file: str | None = setting(
-        None, doc="safetensors file with initial weights; every tensor must match"
+        None, "safetensors file with initial weights; every tensor must match"
     )
-    compile: bool = setting(False, doc="use torch.compile for the model in the training step")
+    compile: bool = setting(False, "use torch.compile for the model in the training step")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The data set, preprocessing and augmentation. Sizes in pixels."""
 
-    path: str = setting("/imagenet", doc="folder with train/ and val/, or 'demo', or 'synthetic'")
-    backend: str = setting("pytorch", doc="data loader: pytorch, dali-cpu, dali-gpu or synthetic")
+    path: str = setting("/imagenet", "folder with train/ and val/, or 'demo', or 'synthetic'")
+    backend: str = setting("pytorch", "data loader: pytorch, dali-cpu, dali-gpu or synthetic")
     format: str = setting(
         "auto",
-        doc="format of the folder; auto: detect it",
+        "format of the folder; auto: detect it",
         choices=("auto", "folder", "tfrecord", "recordio", "webdataset"),
     )
-    image_size: int = setting(224, doc="side length of training and validation crops", min=8)
-    resize: int = setting(
-        256, doc="size that validation images are resized to before the crop", min=8
-    )
+    image_size: int = setting(224, "side length of training and validation crops", min=8)
+    resize: int = setting(256, "size that validation images are resized to before the crop", min=8)
     resize_mode: str = setting(
         "short_side",
-        doc="short_side: resize the short side, keep the aspect ratio; squash: resize both sides",
+        "short_side: resize the short side, keep the aspect ratio; squash: resize both sides",
         choices=("short_side", "squash"),
     )
     interpolation: str = setting(
-        "bilinear", doc="interpolation of resizing", choices=("bilinear", "bicubic", "nearest")
+        "bilinear", "interpolation of resizing", choices=("bilinear", "bicubic", "nearest")
     )
-    antialias: bool = setting(True, doc="low-pass filter before downscaling, as PIL does")
-    crop_area_min: float = setting(0.08, doc="min area fraction of the random crop", min=0.0)
-    crop_area_max: float = setting(1.0, doc="max area fraction of the random crop", min=0.0)
-    crop_ratio_min: float = setting(3 / 4, doc="min aspect ratio of the random crop", min=0.0)
-    crop_ratio_max: float = setting(4 / 3, doc="max aspect ratio of the random crop", min=0.0)
-    hflip_prob: float = setting(0.5, doc="probability of a horizontal flip", min=0.0, max=1.0)
+    antialias: bool = setting(True, "low-pass filter before downscaling, as PIL does")
+    crop_area_min: float = setting(0.08, "min area fraction of the random crop", min=0.0)
+    crop_area_max: float = setting(1.0, "max area fraction of the random crop", min=0.0)
+    crop_ratio_min: float = setting(3 / 4, "min aspect ratio of the random crop", min=0.0)
+    crop_ratio_max: float = setting(4 / 3, "max aspect ratio of the random crop", min=0.0)
+    hflip_prob: float = setting(0.5, "probability of a horizontal flip", **FRACTION)
     augmentation: str = setting(
         "none",
-        doc="policy applied to training images after crop and flip (AutoAugment arXiv:1805.09501, "
+        "policy applied to training images after crop and flip (AutoAugment arXiv:1805.09501, "
         "RandAugment arXiv:1909.13719, TrivialAugment wide arXiv:2103.10158)",
         choices=("none", "autoaugment", "randaugment", "trivialaugment"),
     )
     augmentation_fill: int = setting(
-        128, doc="gray value of pixels that the policy moves in from outside", min=0, max=255
+        128, "gray value of pixels that the policy moves in from outside", min=0, max=255
     )
-    randaugment_ops: int = setting(2, doc="operations per image (randaugment)", min=1, max=16)
+    randaugment_ops: int = setting(2, "operations per image (randaugment)", min=1, max=16)
     randaugment_magnitude: int = setting(
-        9, doc="strength of the operations, of 31 levels (randaugment)", min=0, max=30
+        9, "strength of the operations, of 31 levels (randaugment)", min=0, max=30
     )
     colour_jitter_brightness: float = setting(
-        0.0, doc="x: scale brightness by a random factor in max(0, 1-x)..1+x; 0: off", min=0.0
+        0.0, "x: scale brightness by a random factor in max(0, 1-x)..1+x; 0: off", min=0.0
     )
     colour_jitter_contrast: float = setting(
-        0.0, doc="x: scale contrast by a random factor in max(0, 1-x)..1+x; 0: off", min=0.0
+        0.0, "x: scale contrast by a random factor in max(0, 1-x)..1+x; 0: off", min=0.0
     )
     colour_jitter_saturation: float = setting(
-        0.0, doc="x: scale saturation by a random factor in max(0, 1-x)..1+x; 0: off", min=0.0
+        0.0, "x: scale saturation by a random factor in max(0, 1-x)..1+x; 0: off", min=0.0
     )
     colour_jitter_hue: float = setting(
         0.0,
-        doc="x: shift hue by a random fraction of the color circle in -x..x; 0: off",
+        "x: shift hue by a random fraction of the color circle in -x..x; 0: off",
         min=0.0,
         max=0.5,
     )
     random_erasing: float = setting(
         0.0,
-        doc="probability of filling a random rectangle with the mean color (arXiv:1708.04896)",
-        min=0.0,
-        max=1.0,
+        "probability of filling a random rectangle with the mean color (arXiv:1708.04896)",
+        **FRACTION,
     )
     mean: tuple[float, float, float] = setting(
-        (0.485, 0.456, 0.406), doc="mean per channel, subtracted; images in 0..1"
+        (0.485, 0.456, 0.406), "mean per channel, subtracted; images in 0..1"
     )
     std: tuple[float, float, float] = setting(
-        (0.229, 0.224, 0.225), doc="standard deviation per channel, divided by; images in 0..1"
+        (0.229, 0.224, 0.225), "standard deviation per channel, divided by; images in 0..1"
     )
     workers: int = setting(
         8,
-        doc="loader processes per device (dali: threads); 0: load in the training process (dali: "
+        "loader processes per device (dali: threads); 0: load in the training process (dali: "
         "1 thread)",
         min=0,
     )
     prefetch: int = setting(
-        2, doc="batches prepared ahead, per worker (dali: by all threads together)", min=1
+        2, "batches prepared ahead, per worker (dali: by all threads together)", min=1
     )
     hw_decoder_load: float = setting(
-        0.65,
-        doc="fraction of JPEGs decoded by the GPU's hardware decoder (dali-gpu)",
-        min=0.0,
-        max=1.0,
+        0.65, "fraction of JPEGs decoded by the GPU's hardware decoder (dali-gpu)", **FRACTION
     )
     device_memory_padding_mib: int = setting(
-        16, doc="GPU memory that each decoding thread allocates at the start (dali-gpu)", min=0
+        16, "GPU memory that each decoding thread allocates at the start (dali-gpu)", min=0
     )
     error_budget: float = setting(
         0.001,
-        doc="max fraction of train images that may fail to decode before the run stops",
-        min=0.0,
-        max=1.0,
+        "max fraction of train images that may fail to decode before the run stops",
+        **FRACTION,
     )
-    synthetic_train_images: int = setting(1_281_167, doc="train images of 'synthetic'", min=1)
-    synthetic_val_images: int = setting(50_000, doc="validation images of 'synthetic'", min=1)
+    synthetic_train_images: int = setting(1_281_167, "train images of 'synthetic'", min=1)
+    synthetic_val_images: int = setting(50_000, "validation images of 'synthetic'", min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,40 +179,40 @@ class BatchConfig:
     """Batch sizes in images: accumulation = global / (per_device x number of processes)."""
 
     per_device_batch: int = setting(
-        doc="images per device per micro-batch", key="per_device", min=1
+        ..., "images per device per micro-batch", key="per_device", min=1
     )
     global_batch: int = setting(
-        doc="images per optimizer step over all devices", key="global", min=1
+        ..., "images per optimizer step over all devices", key="global", min=1
     )
-    accumulation: int = setting(doc="micro-batches per optimizer step; computed", computed=True)
+    accumulation: int = setting(..., "micro-batches per optimizer step; computed", computed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimizer. The learning rate is never scaled automatically."""
 
-    name: str = setting("sgd", doc="optimizer", choices=("sgd", "rmsprop"))
-    lr: float = setting(doc="peak learning rate, for the global batch", min=0.0)
-    momentum: float = setting(0.9, doc="momentum", min=0.0, max=1.0)
-    nesterov: bool = setting(False, doc="Nesterov momentum (sgd)")
-    weight_decay: float = setting(doc="L2 penalty of the decayed parameters", min=0.0)
+    name: str = setting("sgd", "optimizer", choices=("sgd", "rmsprop"))
+    lr: float = setting(..., "peak learning rate, for the global batch", min=0.0)
+    momentum: float = setting(0.9, "momentum", **FRACTION)
+    nesterov: bool = setting(False, "Nesterov momentum (sgd)")
+    weight_decay: float = setting(..., "L2 penalty of the decayed parameters", min=0.0)
     decay_rule: str = setting(
         "no_norm_bias",
-        doc="parameters with weight decay: no_norm_bias: neither normalization layers nor biases; "
+        "parameters with weight decay: no_norm_bias: neither normalization layers nor biases; "
         "legacy_bn_name: those without 'bn' in the name, as in the source of the published runs "
         "(downsample.1 and biases decay); all",
         choices=("no_norm_bias", "legacy_bn_name", "all"),
     )
-    rmsprop_alpha: float = setting(0.9, doc="smoothing constant (rmsprop)", min=0.0, max=1.0)
-    rmsprop_eps: float = setting(1e-3, doc="epsilon (rmsprop)", min=0.0)
+    rmsprop_alpha: float = setting(0.9, "smoothing constant (rmsprop)", **FRACTION)
+    rmsprop_eps: float = setting(1e-3, "epsilon (rmsprop)", min=0.0)
     implementation: str = setting(
         "torch",
-        doc="torch: PyTorch's optimizer; apex: NVIDIA Apex's fused one (sgd on cuda)",
+        "torch: PyTorch's optimizer; apex: NVIDIA Apex's fused one (sgd on cuda)",
         choices=("torch", "apex"),
     )
     gradient_compression: str = setting(
         "none",
-        doc="data type in which processes exchange gradients; changes results",
+        "data type in which processes exchange gradients; changes results",
         choices=("none", "fp16", "bf16"),
     )
 
@@ -230,21 +223,21 @@ class ScheduleConfig:
 
     name: str = setting(
         "cosine",
-        doc="shape after the warm-up",
+        "shape after the warm-up",
         choices=("constant", "step", "cosine", "linear", "exponential", "polynomial", "list"),
     )
-    epochs: int = setting(doc="length of the schedule", min=1)
+    epochs: int = setting(..., "length of the schedule", min=1)
     warmup_epochs: float = setting(
-        0.0, doc="epochs of linear warm-up from 0, updated every step", min=0.0
+        0.0, "epochs of linear warm-up from 0, updated every step", min=0.0
     )
-    end_lr: float = setting(0.0, doc="learning rate at the end", min=0.0)
-    power: float = setting(2.0, doc="exponent (polynomial)", min=0.0)
+    end_lr: float = setting(0.0, "learning rate at the end", min=0.0)
+    power: float = setting(2.0, "exponent (polynomial)", min=0.0)
     milestone_epochs: tuple[float, ...] = setting(
-        (30.0, 60.0, 80.0), doc="epochs at which the learning rate changes (step, list)", min=0.0
+        (30.0, 60.0, 80.0), "epochs at which the learning rate changes (step, list)", min=0.0
     )
-    gamma: float = setting(0.1, doc="factor at each milestone (step)", min=0.0)
+    gamma: float = setting(0.1, "factor at each milestone (step)", min=0.0)
     milestone_lrs: tuple[float, ...] = setting(
-        (), doc="learning rate from each milestone on (list)", min=0.0
+        (), "learning rate from each milestone on (list)", min=0.0
     )
 
 
@@ -252,44 +245,40 @@ class ScheduleConfig:
 class LossConfig:
     """Softmax cross-entropy."""
 
-    label_smoothing: float = setting(
-        0.0, doc="probability spread over all classes", min=0.0, max=1.0
-    )
+    label_smoothing: float = setting(0.0, "probability spread over all classes", **FRACTION)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixingConfig:
     """Mixing of the images of a micro-batch, on the device."""
 
-    mixup: float = setting(0.0, doc="alpha of mixup (arXiv:1710.09412); 0: off", min=0.0)
-    cutmix: float = setting(0.0, doc="alpha of CutMix (arXiv:1905.04899); 0: off", min=0.0)
+    mixup: float = setting(0.0, "alpha of mixup (arXiv:1710.09412); 0: off", min=0.0)
+    cutmix: float = setting(0.0, "alpha of CutMix (arXiv:1905.04899); 0: off", min=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
     """Exponential moving average of the weights."""
 
-    decay: float | None = setting(
-        None, doc="decay per optimizer step; null: no average", min=0.0, max=1.0
-    )
+    decay: float | None = setting(None, "decay per optimizer step; null: no average", **FRACTION)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     """Arithmetic of the training step."""
 
-    name: str = setting(doc="FP32, TF32, AMP or BF16", choices=PRECISIONS)
+    name: str = setting(..., "FP32, TF32, AMP or BF16", choices=PRECISIONS)
     dtype: str = setting(
         "float32",
-        doc="autocast dtype; float32: no autocast",
+        "autocast dtype; float32: no autocast",
         choices=("float32", "float16", "bfloat16"),
     )
     loss_scale: float | str | None = setting(
-        None, doc="static loss scale, 'dynamic', or null: none (float16)"
+        None, "static loss scale, 'dynamic', or null: none (float16)"
     )
     amp_backend: str = setting(
         "torch",
-        doc="torch: PyTorch's autocast; apex: NVIDIA Apex's amp at O1 (float16 on cuda)",
+        "torch: PyTorch's autocast; apex: NVIDIA Apex's amp at O1 (float16 on cuda)",
         choices=("torch", "apex"),
     )
 
@@ -298,17 +287,15 @@ class PrecisionConfig:
 class PlatformConfig:
     """The hardware of the run."""
 
-    name: str = setting(doc="name of the platform")
-    device: str = setting("cuda", doc="type of device", choices=("cuda", "cpu", "hpu", "xpu"))
+    name: str = setting(..., "name of the platform")
+    device: str = setting("cuda", "type of device", choices=("cuda", "cpu", "hpu", "xpu"))
     device_name: str = setting(
-        "", doc="words that a device's name must contain for comparable throughput"
+        "", "words that a device's name must contain for comparable throughput"
     )
-    num_devices: int = setting(1, doc="devices per node, one process each", min=1)
-    num_nodes: int = setting(1, doc="number of nodes", min=1)
+    num_devices: int = setting(1, "devices per node, one process each", min=1)
+    num_nodes: int = setting(1, "number of nodes", min=1)
     gpu_affinity: str = setting(
-        "none",
-        doc="CPU cores that each process is bound to",
-        choices=GPU_AFFINITY_MODES,
+        "none", "CPU cores that each process is bound to", choices=GPU_AFFINITY_MODES
     )
 
 
@@ -316,88 +303,87 @@ class PlatformConfig:
 class RunControl:
     """How the run proceeds; nothing here changes what an optimizer step computes."""
 
-    mode: str = setting(doc="what the run does", choices=MODES)
+    mode: str = setting(..., "what the run does", choices=MODES)
     seed: int = setting(
-        0, doc="seed of weights, sample order, augmentation and mixing", min=0, max=2**63 - 1
+        0, "seed of weights, sample order, augmentation and mixing", min=0, max=2**63 - 1
     )
-    workspace: str | None = setting(None, doc="the run's folder; null: runs/<names>-<UTC time>")
+    workspace: str | None = setting(None, "the run's folder; null: runs/<names>-<UTC time>")
     resume: str | None = setting(
-        None, doc="checkpoint folder to resume from, or 'auto': the newest intact one"
+        None, "checkpoint folder to resume from, or 'auto': the newest intact one"
     )
     allow_changes: bool = setting(
-        False, doc="resume with other settings or other data; the differences are recorded"
+        False, "resume with other settings or other data; the differences are recorded"
     )
-    stop_epoch: int | None = setting(None, doc="stop after this epoch", min=1)
+    stop_epoch: int | None = setting(None, "stop after this epoch", min=1)
     run_epochs: int | None = setting(
-        None, doc="stop after this many epochs, counted from the start or the resume", min=1
+        None, "stop after this many epochs, counted from the start or the resume", min=1
     )
-    max_steps: int | None = setting(None, doc="stop after this optimizer step", min=1)
+    max_steps: int | None = setting(None, "stop after this optimizer step", min=1)
     early_stopping_patience: int | None = setting(
-        None, doc="stop after this many validations in a row without a better top-1", min=1
+        None, "stop after this many validations in a row without a better top-1", min=1
     )
     stop_at_top1: float | None = setting(
         None,
-        doc="stop after the first validation with at least this top-1 in percent (of the weight "
+        "stop after the first validation with at least this top-1 in percent (of the weight "
         "average if ema.decay is set)",
         min=0.0,
         max=100.0,
     )
-    validate: bool = setting(True, doc="validate after every epoch")
-    topk: int = setting(5, doc="k of the additional top-k accuracy", min=1)
-    save_checkpoints: bool = setting(True, doc="write checkpoints")
+    validate: bool = setting(True, "validate after every epoch")
+    topk: int = setting(5, "k of the additional top-k accuracy", min=1)
+    save_checkpoints: bool = setting(True, "write checkpoints")
     save_every: str = setting(
         "1 epochs",
-        doc="interval of checkpoints: 'N steps', 'N minutes' or 'N epochs'",
+        "interval of checkpoints: 'N steps', 'N minutes' or 'N epochs'",
         pattern=r"[1-9][0-9]* (steps|minutes|epochs)",
     )
     checkpoint_name: str = setting(
         "step",
-        doc="prefix of checkpoint folder names; the step number follows",
+        "prefix of checkpoint folder names; the step number follows",
         pattern=r"[A-Za-z0-9_][A-Za-z0-9_.-]*",
     )
     keep_checkpoints: int = setting(
-        1, doc="number of newest checkpoints to keep besides the best; -1: all", min=-1
+        1, "number of newest checkpoints to keep besides the best; -1: all", min=-1
     )
     on_save_error: str = setting(
         "stop",
-        doc="if a checkpoint cannot be written: stop, or warn and retry at the next save",
+        "if a checkpoint cannot be written: stop, or warn and retry at the next save",
         choices=("stop", "warn"),
     )
     max_skipped_steps_in_a_row: int = setting(
         25,
-        doc="fp16 overflows in a row after which the run counts as diverged; each halves the loss "
+        "fp16 overflows in a row after which the run counts as diverged; each halves the loss "
         "scale",
         min=1,
         max=100,
     )
-    log_every_steps: int = setting(20, doc="optimizer steps between log records", min=1)
-    raport_file: str | None = setting(None, doc="file for additional records in DLLogger format")
+    log_every_steps: int = setting(20, "optimizer steps between log records", min=1)
+    raport_file: str | None = setting(None, "file for additional records in DLLogger format")
     trackers: tuple[str, ...] = setting(
-        (), doc="experiment trackers that receive the records", choices=TRACKERS
+        (), "experiment trackers that receive the records", choices=TRACKERS
     )
     inference_batches: tuple[int, ...] = setting(
         (1, 2, 4, 8, 16, 32, 64, 128, 256),
-        doc="batch sizes of benchmark_inference",
+        "batch sizes of benchmark_inference",
         min=1,
         nonempty=True,
     )
-    inference_iterations: int = setting(100, doc="timed forward passes per batch size", min=1)
-    benchmark_warmup_steps: int = setting(20, doc="steps before the measured window", min=0)
+    inference_iterations: int = setting(100, "timed forward passes per batch size", min=1)
+    benchmark_warmup_steps: int = setting(20, "steps before the measured window", min=0)
     max_restarts: int = setting(
         0,
-        doc="how many times to restart all processes from the newest checkpoint after one fails",
+        "how many times to restart all processes from the newest checkpoint after one fails",
         min=0,
         max=1000,
     )
     collective_timeout_s: float = setting(
         600.0,
-        doc="seconds after which a process that does not respond to the others counts as lost",
+        "seconds after which a process that does not respond to the others counts as lost",
         min=1.0,
         max=86_400.0,
     )
     deterministic: bool = setting(
-        False,
-        doc="use only kernels with reproducible results (slower on GPUs; CPU kernels always are)",
+        False, "use only kernels with reproducible results (slower on GPUs; CPU kernels always are)"
     )
 
 
@@ -430,15 +416,8 @@ class RunConfig:
 
 
 SECTIONS: dict[str, type] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "batch": BatchConfig,
-    "optim": OptimConfig,
-    "schedule": ScheduleConfig,
-    "loss": LossConfig,
-    "mixing": MixingConfig,
-    "ema": EmaConfig,
-    "precision": PrecisionConfig,
-    "platform": PlatformConfig,
-    "run": RunControl,
+    name: cls
+    for name, cls in get_type_hints(RunConfig).items()
+    if is_dataclass(cls) and cls is not RunNames
 }
+"""The dataclass of each section, in the order of `RunConfig`."""

@@ -64,7 +64,7 @@ class DivergedError(Exception):
         self.step = step
 
     def __reduce__(self) -> tuple[type[DivergedError], tuple[str, int]]:
-        return (type(self), (str(self.args[0]), self.step))
+        return type(self), (str(self), self.step)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -74,10 +74,20 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return folded[hits[0]] if hits else ""
 
 
+def meant(name: str, valid: Iterable[str]) -> str:
+    """Return ``; did you mean 'NAME'?`` with the nearest valid name; "" if none is similar."""
+    hint = nearest(name, valid)
+    return f"; did you mean {hint!r}?" if hint else ""
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """Return the message for an unknown name, with the nearest valid one and all valid ones."""
     choices = list(valid)
-    hint = nearest(name, choices)
-    meant = f"; did you mean {hint!r}?" if hint else ""
     listed = ", ".join(choices) if len(choices) <= 24 else f"{len(choices)} names, see --list"
-    return f"unknown {kind} {name!r}{meant} (valid: {listed})"
+    return f"unknown {kind} {name!r}{meant(name, choices)} (valid: {listed})"
+
+
+def shortened(value: object, length: int = 60) -> str:
+    """Return ``repr(value)``, cut to a length that fits into a message."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,13 +1,13 @@
-"""How this program was started: for usage texts, hints, and starting the processes of a run."""
+"""How the program was started, and its standard output, which may fail."""
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from pathlib import Path
 
-_MODULE = "image_classification"
-_INSTALLED = "image-classification"
-_AS_MODULE = "__main__.py"
+from image_classification.core.errors import WorkspaceError
 
 
 def command(verb: str) -> str:
@@ -16,15 +16,75 @@ def command(verb: str) -> str:
     ``image-classification VERB``, ``python -m image_classification VERB``, or ``launch.py``.
     """
     program = Path(sys.argv[0]).name
-    if program == _INSTALLED:
-        return f"{_INSTALLED} {verb}"
-    if verb == "launch" and program != _AS_MODULE:
+    if program == "image-classification":
+        return f"{program} {verb}"
+    if verb == "launch" and program != "__main__.py":
         return "launch.py"
-    return f"python -m {_MODULE} {verb}"
+    return f"python -m image_classification {verb}"
 
 
 def launch_words() -> tuple[str, ...]:
     """Return what follows ``python`` to start ``launch`` again from the same folder."""
-    if Path(sys.argv[0]).name in (_INSTALLED, _AS_MODULE):
-        return ("-m", _MODULE, "launch")
+    if Path(sys.argv[0]).name in ("image-classification", "__main__.py"):
+        return ("-m", "image_classification", "launch")
     return (sys.argv[0],)
+
+
+def mute_stdout() -> None:
+    """Redirect standard output to /dev/null, so that buffered text is dropped without an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def show(text: str) -> None:
+    """Print ``text`` at once.
+
+    Raises:
+        WorkspaceError: it cannot be written. BrokenPipeError: the reader has ended.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        mute_stdout()
+        raise WorkspaceError(
+            f"cannot write to standard output: {error.strerror}: send it elsewhere"
+        ) from error
+
+
+class LastingStdout(io.TextIOBase):
+    """Standard output that ignores errors: a run goes on, as its records are also in files."""
+
+    def __init__(self) -> None:
+        # A live display replaces sys.stdout while it is active.
+        self._stream = sys.stdout
+
+    def write(self, text: str) -> int:
+        """Write; after the first error, do nothing."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            mute_stdout()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush; after the first error, do nothing."""
+        try:
+            self._stream.flush()
+        except OSError:
+            mute_stdout()
+
+    def isatty(self) -> bool:
+        """Return whether standard output is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the file descriptor of standard output."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of standard output."""
+        return self._stream.encoding

@@ -63,6 +63,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:,.{digits}f}" if math.isfinite(value) else str(value)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count and its noun: ``1 device``, ``2 devices``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def rate(images_per_s: float | None) -> str:
     """Return images per second with about four significant digits, without a unit."""
     if images_per_s is None:

@@ -12,8 +12,7 @@ import torch
 
 from image_classification.config.schema import GPU_AFFINITY_MODES
 from image_classification.core.errors import ConfigError, DeviceError, unknown
-from image_classification.core.host import parse_cpu_list
-from image_classification.core.nvml import driver_version, nvml, pci_bus_id
+from image_classification.core.host import driver_version, nvml, parse_cpu_list, pci_bus_id
 from image_classification.core.types import DevicesFound
 from image_classification.devices.accelerator import Accelerator, cpu_model
 from image_classification.devices.capabilities import build_lacks, cuda_lacks, tf32_conflict

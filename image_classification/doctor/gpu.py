@@ -10,7 +10,7 @@ from types import ModuleType
 from image_classification.config.placement import device_matches
 from image_classification.config.schema import GPU_AFFINITY_MODES
 from image_classification.core.errors import DeviceError
-from image_classification.core.nvml import open_nvml
+from image_classification.core.host import open_nvml
 from image_classification.core.program import command
 from image_classification.core.units import size
 from image_classification.doctor.report import CheckResult, fail, ok, skipped, warn

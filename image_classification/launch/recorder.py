@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 import torch
 from rich.console import Console
 
-from image_classification.config.explain import to_dict, to_yaml
+from image_classification.config.keys import to_dict, to_yaml
 from image_classification.core.errors import (
     EXIT_DIVERGED,
     EXIT_DONE,
@@ -21,7 +21,7 @@ from image_classification.core.errors import (
     UserError,
 )
 from image_classification.core.files import write_atomically
-from image_classification.core.terminal import LastingStdout
+from image_classification.core.program import LastingStdout
 from image_classification.core.types import DevicesFound, Record
 from image_classification.devices.accelerator import Accelerator
 from image_classification.engine.checkpoints import files

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from image_classification.config.explain import to_dict
+from image_classification.config.keys import to_dict
 from image_classification.config.schema import RunConfig
 from image_classification.core.errors import EXIT_DONE
 from image_classification.core.host import (

@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-from image_classification.core.nvml import open_nvml
+from image_classification.core.host import open_nvml
 from image_classification.telemetry.sensors import (
     FIELDS,
     DeviceLostError,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from image_classification.core.nvml import pci_bus_id
+from image_classification.core.host import pci_bus_id
 from image_classification.core.registry import Registry
 
 

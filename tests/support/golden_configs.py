@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any, TypeAlias
 
 from image_classification.config.catalogue import load_catalogue
-from image_classification.config.explain import explanation
+from image_classification.config.keys import explanation
 from image_classification.config.resolve import resolve, without_line
 from image_classification.config.schema import MODES, RunConfig
 

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from image_classification.config.explain import to_dict
-from image_classification.config.keys import KEYS
+from image_classification.config.keys import KEYS, to_dict
 from image_classification.config.schema import DataConfig, RunConfig
 from image_classification.core.errors import CheckpointError
 from image_classification.data.loaders.protocol import DECODING

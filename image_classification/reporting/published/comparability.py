@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import DevicesFound
+from image_classification.core.units import counted
 from image_classification.reporting.figures import ACCURACY, INFERENCE
 from image_classification.reporting.published.load import PublishedRow
 from image_classification.reporting.report import Results
@@ -42,7 +43,9 @@ def _accuracy_obstacles(row: PublishedRow, config: RunConfig, results: Results) 
     if row.epochs is None and row.elsewhere is None:
         obstacles.append("the source does not say how many epochs")
     elif row.epochs not in (None, config.schedule.epochs):
-        obstacles.append(f"schedule of {config.schedule.epochs} epochs, published {row.epochs}")
+        obstacles.append(
+            f"schedule of {counted(config.schedule.epochs, 'epoch')}, published {row.epochs}"
+        )
     epochs = results.train.epochs or 0
     if epochs < config.schedule.epochs:
         obstacles.append(f"stopped after {epochs:g} of {config.schedule.epochs} epochs")

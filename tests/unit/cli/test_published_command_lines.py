@@ -12,7 +12,7 @@ import itertools
 import pytest
 
 from image_classification.cli.launch import parse
-from image_classification.config.explain import to_dict
+from image_classification.config.keys import to_dict
 from image_classification.config.schema import RunConfig
 
 PLATFORMS = {

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.config.catalogue import Catalogue, load_catalogue
+from image_classification.config.catalogue import Catalogue, Located, load_catalogue, load_yaml
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError
 
@@ -87,6 +87,7 @@ def test_runs_list_every_combination_with_its_default(tmp_path: Path) -> None:
         ("optim.lr: 0.1", "optim.lr: fast", "/c.yml:18: optim.lr must be a number, got 'fast'"),
         ("optim.lr: 0.1", "optim.lr: -1", "/c.yml:18: optim.lr must be 0 or more"),
         ("optim.lr: 0.1", "optim.lr: {a: 1}", "/c.yml:18: optim.lr must be a value"),
+        ("optim.lr: 0.1", "data.mean: [[1], 2, 3]", "/c.yml:18: data.mean must be a list of plain"),
         ("optim.lr: 0.1", "model.name: x", "/c.yml:18: model.name is set by --model; use that"),
         ("optim.lr: 0.1", "batch.accumulation: 2", "/c.yml:18: batch.accumulation is computed"),
         ("sources: run-1", "source: run-1", "/c.yml:20: unknown key 'source'; did you mean"),
@@ -126,3 +127,81 @@ def test_a_mistake_shows_whichever_run_is_asked_for(tmp_path: Path) -> None:
     path.write_text(MINIMAL + "  other:\n    BOX:\n      FP32: {optim.lrr: 1}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"c\.yml:28: unknown key 'optim\.lrr'"):
         resolve("net", "FP32", "convergence", "BOX", config_file=path)
+
+
+def read_yaml(tmp_path: Path, text: str) -> Located:
+    path = tmp_path / "f.yml"
+    path.write_text(text, encoding="utf-8")
+    return load_yaml(path, "f.yml")
+
+
+def child(at: Located, *keys: str) -> Located:
+    for key in keys:
+        assert isinstance(at.value, dict)
+        at = at.value[key]
+    return at
+
+
+def test_every_value_knows_its_line(tmp_path: Path) -> None:
+    root = read_yaml(tmp_path, "a: 1\nb:\n  c: text\n  d: [1.5,\n      true]\n")
+    assert child(root, "a") == Located(1, "f.yml:1", "1")
+    assert child(root, "b", "c").where == "f.yml:3"
+    items = child(root, "b", "d").value
+    assert isinstance(items, list)
+    assert [(i.value, i.where) for i in items] == [(1.5, "f.yml:4"), (True, "f.yml:5")]
+
+
+def test_a_merged_value_keeps_the_line_it_is_written_on(tmp_path: Path) -> None:
+    root = read_yaml(tmp_path, "base: &b\n  x: 1\n  y: 2\nuse:\n  <<: *b\n  y: 3\n")
+    assert child(root, "use", "x") == Located(1, "f.yml:2", "1")
+    assert child(root, "use", "y") == Located(3, "f.yml:6", "3")
+
+
+def test_earlier_mappings_of_a_merge_list_win(tmp_path: Path) -> None:
+    root = read_yaml(tmp_path, "a: &a {x: 1}\nb: &b {x: 2, y: 2}\nuse:\n  <<: [*a, *b]\n")
+    assert child(root, "use", "x").value == 1
+    assert child(root, "use", "y").value == 2
+
+
+def test_an_own_key_wins_over_a_merge_that_follows_it(tmp_path: Path) -> None:
+    root = read_yaml(tmp_path, "a: &a {x: 1}\nuse:\n  x: 5\n  <<: *a\n")
+    assert child(root, "use", "x").value == 5
+
+
+def test_text_keeps_what_yaml_would_reinterpret(tmp_path: Path) -> None:
+    at = child(read_yaml(tmp_path, "a: no\n"), "a")
+    assert (at.value, at.text) == (False, "no")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "f.yml:3: 'a' is already set on line 1; keep one"),
+        ("a: [1\nb: 2\n", "f.yml:2: not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "f.yml:1: the tag"),
+        ("a: !thing x\n", "f.yml:1: the tag '!thing' is not allowed"),
+        ("a: !!bool x\n", "f.yml:1: 'x' is not a bool"),
+        ("a: &x\n  b: *x\n", "f.yml:1: this anchor contains itself"),
+        ("a: &x [1, *x]\n", "f.yml:1: this anchor contains itself"),
+        ("a: 1\nb:\n  <<: 3\n", "f.yml:3: << must name a mapping"),
+        ("[1]: 2\n", "f.yml:1: a key must be plain text"),
+        ("# nothing\n", "f.yml: the file is empty"),
+        ("a: *nowhere\n", "f.yml:1: not valid YAML: found undefined alias"),
+    ],
+)
+def test_invalid_yaml_is_an_error_with_the_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(tmp_path, text)
+    assert caught.value.message.startswith(message)
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such file.*--cfg_file"):
+        load_yaml(tmp_path / "none.yml", "none.yml")
+
+
+def test_bytes_that_are_not_utf8_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "f.yml"
+    path.write_bytes(b"a: \xff\n")
+    with pytest.raises(ConfigError, match=r"f\.yml: not UTF-8 text at byte 3"):
+        load_yaml(path, "f.yml")

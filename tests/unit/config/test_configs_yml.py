@@ -1,10 +1,15 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from image_classification.config.catalogue import ListedRun, load_catalogue
 from image_classification.config.resolve import resolve
 from image_classification.config.schema import MODES, PRECISIONS, RunConfig
 from image_classification.models import list_models
+from tests.support.golden_configs import dump_golden, golden_configs
 
+GOLDEN = Path(__file__).parents[2] / "golden" / "configs" / "runs.json"
 RUNS = list(load_catalogue().runs())
 NVIDIA_MODELS = ("resnet50", "resnext101-32x4d", "se-resnext101-32x4d")
 NVIDIA_PLATFORMS = ("DGX1V-16G", "DGX1V-32G", "DGX1V", "DGX2V", "DGXA100", "T4")
@@ -147,3 +152,21 @@ def test_gaudi_runs_the_published_list_of_rates() -> None:
 def test_single_devices_keep_the_global_batch_by_accumulation() -> None:
     assert by_default("resnet50", "H100", "AMP").batch.accumulation == 8
     assert by_default("resnet50", "DGXH100", "AMP").batch.accumulation == 1
+
+
+def test_every_listed_run_resolves_as_in_the_golden_file() -> None:
+    stored, now = json.loads(GOLDEN.read_text(encoding="utf-8")), golden_configs()
+    assert list(now["runs"]) == list(stored["runs"])
+    assert len(now["runs"]) == len(RUNS)
+    assert list(now["modes"]) == [f"{mode} of resnet50 DGXA100 AMP" for mode in MODES]
+    now = json.loads(dump_golden(now))
+    assert now["common"] == stored["common"]
+    for group in ("runs", "modes"):
+        for name, values in now[group].items():
+            assert values == stored[group][name], (
+                f"{name} has changed; if that is meant: python scripts/regenerate_golden.py configs"
+            )
+
+
+def test_the_file_is_written_as_it_is_stored() -> None:
+    assert dump_golden(golden_configs()) == GOLDEN.read_text(encoding="utf-8")

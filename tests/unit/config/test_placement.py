@@ -1,11 +1,6 @@
 import pytest
 
-from image_classification.config.placement import (
-    accumulation,
-    largest_per_device,
-    nearest_global,
-    nearest_per_device,
-)
+from image_classification.config.placement import accumulation
 from image_classification.core.errors import ConfigError
 
 
@@ -27,23 +22,17 @@ def test_more_images_per_micro_batch_than_the_global_batch_is_an_error() -> None
     assert "platform.num_devices=8" in message
 
 
-def test_every_suggested_batch_works() -> None:
-    for world in range(1, 20):
-        for per_device in (1, 7, 30, 256):
-            for size in nearest_per_device(2048, per_device, world):
-                assert accumulation(2048, size, world) >= 1
-            for whole in nearest_global(2048, per_device, world):
-                assert accumulation(whole, per_device, world) >= 1
-
-
-def test_nearest_batches_below_and_above() -> None:
-    assert nearest_per_device(2048, 100, 8) == [64, 128]
-    assert nearest_per_device(2048, 100, 3) == []
-    assert nearest_global(2048, 100, 8) == [1600, 2400]
-    assert nearest_global(32, 32, 2) == [64]
-
-
-def test_largest_per_device() -> None:
-    assert largest_per_device(32, 32, 2) == 16
-    assert largest_per_device(896, 112, 7) == 64
-    assert largest_per_device(2048, 256, 3) is None
+@pytest.mark.parametrize(
+    ("global_batch", "per_device", "world", "suggested"),
+    [
+        (2048, 100, 8, "--batch-size 64 or 128; --optimizer-batch-size 1600 or 2400"),
+        (2048, 100, 3, "these work: --optimizer-batch-size 1800 or 2100"),
+        (32, 32, 2, "--batch-size 16; --optimizer-batch-size 64"),
+    ],
+)
+def test_the_nearest_batches_that_work_are_suggested(
+    global_batch: int, per_device: int, world: int, suggested: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        accumulation(global_batch, per_device, world)
+    assert suggested in caught.value.message

@@ -5,6 +5,7 @@ import pytest
 from image_classification.core.errors import ConfigError
 from image_classification.core.units import (
     Every,
+    counted,
     duration,
     finite,
     number,
@@ -14,7 +15,7 @@ from image_classification.core.units import (
 )
 
 
-def test_finite_replaces_nan_and_infinity_at_any_depth():
+def test_finite_replaces_nan_and_infinity_at_any_depth() -> None:
     value = {"a": (1.0, math.nan), "b": [{"c": math.inf}], 3: True, "d": None}
     assert finite(value) == {"a": [1.0, None], "b": [{"c": None}], "3": True, "d": None}
 
@@ -33,7 +34,7 @@ def test_finite_replaces_nan_and_infinity_at_any_depth():
         (100 * 3600.0, "4 d 04 h"),
     ],
 )
-def test_duration(seconds, text):
+def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -41,11 +42,11 @@ def test_duration(seconds, text):
     ("num_bytes", "text"),
     [(None, "-"), (512, "512 B"), (1536, "1.5 KiB"), (3 * 2**30, "3.0 GiB"), (2**52, "4096.0 TiB")],
 )
-def test_size(num_bytes, text):
+def test_size(num_bytes: float | None, text: str) -> None:
     assert size(num_bytes) == text
 
 
-def test_number_rate_and_percent():
+def test_number_rate_percent_and_counted() -> None:
     assert number(None) == "-"
     assert number(math.nan) == "nan"
     assert number(1234.567) == "1,234.57"
@@ -53,6 +54,7 @@ def test_number_rate_and_percent():
     assert rate(8321.6) == "8,322"
     assert rate(15.26) == "15.3"
     assert percent(0.0271) == "2.7 %"
+    assert [counted(n, "epoch") for n in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
 
 
 @pytest.mark.parametrize(
@@ -64,17 +66,17 @@ def test_number_rate_and_percent():
         ("5min", Every(5, "minutes")),
     ],
 )
-def test_an_interval_is_parsed(text, expected):
+def test_an_interval_is_parsed(text: str, expected: Every) -> None:
     assert Every.parse(text) == expected
 
 
 @pytest.mark.parametrize("text", ["0 steps", "steps", "3 hours", "-1 steps", "1.5 epochs", ""])
-def test_an_invalid_interval_is_an_error(text):
+def test_an_invalid_interval_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="N steps"):
         Every.parse(text)
 
 
-def test_interval_is_due():
+def test_interval_is_due() -> None:
     assert [s for s in range(1, 10) if Every(3, "steps").due(s, 1e9)] == [3, 6, 9]
     assert not Every(1, "minutes").due(5, 59.0)
     assert Every(1, "minutes").due(5, 60.0)

@@ -10,7 +10,7 @@ import torch
 
 import image_classification
 from image_classification.core.errors import ConfigError, DeviceError
-from image_classification.core.nvml import nvml
+from image_classification.core.host import nvml
 from image_classification.devices.cuda import (
     CudaAccelerator,
     cudnn_name,
