@@ -30,7 +30,7 @@ import torch
 from record import RESULTS, write_record
 
 from image_classification.config.schema import DataConfig
-from image_classification.data.loaders.protocol import Loader, LoaderSpec, open_loader
+from image_classification.data.loaders import Loader, LoaderSpec, open_loader
 
 IMAGES = 1000
 LISTED = 8

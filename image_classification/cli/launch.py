@@ -22,7 +22,7 @@ from image_classification.config.resolve import LayeredRun, read_run
 from image_classification.config.schema import MODES, RunConfig
 from image_classification.core.errors import ConfigError, nearest, unknown
 from image_classification.core.program import command, launch_words, show
-from image_classification.data.loaders.protocol import BACKENDS
+from image_classification.data.loaders import BACKENDS
 
 LISTS = ("models", "platforms", "precisions", "modes", "recipes", "runs")
 

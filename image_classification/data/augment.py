@@ -18,7 +18,8 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as ops
 
-from image_classification.data.transforms import CropBox, TrainTransform
+from image_classification.config.schema import DataConfig
+from image_classification.data.transforms import CropBox
 
 T = TypeVar("T")
 
@@ -35,8 +36,8 @@ class Op(NamedTuple):
     """One operation with its magnitude.
 
     Magnitudes: ShearX, ShearY the tangent of the angle; TranslateX, TranslateY whole pixels;
-    Rotate degrees; Brightness, Color, Contrast, Sharpness a factor (1: unchanged); Hue a share of
-    the color circle; Posterize the bits to keep; Solarize the min value to invert; else 0.
+    Rotate degrees; Brightness, Color, Contrast, Sharpness a factor (1: unchanged); Hue a fraction
+    of the color circle; Posterize the bits to keep; Solarize the min value to invert; else 0.
     """
 
     name: str
@@ -47,38 +48,23 @@ class Erasure(NamedTuple):
     """A rectangle to fill with one color (red, green, blue, each 0 to 255)."""
 
     box: CropBox
-    color: tuple[int, int, int]
-
-
-Augmentation = tuple[Op | Erasure, ...]
-"""What is done to one image, in this order."""
-
-
-class _Range(NamedTuple):
-    """Magnitude of an operation at the first and the last bin; linear in between."""
-
-    low: float
-    high: float
-    is_signed: bool = False
+    color: tuple[int, ...]
 
 
 _FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
+_Ranges = dict[str, tuple[float, float, bool]]
+"""Magnitude of an operation at the first and the last bin, and whether its sign is random."""
 
 
-def _ranges(
-    shear: float, translate: float, degrees: float, factor: float, bits: float
-) -> dict[str, _Range]:
-    """Return the ranges of a policy; the arguments are their largest magnitudes."""
+def _ranges(shear: float, translate: float, degrees: float, factor: float, bits: float) -> _Ranges:
+    """Return the ranges of a policy; the arguments are the largest magnitudes."""
     signed = {"ShearX": shear, "ShearY": shear, "TranslateX": translate, "TranslateY": translate}
     signed |= {"Rotate": degrees, **dict.fromkeys(_FACTORS, factor)}
-    return {
-        **{name: _Range(0.0, high, is_signed=True) for name, high in signed.items()},
-        "Posterize": _Range(8.0, bits),
-        "Solarize": _Range(255.0, 0.0),
-    }
+    ranges = {name: (0.0, high, True) for name, high in signed.items()}
+    return ranges | {"Posterize": (8.0, bits, False), "Solarize": (255.0, 0.0, False)}
 
 
-# Translation as a share of the image's side: in the paper 150 of 331 pixels.
+# Translation as a fraction of the image's side: in the paper 150 of 331 pixels.
 _NARROW = _ranges(shear=0.3, translate=150 / 331, degrees=30.0, factor=0.9, bits=4.0)
 # Translation in pixels, whatever the image's side.
 _WIDE = _ranges(shear=0.99, translate=32.0, degrees=135.0, factor=0.99, bits=2.0)
@@ -118,107 +104,111 @@ _IMAGENET_POLICY: tuple[tuple[_PolicyStep, _PolicyStep], ...] = (
 )
 
 
-def augment(
-    image: torch.Tensor, transform: TrainTransform, random: np.random.Generator
-) -> torch.Tensor:
-    """Draw an augmentation and apply it to ``image [3, S, S]`` uint8; S is transform.image_size.
+def augment(image: torch.Tensor, data: DataConfig, random: np.random.Generator) -> torch.Tensor:
+    """Draw an augmentation and apply it to ``image [3, S, S]`` uint8; S is data.image_size.
 
-    ``random`` is the image's generator after its crop and flip were drawn. If the transform has no
-    augmentation, nothing is drawn and the result is ``image`` itself.
+    ``random`` is the image's generator after its crop and flip were drawn. If every augmentation
+    is off, nothing is drawn and the result is ``image`` itself.
     """
-    drawn = draw_augmentation(transform, random)
-    return apply_augmentation(image, drawn, transform.augmentation_fill)
+    return apply_augmentation(image, draw_augmentation(data, random), data.augmentation_fill)
 
 
-def draw_augmentation(transform: TrainTransform, random: np.random.Generator) -> Augmentation:
-    """Draw policy, color jitter and erasing for one image; its pixels are not needed."""
+def draw_augmentation(data: DataConfig, random: np.random.Generator) -> tuple[Op | Erasure, ...]:
+    """Draw policy, color jitter and erasing for one image, to be applied in this order."""
     drawn: list[Op | Erasure] = []
-    if transform.augmentation == "autoaugment":
-        drawn += draw_autoaugment(random, transform.image_size)
-    elif transform.augmentation == "randaugment":
-        settings = transform.randaugment_ops, transform.randaugment_magnitude
-        drawn += draw_randaugment(random, transform.image_size, *settings)
-    elif transform.augmentation == "trivialaugment":
-        drawn += draw_trivialaugment(random)
-    elif transform.augmentation != "none":
-        raise ValueError(f"no augmentation policy {transform.augmentation!r}")
-    drawn += draw_color_jitter(random, transform)
-    if transform.erasing_prob > 0:
-        drawn += draw_erasing(random, transform)
+    if data.augmentation == "autoaugment":
+        drawn += draw_autoaugment(random, data.image_size)
+    elif data.augmentation == "randaugment":
+        settings = data.randaugment_ops, data.randaugment_magnitude
+        drawn += draw_randaugment(random, data.image_size, *settings)
+    elif data.augmentation == "trivialaugment":
+        drawn.append(draw_trivialaugment(random))
+    elif data.augmentation != "none":
+        raise ValueError(f"no augmentation policy {data.augmentation!r}")
+    drawn += draw_color_jitter(random, data)
+    if data.random_erasing > 0:
+        drawn += draw_erasing(random, data)
     return tuple(drawn)
 
 
-def apply_augmentation(image: torch.Tensor, drawn: Augmentation, fill: int) -> torch.Tensor:
+def apply_augmentation(
+    image: torch.Tensor, drawn: Sequence[Op | Erasure], fill: int
+) -> torch.Tensor:
     """Apply ``drawn`` to ``image [3, S, S]`` uint8, in any memory layout and on any device.
 
-    ``fill`` is the grey value of pixels that move in from outside. ``image`` is never changed; the
+    ``fill`` is the gray value of pixels that move in from outside. ``image`` is never changed; the
     result may share its memory if there was nothing to do.
     """
     for item in drawn:
         if isinstance(item, Erasure):
-            image = _erase(image, item)
+            box, image = item.box, image.clone()
+            for channel, value in enumerate(item.color):
+                image[channel, box.top : box.top + box.height, box.left : box.left + box.width] = (
+                    value
+                )
         elif item.name != "Identity":
             image = _KERNELS[item.name](image, item.magnitude, float(fill))
     return image
 
 
-def draw_autoaugment(random: np.random.Generator, side_px: int) -> tuple[Op, ...]:
+def draw_autoaugment(random: np.random.Generator, side_px: int) -> list[Op]:
     """Draw one of the 25 sub-policies, and each of its two operations with its probability."""
-    return tuple(
+    return [
         _op(random, name, magnitude_bin, AUTOAUGMENT_BINS, _NARROW, side_px)
         for name, probability, magnitude_bin in _choice(random, _IMAGENET_POLICY)
         if random.random() < probability
-    )
+    ]
 
 
 def draw_randaugment(
     random: np.random.Generator, side_px: int, num_ops: int, magnitude_bin: int
-) -> tuple[Op, ...]:
+) -> list[Op]:
     """Draw ``num_ops`` operations, with repetition, all at ``magnitude_bin`` (0 to 30)."""
-    return tuple(
+    return [
         _op(random, _choice(random, _CHOICES), magnitude_bin, WIDE_BINS, _NARROW, side_px)
         for _ in range(num_ops)
-    )
+    ]
 
 
-def draw_trivialaugment(random: np.random.Generator) -> tuple[Op, ...]:
+def draw_trivialaugment(random: np.random.Generator) -> Op:
     """Draw one operation and its magnitude, each uniformly."""
     name = _choice(random, _CHOICES)
     magnitude_bin = _below(random, WIDE_BINS) if name in _WIDE else 0
-    return (_op(random, name, magnitude_bin, WIDE_BINS, _WIDE, 1),)
+    return _op(random, name, magnitude_bin, WIDE_BINS, _WIDE, 1)
 
 
-def draw_color_jitter(random: np.random.Generator, transform: TrainTransform) -> tuple[Op, ...]:
-    """Draw brightness, contrast, saturation and hue, if they are on, in a random order.
+def draw_color_jitter(random: np.random.Generator, data: DataConfig) -> list[Op]:
+    """Draw those of brightness, contrast, saturation and hue that are on, in a random order.
 
-    The first three are factors, uniform in ``[max(0, 1 - x), 1 + x]``; hue is a turn, uniform in
+    The first three are factors, uniform in ``[max(0, 1 - x), 1 + x]``; hue is uniform in
     ``[-x, x]``.
     """
-    strengths = (
-        ("Brightness", transform.jitter_brightness),
-        ("Contrast", transform.jitter_contrast),
-        ("Color", transform.jitter_saturation),
-        ("Hue", transform.jitter_hue),
-    )
+    strengths = {
+        "Brightness": data.colour_jitter_brightness,
+        "Contrast": data.colour_jitter_contrast,
+        "Color": data.colour_jitter_saturation,
+        "Hue": data.colour_jitter_hue,
+    }
     drawn = []
-    for name, x in strengths:
+    for name, x in strengths.items():
         if x > 0:
             low, high = (-x, x) if name == "Hue" else (max(0.0, 1.0 - x), 1.0 + x)
             drawn.append(Op(name, low + (high - low) * random.random()))
     for last in range(len(drawn) - 1, 0, -1):
         other = _below(random, last + 1)
         drawn[last], drawn[other] = drawn[other], drawn[last]
-    return tuple(drawn)
+    return drawn
 
 
-def draw_erasing(random: np.random.Generator, transform: TrainTransform) -> tuple[Erasure, ...]:
+def draw_erasing(random: np.random.Generator, data: DataConfig) -> list[Erasure]:
     """Draw the rectangle to erase, if any; area, logarithm of the ratio and position are uniform.
 
-    If ten draws do not fit, nothing is erased.
+    If ten draws do not fit, nothing is erased. The color is the mean that images are normalized
+    with.
     """
-    if not random.random() < transform.erasing_prob:
-        return ()
-    side = transform.image_size
+    if random.random() >= data.random_erasing:
+        return []
+    side = data.image_size
     log_min, log_max = math.log(_ERASED_RATIO[0]), math.log(_ERASED_RATIO[1])
     for _ in range(_ERASING_ATTEMPTS):
         share = _ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * random.random()
@@ -228,8 +218,9 @@ def draw_erasing(random: np.random.Generator, transform: TrainTransform) -> tupl
         if height < side and width < side:
             top = _below(random, side - height + 1)
             left = _below(random, side - width + 1)
-            return (Erasure(CropBox(top, left, height, width), transform.erasing_color),)
-    return ()
+            color = tuple(min(max(round(255 * value), 0), 255) for value in data.mean)
+            return [Erasure(CropBox(top, left, height, width), color)]
+    return []
 
 
 def _below(random: np.random.Generator, count: int) -> int:
@@ -246,7 +237,7 @@ def _op(
     name: str,
     magnitude_bin: int,
     bins: int,
-    ranges: dict[str, _Range],
+    ranges: _Ranges,
     side_px: int,
 ) -> Op:
     """Return the operation with the magnitude of its bin, in the unit of `Op`, with random sign."""
@@ -261,13 +252,6 @@ def _op(
     if name in ("TranslateX", "TranslateY"):
         return Op(name, int(magnitude * side_px))
     return Op(name, round(magnitude) if name == "Posterize" else magnitude)
-
-
-def _erase(image: torch.Tensor, erasure: Erasure) -> torch.Tensor:
-    box, erased = erasure.box, image.clone()
-    for channel, value in enumerate(erasure.color):
-        erased[channel, box.top : box.top + box.height, box.left : box.left + box.width] = value
-    return erased
 
 
 def _shear(image: torch.Tensor, x: float, y: float, fill: float) -> torch.Tensor:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from image_classification.core.errors import DataError
-from image_classification.data.loaders.protocol import LoaderSpec
 
 PADDING = -1
 """Stands for "no image" in a batch of indices."""
@@ -127,29 +126,6 @@ class ValOrder:
         padded = np.full(shape, PADDING, dtype=np.int64)
         padded.reshape(-1)[: self.num_images] = np.arange(self.num_images)
         return np.ascontiguousarray(padded[start_step:, self.rank, :])
-
-
-def batch_order(spec: LoaderSpec, num_images: int) -> TrainOrder | ValOrder:
-    """Return the micro-batches of ``spec``'s split and rank over ``num_images`` images.
-
-    Raises:
-        DataError: the train images do not fill one global batch.
-        ValueError: an unknown split, or a rank outside the world.
-    """
-    if not 0 <= spec.rank < spec.world_size:
-        raise ValueError(f"rank {spec.rank} of a world of {spec.world_size}")
-    if spec.split == "train":
-        return TrainOrder(
-            num_images=num_images,
-            per_device_batch=spec.per_device_batch,
-            accumulation=spec.accumulation,
-            rank=spec.rank,
-            world_size=spec.world_size,
-            seed=spec.seed,
-        )
-    if spec.split == "val":
-        return ValOrder(num_images, spec.per_device_batch, spec.rank, spec.world_size)
-    raise ValueError(f"split {spec.split!r} is neither 'train' nor 'val'")
 
 
 def _check_position(epoch: int, start_step: int, steps_per_epoch: int) -> None:

@@ -1,4 +1,8 @@
-"""Crop, flip and resize of an image, as plain values that every data backend follows."""
+"""Decode, crop, flip and resize an image, in the same way in every data backend.
+
+Images are decoded to RGB (grey, CMYK, palette and PNG content whatever the file's name). EXIF
+orientation is not applied, as in the published runs.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as ops
 
 from image_classification.config.schema import DataConfig
-from image_classification.core.errors import ConfigError
+from image_classification.core.errors import ConfigError, DataError
+from image_classification.data.formats.image_header import check_size
 
 _CROP_ATTEMPTS = 10
 
@@ -23,150 +33,37 @@ class CropBox:
     width: int
 
 
-@dataclass(frozen=True)
-class TrainTransform:
-    """Random resized crop (arXiv:1409.4842), flip, augmentation policy, color jitter, erasing.
-
-    They are applied in this order to uint8 pixels, each if it is on.
-    area: min and max share of the image's area that a crop has. The max may exceed 1, as in the
-    published BI-V100 runs (0.08 to 1.25): draws above 1 never fit and are drawn again.
-    ratio: min and max width / height of the crop. image_size: side of the result in pixels.
-    augmentation: name of the policy. augmentation_fill: grey value of the pixels that a policy
-    moves in from outside the image. jitter: see
-    `image_classification.data.augment.draw_color_jitter`; 0 is off. erasing_color: the mean that
-    images are normalized with, rounded to integers of 0..255.
-    """
-
-    area_min: float
-    area_max: float
-    ratio_min: float
-    ratio_max: float
-    hflip_prob: float
-    image_size: int
-    interpolation: str
-    antialias: bool
-    augmentation: str
-    augmentation_fill: int
-    randaugment_ops: int
-    randaugment_magnitude: int
-    jitter_brightness: float
-    jitter_contrast: float
-    jitter_saturation: float
-    jitter_hue: float
-    erasing_prob: float
-    erasing_color: tuple[int, int, int]
-
-    @property
-    def side(self) -> int:
-        """Side of the result in pixels."""
-        return self.image_size
-
-
-@dataclass(frozen=True)
-class EvalTransform:
-    """Resize, then center crop of ``crop`` x ``crop`` pixels.
-
-    resize_mode ``short_side`` scales the shorter side to ``resize`` and keeps the aspect ratio;
-    ``squash`` scales to ``resize`` x ``resize``.
-    """
-
-    resize: int
-    resize_mode: str
-    crop: int
-    interpolation: str
-    antialias: bool
-
-    @property
-    def side(self) -> int:
-        """Side of the result in pixels."""
-        return self.crop
-
-    def resized(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Return (width, height) in pixels after the resize; the longer side is rounded down.
-
-        No side is less than ``resize``, so the crop always fits.
-        """
-        if self.resize_mode == "squash":
-            return self.resize, self.resize
-        if width_px <= height_px:
-            return self.resize, max(self.resize, self.resize * height_px // width_px)
-        return max(self.resize, self.resize * width_px // height_px), self.resize
-
-    def crop_box(self, width_px: int, height_px: int) -> CropBox:
-        """Return the center crop of an image already resized to these sides."""
-        top = round((height_px - self.crop) / 2)
-        left = round((width_px - self.crop) / 2)
-        return CropBox(top, left, self.crop, self.crop)
-
-
-def image_transform(data: DataConfig, split: str) -> TrainTransform | EvalTransform:
-    """Return `train_transform` or `eval_transform`."""
-    return train_transform(data) if split == "train" else eval_transform(data)
-
-
-def train_transform(data: DataConfig) -> TrainTransform:
-    """Return the training transform of the configuration.
-
-    Raises:
-        ConfigError: a range of areas or ratios that is empty or not positive.
-    """
-    _check_range("crop_area", data.crop_area_min, data.crop_area_max)
-    _check_range("crop_ratio", data.crop_ratio_min, data.crop_ratio_max)
-    red, green, blue = data.mean
-    return TrainTransform(
-        area_min=data.crop_area_min,
-        area_max=data.crop_area_max,
-        ratio_min=data.crop_ratio_min,
-        ratio_max=data.crop_ratio_max,
-        hflip_prob=data.hflip_prob,
-        image_size=data.image_size,
-        interpolation=data.interpolation,
-        antialias=data.antialias,
-        augmentation=data.augmentation,
-        augmentation_fill=data.augmentation_fill,
-        randaugment_ops=data.randaugment_ops,
-        randaugment_magnitude=data.randaugment_magnitude,
-        jitter_brightness=data.colour_jitter_brightness,
-        jitter_contrast=data.colour_jitter_contrast,
-        jitter_saturation=data.colour_jitter_saturation,
-        jitter_hue=data.colour_jitter_hue,
-        erasing_prob=data.random_erasing,
-        erasing_color=(_to_255(red), _to_255(green), _to_255(blue)),
-    )
-
-
-def eval_transform(data: DataConfig) -> EvalTransform:
-    """Return the validation transform of the configuration.
-
-    Raises:
-        ConfigError: the crop is larger than the resized image.
-    """
-    if data.resize < data.image_size:
+def check_transform(data: DataConfig, split: str) -> None:
+    """Raise ConfigError if the sizes or ranges of ``split``'s transform contradict each other."""
+    if split == "train":
+        for name in ("crop_area", "crop_ratio"):
+            low, high = getattr(data, f"{name}_min"), getattr(data, f"{name}_max")
+            if not 0 < low <= high:
+                raise ConfigError(
+                    f"data.{name}_min {low:g} to data.{name}_max {high:g} is no range: the min "
+                    f"must be above 0 and not above the max"
+                )
+    elif data.resize < data.image_size:
         raise ConfigError(
             f"data.resize {data.resize} is smaller than data.image_size {data.image_size}, the "
             f"validation crop: set data.resize to {data.image_size} or more"
         )
-    return EvalTransform(
-        resize=data.resize,
-        resize_mode=data.resize_mode,
-        crop=data.image_size,
-        interpolation=data.interpolation,
-        antialias=data.antialias,
-    )
 
 
 def sample_crop(
-    random: np.random.Generator, width_px: int, height_px: int, transform: TrainTransform
+    random: np.random.Generator, width_px: int, height_px: int, data: DataConfig
 ) -> CropBox:
-    """Draw the crop of an image of these sides, as torchvision's RandomResizedCrop does.
+    """Draw the crop of a train image of these sides (arXiv:1409.4842, torchvision's sampling).
 
-    Area, logarithm of the ratio, and position are uniform. If ten draws do not fit, the result is
-    the largest centered crop whose ratio is in the range. Only ``random.random()`` is used.
+    Area, logarithm of the ratio (width / height), and position are uniform. If ten draws do not
+    fit, the result is the largest centered crop whose ratio is in the range. Only
+    ``random.random()`` is used. ``crop_area_max`` may exceed 1, as in the published BI-V100 runs
+    (0.08 to 1.25): draws above 1 never fit and are drawn again.
     """
     area_px = width_px * height_px
-    log_min, log_max = math.log(transform.ratio_min), math.log(transform.ratio_max)
+    log_min, log_max = math.log(data.crop_ratio_min), math.log(data.crop_ratio_max)
     for _ in range(_CROP_ATTEMPTS):
-        share = transform.area_min + (transform.area_max - transform.area_min) * random.random()
+        share = data.crop_area_min + (data.crop_area_max - data.crop_area_min) * random.random()
         ratio = math.exp(log_min + (log_max - log_min) * random.random())
         width = round(math.sqrt(area_px * share * ratio))
         height = round(math.sqrt(area_px * share / ratio))
@@ -175,20 +72,77 @@ def sample_crop(
             left = int(random.random() * (width_px - width + 1))
             return CropBox(top, left, height, width)
     width, height = width_px, height_px
-    if width_px < transform.ratio_min * height_px:
-        height = max(1, round(width_px / transform.ratio_min))
-    elif width_px > transform.ratio_max * height_px:
-        width = max(1, round(height_px * transform.ratio_max))
+    if width_px < data.crop_ratio_min * height_px:
+        height = max(1, round(width_px / data.crop_ratio_min))
+    elif width_px > data.crop_ratio_max * height_px:
+        width = max(1, round(height_px * data.crop_ratio_max))
     return CropBox((height_px - height) // 2, (width_px - width) // 2, height, width)
 
 
-def _to_255(share: float) -> int:
-    return min(max(round(share * 255), 0), 255)
+def eval_size(width_px: int, height_px: int, data: DataConfig) -> tuple[int, int]:
+    """Return (width, height) in pixels of a validation image after its resize.
+
+    ``short_side`` scales the shorter side to ``data.resize`` and rounds the longer side down;
+    ``squash`` scales both. No side is less than ``data.resize``, so the crop always fits.
+    """
+    size = data.resize
+    if data.resize_mode == "squash":
+        return size, size
+    if width_px <= height_px:
+        return size, max(size, size * height_px // width_px)
+    return max(size, size * width_px // height_px), size
 
 
-def _check_range(name: str, low: float, high: float) -> None:
-    if not 0 < low <= high:
-        raise ConfigError(
-            f"data.{name}_min {low:g} to data.{name}_max {high:g} is no range: the min must be "
-            f"above 0 and not above the max"
+def center_crop(width_px: int, height_px: int, side_px: int) -> CropBox:
+    """Return the square of ``side_px`` in the center of an image of these sides."""
+    top, left = round((height_px - side_px) / 2), round((width_px - side_px) / 2)
+    return CropBox(top, left, side_px, side_px)
+
+
+def decode_rgb(content: npt.NDArray[np.uint8], name: str) -> torch.Tensor:
+    """Return a JPEG, PNG, GIF or WebP as ``[3, H, W]`` uint8; ``name`` is what errors call it.
+
+    Raises:
+        DataError: it cannot be decoded, is animated, or has too many pixels.
+    """
+    check_size(content, name)
+    try:
+        image: torch.Tensor = decode_image(torch.from_numpy(content), mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise DataError(f"cannot decode {name}: {error}: replace or remove it") from error
+    if image.ndim != 3:
+        raise DataError(
+            f"cannot decode {name}: it is an animation of {len(image)} frames: replace or remove it"
         )
+    if image.dtype != torch.uint8:  # PNG with 16 bits per channel
+        image = ops.to_dtype(image, torch.uint8, scale=True)
+    return image
+
+
+def resized_crop(image: torch.Tensor, box: CropBox, data: DataConfig) -> torch.Tensor:
+    """Scale ``box`` of ``image [3, H, W]`` uint8 to ``[3, S, S]``, using no pixel outside it."""
+    part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    # torch's kernel takes half the time if the channels of a pixel lie side by side, as decoders
+    # leave them, without gaps between rows.
+    part = part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return resized(part, data.image_size, data.image_size, data)
+
+
+def eval_image(image: torch.Tensor, data: DataConfig) -> torch.Tensor:
+    """Resize and center-crop ``image [3, H, W]`` uint8 to ``[3, S, S]``."""
+    width, height = eval_size(image.shape[2], image.shape[1], data)
+    whole = resized(image, height, width, data)
+    box = center_crop(width, height, data.image_size)
+    return whole[:, box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def resized(image: torch.Tensor, height: int, width: int, data: DataConfig) -> torch.Tensor:
+    """Scale ``image [3, H, W]`` uint8 to ``[3, height, width]``."""
+    # Not `ops.resize`, which holds the GIL for some time before it calls this kernel.
+    scaled: torch.Tensor = ops.resize_image(
+        image,
+        size=[height, width],
+        interpolation=InterpolationMode(data.interpolation),
+        antialias=data.antialias,
+    )
+    return scaled

@@ -82,7 +82,7 @@ def read_sample(root: str, split: str, data_format: str, count: int = NUM_SAMPLE
         DataError: the split cannot be indexed, or it has no images.
     """
     from image_classification.data.formats.folder import FOLDER, open_index
-    from image_classification.data.loaders.decode import decode_rgb
+    from image_classification.data.transforms import decode_rgb
 
     index: Index
     if data_format == FOLDER:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from image_classification import models
 from image_classification.config.schema import OptimConfig, RunConfig
-from image_classification.data.loaders.protocol import Loader, LoaderSpec, open_loader
+from image_classification.data.loaders import Loader, LoaderSpec, open_loader
 from image_classification.engine.precision.apex import apex_optimizer, open_apex_amp, require_apex
 from image_classification.engine.precision.torch_amp import Amp, TorchAmp
 from image_classification.engine.runs import (

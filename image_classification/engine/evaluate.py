@@ -12,7 +12,7 @@ from torch import nn
 
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.core.types import EvalResult, Record
-from image_classification.data.loaders.protocol import Loader
+from image_classification.data.loaders import Loader
 from image_classification.distributed.world import all_reduce_sum
 from image_classification.engine.checkpoints.files import weights_file
 from image_classification.engine.checkpoints.resume_checks import preprocessing_warnings

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import Record, WorldInfo
-from image_classification.data.loaders.protocol import Loader
+from image_classification.data.loaders import Loader
 from image_classification.devices.accelerator import Accelerator
 from image_classification.engine.precision.torch_amp import Amp
 from image_classification.optim.ema import Ema

@@ -12,7 +12,7 @@ import torch
 from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.core.types import Record
 from image_classification.core.units import Every
-from image_classification.data.loaders.protocol import Loader
+from image_classification.data.loaders import Loader
 from image_classification.distributed.host_collectives import gather_text
 from image_classification.distributed.world import agree_max, all_reduce_sum, broadcast_module_state
 from image_classification.engine.checkpoints.async_save import CheckpointSaver

@@ -1,12 +1,13 @@
-"""Every registered data backend against one contract.
+"""Every registered data backend meets one contract.
 
-The folder holds images of one colour each, so a sample is known by its colour whatever the crop
-and the resampling.
+The folder holds images of one color each, so a sample is known by its color whatever the crop and
+the resampling.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,48 +15,35 @@ import pytest
 import torch
 from PIL import Image
 
-from image_classification.config.schema import DataConfig
 from image_classification.core.types import Batch
-from image_classification.data.loaders.protocol import (
-    BACKENDS,
-    Loader,
-    LoaderSpec,
-    open_loader,
-)
+from image_classification.data.loaders import BACKENDS, LoaderSpec
+from tests.support.loaders import assert_same_batches, epoch_of, loader_spec, opened
 
 CLASSES = ("0000", "0001", "0002")
 TRAIN_IMAGES = 29
 VAL_IMAGES = 11
 SIZE_PX = 16
 
+Make = Callable[..., LoaderSpec]
 Sample = tuple[int, tuple[int, ...]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("colours")
+    root = tmp_path_factory.mktemp("colors")
     for split, count, blue in (("train", TRAIN_IMAGES, 32), ("val", VAL_IMAGES, 224)):
         for i in range(count):
             target = root / split / CLASSES[i % len(CLASSES)]
             target.mkdir(parents=True, exist_ok=True)
             pixels = np.full((20 + i, 24, 3), (16 * (i % 15), 16 * (i // 15), blue), np.uint8)
-            # Red and green tell the image, so crops and flips cannot.
+            # Red and green identify the image; crops and flips do not change them.
             kind = {"quality": 100, "subsampling": 0} if i % 3 else {}
             Image.fromarray(pixels).save(target / f"{i:02d}.{'jpg' if i % 3 else 'png'}", **kind)
     return root
 
 
-@contextmanager
-def loader_of(spec: LoaderSpec) -> Iterator[Loader]:
-    loader = open_loader(spec)
-    try:
-        yield loader
-    finally:
-        loader.close()
-
-
 @pytest.fixture(params=list(BACKENDS))
-def make(request: pytest.FixtureRequest, folder: Path) -> Callable[..., LoaderSpec]:
+def make(request: pytest.FixtureRequest, folder: Path) -> Make:
     if request.param.startswith("dali"):
         pytest.importorskip("nvidia.dali")
     device = "cpu"
@@ -64,59 +52,30 @@ def make(request: pytest.FixtureRequest, folder: Path) -> Callable[..., LoaderSp
             pytest.skip("no CUDA device")
         device = "cuda:0"
 
-    def make_spec(**changes: object) -> LoaderSpec:
-        values: dict[str, object] = {
-            "split": "train",
-            "per_device_batch": 2,
-            "accumulation": 1,
-            "num_classes": len(CLASSES),
-            "rank": 0,
-            "world_size": 1,
-            "seed": 11,
-            "device": device,
-            "memory_format": "nchw",
-        }
-        data: dict[str, object] = {
-            "path": "synthetic" if request.param == "synthetic" else str(folder),
-            "backend": request.param,
-            "image_size": SIZE_PX,
-            "resize": 18,
-            "workers": 0,
-            "synthetic_train_images": TRAIN_IMAGES,
-            "synthetic_val_images": VAL_IMAGES,
-        }
-        for key, value in changes.items():
-            (values if key in values else data)[key] = value
-        return LoaderSpec(data=DataConfig(**data), **values)  # type: ignore[arg-type]
-
-    return make_spec
-
-
-def epoch_of(spec: LoaderSpec, epoch: int = 0, start_step: int = 0) -> list[Batch]:
-    with loader_of(spec) as loader:
-        return list(loader.epoch(epoch, start_step))
+    return partial(
+        loader_spec,
+        "synthetic" if request.param == "synthetic" else folder,
+        backend=request.param,
+        device=device,
+        per_device_batch=2,
+        num_classes=len(CLASSES),
+        seed=11,
+        image_size=SIZE_PX,
+        resize=18,
+        synthetic_train_images=TRAIN_IMAGES,
+        synthetic_val_images=VAL_IMAGES,
+    )
 
 
 def samples(batches: Sequence[Batch]) -> list[Sample]:
-    """Return (label, mean colour) of the valid images, in order."""
+    """Return (label, mean color) of the valid images, in order."""
     known = []
     for batch in batches:
         for image, label, valid in zip(batch.images, batch.labels, batch.valid, strict=True):
             if valid:
-                colour = (1000 * image.double().mean((1, 2))).round().int().tolist()
-                known.append((int(label), tuple(colour)))
+                color = (1000 * image.double().mean((1, 2))).round().int().tolist()
+                known.append((int(label), tuple(color)))
     return known
-
-
-def assert_same(left: Sequence[Batch], right: Sequence[Batch]) -> None:
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.labels, b.labels)
-        assert torch.equal(a.valid, b.valid)
-
-
-Make = Callable[..., LoaderSpec]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -141,7 +100,7 @@ def test_shapes_types_layout_and_range(make: Make, split: str, memory_format: st
 
 
 def test_counts_and_classes(make: Make) -> None:
-    with loader_of(make(accumulation=3)) as train, loader_of(make(split="val")) as val:
+    with opened(make(accumulation=3)) as train, opened(make(split="val")) as val:
         assert (train.num_images, val.num_images) == (TRAIN_IMAGES, VAL_IMAGES)
         assert train.classes == val.classes == CLASSES
         assert (train.steps_per_epoch, val.steps_per_epoch) == (TRAIN_IMAGES // 6, 6)
@@ -178,7 +137,7 @@ def test_optimizer_steps_hold_the_same_images_in_any_world(make: Make, world_siz
     ]
     # Micro-batch a of rank r is number a * W + r of the step.
     interleaved = [batch for together in zip(*per_rank, strict=True) for batch in together]
-    assert_same(interleaved, epoch_of(make(accumulation=4), epoch=3))
+    assert_same_batches(interleaved, epoch_of(make(accumulation=4), epoch=3))
 
 
 @pytest.mark.parametrize("batch", [1, 4, 29])
@@ -189,18 +148,18 @@ def test_no_train_image_occurs_twice_in_an_epoch(make: Make, batch: int) -> None
     assert not Counter(seen) - everything
 
 
-def test_seed_and_epoch_decide_everything(make: Make) -> None:
+def test_batches_depend_on_seed_and_epoch(make: Make) -> None:
     reference = epoch_of(make(), epoch=1)
-    with loader_of(make()) as loader:
+    with opened(make()) as loader:
         list(loader.epoch(0))
-        assert_same(list(loader.epoch(1)), reference)
+        assert_same_batches(list(loader.epoch(1)), reference)
     assert samples(epoch_of(make(), epoch=2)) != samples(reference)
     assert samples(epoch_of(make(seed=12), epoch=1)) != samples(reference)
 
 
 def test_validation_is_the_same_in_every_epoch(make: Make) -> None:
-    with loader_of(make(split="val")) as loader:
-        assert_same(list(loader.epoch(0)), list(loader.epoch(5)))
+    with opened(make(split="val")) as loader:
+        assert_same_batches(list(loader.epoch(0)), list(loader.epoch(5)))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -208,20 +167,20 @@ def test_start_step_resumes_bit_for_bit(make: Make, split: str) -> None:
     accumulation = 2 if split == "train" else 1
     spec = make(split=split, accumulation=accumulation)
     whole = epoch_of(spec, epoch=2)
-    with loader_of(spec) as loader:
+    with opened(spec) as loader:
         for step in range(loader.steps_per_epoch + 1):
-            assert_same(list(loader.epoch(2, step)), whole[step * accumulation :])
+            assert_same_batches(list(loader.epoch(2, step)), whole[step * accumulation :])
 
 
-def test_a_broken_off_epoch_leaks_nothing_into_the_next(make: Make) -> None:
+def test_an_unfinished_epoch_does_not_change_the_next(make: Make) -> None:
     expected = epoch_of(make(), epoch=1)
-    with loader_of(make()) as loader:
+    with opened(make()) as loader:
         next(loader.epoch(0))
-        assert_same(list(loader.epoch(1)), expected)
+        assert_same_batches(list(loader.epoch(1)), expected)
 
 
 def test_close_may_be_called_twice_and_ends_the_loader(make: Make) -> None:
-    with loader_of(make()) as loader:
+    with opened(make()) as loader:
         next(loader.epoch(0))
         loader.close()
         with pytest.raises(ValueError, match="closed"):
@@ -230,10 +189,8 @@ def test_close_may_be_called_twice_and_ends_the_loader(make: Make) -> None:
 
 def test_loaders_of_all_ranks_run_side_by_side(make: Make) -> None:
     with ExitStack() as stack:
-        loaders = [
-            stack.enter_context(loader_of(make(rank=rank, world_size=3))) for rank in range(3)
-        ]
+        loaders = [stack.enter_context(opened(make(rank=rank, world_size=3))) for rank in range(3)]
         rounds = list(zip(*(loader.epoch(0) for loader in loaders), strict=True))
     assert len(rounds) == TRAIN_IMAGES // 6
     together = [batch for ranks in rounds for batch in ranks]
-    assert_same(together, epoch_of(make(per_device_batch=2, accumulation=3)))
+    assert_same_batches(together, epoch_of(make(per_device_batch=2, accumulation=3)))

@@ -1,18 +1,16 @@
-"""One data set in every format: the same images in, the same batches out."""
+"""A data set gives the same images and batches in every format."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from image_classification.config.schema import DataConfig
 from image_classification.core.types import Batch
 from image_classification.data.formats.folder import FORMATS, open_index, recognize
-from image_classification.data.loaders.protocol import LoaderSpec, open_loader
 from image_classification.data.tools import pack as packing
+from tests.support.loaders import assert_same_batches, epoch_of, loader_spec
 
 CLASSES = ("Kätzchen", "n02085620", "owl")
 IMAGES = {"train": 23, "val": 8}
@@ -20,7 +18,7 @@ IMAGES = {"train": 23, "val": 8}
 
 @pytest.fixture(scope="module")
 def data_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folder, with ImageNet's oddities, and what it packs into, by format."""
+    """The data set in each format, with grey, CMYK and misnamed images as in ImageNet."""
     root = tmp_path_factory.mktemp("sets")
     rng = np.random.default_rng(0)
     for split, count in IMAGES.items():
@@ -40,7 +38,7 @@ def data_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return sets
 
 
-def test_every_format_is_tried(data_sets: dict[str, Path]) -> None:
+def test_every_format_is_covered(data_sets: dict[str, Path]) -> None:
     assert sorted(data_sets) == sorted(FORMATS)
 
 
@@ -61,57 +59,29 @@ def test_the_same_images_labels_and_counts(
 
 
 def batches(root: Path, split: str, **changes: object) -> list[Batch]:
-    data = DataConfig(
-        path=str(root),
-        image_size=24,
-        resize=28,
-        **{"backend": "pytorch", "workers": 0, **changes},  # type: ignore[arg-type]
-    )
-    loader = open_loader(
-        LoaderSpec(
-            data=data,
-            split=split,
-            per_device_batch=4,
-            accumulation=1,
-            num_classes=3,
-            rank=0,
-            world_size=1,
-            seed=5,
-            device="cpu",
-            memory_format="nchw",
-        )
-    )
-    try:
-        return list(loader.epoch(1))
-    finally:
-        loader.close()
-
-
-def assert_same(left: list[Batch], right: list[Batch]) -> None:
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.labels, b.labels)
-        assert torch.equal(a.valid, b.valid)
+    spec = loader_spec(root, split=split, per_device_batch=4, num_classes=3, seed=5, **changes)
+    return epoch_of(spec, epoch=1)
 
 
 @pytest.mark.parametrize("name", packing.FORMATS)
 @pytest.mark.parametrize("split", IMAGES)
 def test_batches_are_equal_bit_for_bit(data_sets: dict[str, Path], name: str, split: str) -> None:
     expected = batches(data_sets["folder"], split)
-    assert_same(batches(data_sets[name], split), expected)
-    assert_same(batches(data_sets[name], split, format=name), expected)
+    assert_same_batches(batches(data_sets[name], split), expected)
+    assert_same_batches(batches(data_sets[name], split, format=name), expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", packing.FORMATS)
 def test_loader_processes_read_shards(data_sets: dict[str, Path], name: str) -> None:
     expected = batches(data_sets["folder"], "train")
-    assert_same(batches(data_sets[name], "train", workers=2), expected)
+    assert_same_batches(batches(data_sets[name], "train", workers=2), expected)
 
 
 @pytest.mark.parametrize("source", packing.FORMATS)
-def test_a_pack_packs_again(data_sets: dict[str, Path], tmp_path: Path, source: str) -> None:
+def test_a_packed_data_set_can_be_packed_again(
+    data_sets: dict[str, Path], tmp_path: Path, source: str
+) -> None:
     for name in packing.FORMATS:
         packing.pack(data_sets[source], tmp_path / name, name)
         index = open_index(tmp_path / name, "train", 3)
@@ -122,7 +92,7 @@ def test_a_pack_packs_again(data_sets: dict[str, Path], tmp_path: Path, source: 
 
 
 @pytest.mark.slow
-def test_another_reader_finds_the_same(data_sets: dict[str, Path], tmp_path: Path) -> None:
+def test_dalis_own_readers_find_the_same(data_sets: dict[str, Path], tmp_path: Path) -> None:
     """DALI's own readers of the three formats, in the order of the shards."""
     pytest.importorskip("nvidia.dali")
     from nvidia.dali import fn, pipeline_def, tfrecord, types

@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from image_classification.config.schema import DataConfig
 from image_classification.core.types import Batch
-from image_classification.data.loaders.protocol import LoaderSpec, open_loader
+from tests.support.loaders import RAW_PIXELS, epoch_of, loader_spec
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,40 +41,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def epoch_of(root: Path, backend: str, split: str, batch: int, **data: object) -> list[Batch]:
-    spec = LoaderSpec(
-        data=DataConfig(
-            path=str(root),
-            backend=backend,
-            workers=2,
-            image_size=64,
-            resize=72,
-            mean=(0.0, 0.0, 0.0),
-            std=(1 / 255, 1 / 255, 1 / 255),
-            **data,  # type: ignore[arg-type]
-        ),
+def images_of(root: Path, backend: str, split: str, batch: int, **data: object) -> list[Batch]:
+    spec = loader_spec(
+        root,
+        **RAW_PIXELS,
+        backend=backend,
+        workers=2,
+        image_size=64,
+        resize=72,
         split=split,
         per_device_batch=batch,
-        accumulation=1,
-        num_classes=2,
-        rank=0,
-        world_size=1,
         seed=3,
         device="cuda:0",
         memory_format="nhwc",
+        **data,
     )
-    loader = open_loader(spec)
-    try:
-        return list(loader.epoch(0))
-    finally:
-        loader.close()
+    return epoch_of(spec)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("batch", [4, 1])
 def test_pixels_are_near_those_of_the_pytorch_backend(folder: Path, split: str, batch: int) -> None:
-    mine = epoch_of(folder, "dali-gpu", split, batch)
-    other = epoch_of(folder, "pytorch", split, batch)
+    mine = images_of(folder, "dali-gpu", split, batch)
+    other = images_of(folder, "pytorch", split, batch)
     for a, b in zip(mine, other, strict=True):
         assert a.images.device.type == "cuda"
         assert a.images.is_contiguous(memory_format=torch.channels_last)
@@ -86,13 +74,13 @@ def test_pixels_are_near_those_of_the_pytorch_backend(folder: Path, split: str, 
 
 def test_augmentation_is_drawn_as_elsewhere(folder: Path) -> None:
     data = {"augmentation": "trivialaugment", "random_erasing": 1.0}
-    mine = torch.cat([b.images for b in epoch_of(folder, "dali-gpu", "train", 4, **data)])
-    other = torch.cat([b.images for b in epoch_of(folder, "pytorch", "train", 4, **data)])
+    mine = torch.cat([b.images for b in images_of(folder, "dali-gpu", "train", 4, **data)])
+    other = torch.cat([b.images for b in images_of(folder, "pytorch", "train", 4, **data)])
     assert (mine - other).abs().median() < 3
 
 
 def test_later_batches_leave_earlier_ones_alone(folder: Path) -> None:
-    held = epoch_of(folder, "dali-gpu", "train", 2)
-    again = epoch_of(folder, "dali-gpu", "train", 2)
+    held = images_of(folder, "dali-gpu", "train", 2)
+    again = images_of(folder, "dali-gpu", "train", 2)
     for a, b in zip(held, again, strict=True):
         assert torch.equal(a.images, b.images)

@@ -11,7 +11,7 @@ import torch
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.types import Batch
-from image_classification.data.loaders.protocol import Loader, LoaderSpec, open_loader
+from image_classification.data.loaders import Loader, LoaderSpec, open_loader
 
 SPEC = {
     "split": "train",

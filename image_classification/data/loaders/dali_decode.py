@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,51 +17,50 @@ import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from image_classification.config.schema import DataConfig
 from image_classification.core.errors import DataError
 from image_classification.data.augment import augment
 from image_classification.data.formats.image_header import MAX_PIXELS, plain_jpeg_size
 from image_classification.data.formats.index import Index, VanishedError
-from image_classification.data.loaders.decode import decode_rgb, eval_image, resized, resized_crop
+from image_classification.data.loaders import LoaderSpec
 from image_classification.data.order import sample_random
 from image_classification.data.transforms import (
     CropBox,
-    EvalTransform,
-    TrainTransform,
+    center_crop,
+    decode_rgb,
+    eval_image,
+    eval_size,
+    resized,
+    resized_crop,
     sample_crop,
 )
 
-
-class Cut(NamedTuple):
-    """One image to decode.
-
-    content: the whole file, ``[bytes]`` uint8. box: the part of it to decode. source: what of that
-    part is scaled to the result, as (top, left, bottom, right) in pixels of the part; right < left
-    mirrors it. Ignored without a `Resample`.
-    """
-
-    content: npt.NDArray[np.uint8]
-    box: CropBox
-    source: tuple[float, float, float, float]
+_MIB = 2**20
+_NO_BOX = CropBox(0, 0, 0, 0)
 
 
 @dataclass
 class Sample:
     """One image of a micro-batch while it is made.
 
-    row: its position in the micro-batch. box: the part of the image that is needed. random: the
-    image's generator after crop and flip were drawn (train only). Exactly one of these is set:
-    ``content``, encoded, for DALI; ``decoded``, ``[3, H, W]`` uint8, the whole image; ``error``,
-    why there is neither.
+    row: its position in the micro-batch. box: the part of the image to decode. source: what of that
+    part is scaled to the result, as (top, left, bottom, right) in pixels of the part; right < left
+    mirrors it. random: the image's generator after crop and flip were drawn (train only).
+    Exactly one of these is set: ``content``, ``[bytes]`` uint8, the file for DALI; ``decoded``,
+    ``[3, H, W]`` uint8, the whole image; ``error``, why there is neither. part: ``[h, w, 3]``
+    uint8, what DALI has made of ``content``.
     """
 
     index: int
     row: int
-    box: CropBox = field(default_factory=lambda: CropBox(0, 0, 0, 0))
+    box: CropBox = _NO_BOX
+    source: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     is_flipped: bool = False
     random: np.random.Generator | None = None
     content: npt.NDArray[np.uint8] | None = None
     decoded: torch.Tensor | None = None
     error: str = ""
+    part: torch.Tensor | None = None
 
 
 class HostSteps:
@@ -71,10 +70,9 @@ class HostSteps:
     has refused is decoded by torchvision: so an image is undecodable in every backend or in none.
     """
 
-    def __init__(self, index: Index, transform: TrainTransform | EvalTransform, seed: int) -> None:
+    def __init__(self, index: Index, spec: LoaderSpec) -> None:
         self._index = index
-        self._transform = transform
-        self._seed = seed
+        self._spec = spec
         self._refused: set[int] = set()
 
     def prepare(self, epoch: int, samples: Sequence[Sample]) -> None:
@@ -109,41 +107,17 @@ class HostSteps:
         except DataError as error:
             sample.error = error.message
 
-    def cut(self, sample: Sample) -> Cut:
-        """Return what DALI is to decode of ``sample``, and which part of it to scale."""
-        assert sample.content is not None
-        box, transform = sample.box, self._transform
-        if isinstance(transform, TrainTransform):
-            left, right = (box.width, 0) if sample.is_flipped else (0, box.width)
-            return Cut(sample.content, box, (0.0, float(left), float(box.height), float(right)))
-        width, height = transform.resized(box.width, box.height)
-        crop = transform.crop_box(width, height)
-        scale_y, scale_x = box.height / height, box.width / width
-        return Cut(
-            sample.content,
-            box,
-            (
-                crop.top * scale_y,
-                crop.left * scale_x,
-                (crop.top + crop.height) * scale_y,
-                (crop.left + crop.width) * scale_x,
-            ),
-        )
-
-    def finish(self, sample: Sample, part: torch.Tensor | None) -> torch.Tensor:
-        """Return the finished image, ``[3, S, S]`` uint8.
-
-        part: ``[h, w, 3]`` uint8, ``sample.box`` of the image; None if ``sample.decoded`` is set.
-        """
-        transform = self._transform
-        image = sample.decoded if part is None else part.permute(2, 0, 1)
+    def finish(self, sample: Sample) -> torch.Tensor:
+        """Return the finished image, ``[3, S, S]`` uint8, if DALI does not resize."""
+        data = self._spec.data
+        image = sample.decoded if sample.part is None else sample.part.permute(2, 0, 1)
         assert image is not None
-        if isinstance(transform, EvalTransform):
-            return eval_image(image, transform)
-        if part is None:
-            image = resized_crop(image, sample.box, transform)
+        if self._spec.split == "val":
+            return eval_image(image, data)
+        if sample.part is None:
+            image = resized_crop(image, sample.box, data)
         else:
-            image = resized(image, transform)
+            image = resized(image, data.image_size, data.image_size, data)
         return self.augmented(sample, image.flip(-1) if sample.is_flipped else image)
 
     def augmented(self, sample: Sample, image: torch.Tensor) -> torch.Tensor:
@@ -151,46 +125,28 @@ class HostSteps:
 
         The result is ``image`` itself if there is no augmentation.
         """
-        if isinstance(self._transform, EvalTransform):
-            return image
-        assert sample.random is not None
-        return augment(image, self._transform, sample.random)
+        return image if sample.random is None else augment(image, self._spec.data, sample.random)
 
     def _draw(self, epoch: int, sample: Sample, width_px: int, height_px: int) -> None:
-        transform = self._transform
-        if isinstance(transform, EvalTransform):
+        data = self._spec.data
+        if self._spec.split == "val":
             sample.box = CropBox(0, 0, height_px, width_px)
+            width, height = eval_size(width_px, height_px, data)
+            crop = center_crop(width, height, data.image_size)
+            scale_y, scale_x = height_px / height, width_px / width
+            bottom, right = crop.top + crop.height, crop.left + crop.width
+            sample.source = (
+                crop.top * scale_y,
+                crop.left * scale_x,
+                bottom * scale_y,
+                right * scale_x,
+            )
             return
-        sample.random = sample_random(self._seed, epoch, sample.index)
-        sample.box = sample_crop(sample.random, width_px, height_px, transform)
-        sample.is_flipped = sample.random.random() < transform.hflip_prob
-
-
-@dataclass(frozen=True)
-class Resample:
-    """How DALI scales what it decoded.
-
-    size: side of the result in pixels. interpolation: ``bilinear`` or ``bicubic``; DALI's nearest
-    neighbor picks other pixels than torchvision's.
-    """
-
-    size: int
-    interpolation: str
-    antialias: bool
-
-
-@dataclass(frozen=True)
-class GpuDecoding:
-    """Settings of the GPU's decoder.
-
-    hw_load: share of the JPEGs given to the hardware decoder, if the GPU has one; its general
-    cores decode the rest. memory_padding_bytes: device memory allocated at the start, because a
-    later allocation for a larger image would wait for the GPU.
-    """
-
-    device_index: int
-    hw_load: float
-    memory_padding_bytes: int
+        sample.random = sample_random(self._spec.seed, epoch, sample.index)
+        sample.box = box = sample_crop(sample.random, width_px, height_px, data)
+        sample.is_flipped = sample.random.random() < data.hflip_prob
+        left, right = (box.width, 0) if sample.is_flipped else (0, box.width)
+        sample.source = (0.0, float(left), float(box.height), float(right))
 
 
 class Decoded(NamedTuple):
@@ -207,30 +163,32 @@ class Decoded(NamedTuple):
 class DaliDecoder:
     """A DALI pipeline that survives images it cannot decode. Not thread-safe.
 
-    Without ``gpu`` everything runs on the CPU and no driver is needed.
+    max_batch: of images submitted together. resizes: whether DALI also scales to ``data``'s size;
+    its nearest neighbor picks other pixels than torchvision's. device_index: of the GPU that
+    decodes; None to do everything on the CPU, for which no driver is needed.
     """
 
     def __init__(
-        self, max_batch: int, threads: int, resample: Resample | None, gpu: GpuDecoding | None
+        self, data: DataConfig, max_batch: int, resizes: bool, device_index: int | None
     ) -> None:
-        self._settings = (max_batch, threads, resample, gpu)
-        self._has_resample = resample is not None
+        self._settings = (data, max_batch, resizes, device_index)
+        self._resizes = resizes
         self._pipeline = _build(*self._settings)
-        self._running: deque[list[Cut]] = deque()
+        self._running: deque[list[Sample]] = deque()
 
     @property
     def num_running(self) -> int:
         """Number of submitted batches that were not collected yet."""
         return len(self._running)
 
-    def submit(self, cuts: Sequence[Cut]) -> None:
-        """Queue ``cuts`` for decoding: none to ``max_batch`` of them.
+    def submit(self, samples: Sequence[Sample]) -> None:
+        """Queue the ``content`` of ``samples`` for decoding: none to ``max_batch`` of them.
 
         At most two batches may be queued at a time; the second is decoded after the first is
         collected.
         """
         assert len(self._running) < 2, "collect the batch before this one first"
-        self._running.append(list(cuts))
+        self._running.append(list(samples))
         self._feed(self._running[-1])
         if len(self._running) == 1:
             self._start_first()
@@ -240,14 +198,13 @@ class DaliDecoder:
 
         The tensors keep the memory they were decoded into for as long as they live.
         """
-        assert self._running, "nothing was submitted"
-        cuts = self._running.popleft()
+        samples = self._running.popleft()
         try:
-            decoded = self._pipeline.outputs()[0] if cuts else None
+            decoded = self._pipeline.outputs()[0] if samples else None
         except RuntimeError:
             # One undecodable image fails the whole batch, so decode the images one by one.
             self._pipeline = _build(*self._settings)  # a pipeline that raised may be unusable
-            one_by_one = Decoded([self._decode_one(cut) for cut in cuts], None)
+            one_by_one = Decoded([self._decode_one(sample) for sample in samples], None)
             for waiting in self._running:
                 self._feed(waiting)
             self._start_first()
@@ -255,9 +212,9 @@ class DaliDecoder:
         self._start_first()
         return Decoded([], None) if decoded is None else self._tensors(decoded)
 
-    def _decode_one(self, cut: Cut) -> torch.Tensor | None:
+    def _decode_one(self, sample: Sample) -> torch.Tensor | None:
         try:
-            self._feed([cut])
+            self._feed([sample])
             self._pipeline.schedule_run()
             return self._tensors(self._pipeline.outputs()[0]).images[0]
         except RuntimeError:
@@ -268,33 +225,34 @@ class DaliDecoder:
         if self._running and self._running[0]:
             self._pipeline.schedule_run()
 
-    def _feed(self, cuts: list[Cut]) -> None:
-        if not cuts:
+    def _feed(self, samples: list[Sample]) -> None:
+        if not samples:
             return
         feed = self._pipeline.feed_input
-        boxes = [cut.box for cut in cuts]
-        feed("content", [cut.content for cut in cuts])
+        boxes = [sample.box for sample in samples]
+        feed("content", [sample.content for sample in samples])
         feed("corner", np.array([(box.top, box.left) for box in boxes], dtype=np.int32))
         feed("shape", np.array([(box.height, box.width) for box in boxes], dtype=np.int32))
-        if self._has_resample:
-            feed("from", np.array([cut.source[:2] for cut in cuts], dtype=np.float32))
-            feed("to", np.array([cut.source[2:] for cut in cuts], dtype=np.float32))
+        if self._resizes:
+            feed("from", np.array([sample.source[:2] for sample in samples], dtype=np.float32))
+            feed("to", np.array([sample.source[2:] for sample in samples], dtype=np.float32))
 
     def _tensors(self, decoded: Any) -> Decoded:
-        if self._has_resample:
+        if self._resizes:
             together = from_dlpack(decoded.as_tensor())
             return Decoded(list(together.unbind()), together)
         return Decoded([from_dlpack(image) for image in decoded], None)
 
 
-def _build(max_batch: int, threads: int, resample: Resample | None, gpu: GpuDecoding | None) -> Any:
+def _build(data: DataConfig, max_batch: int, resizes: bool, device_index: int | None) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
     gpu_options: dict[str, Any] = {}
-    if gpu is not None:
+    if device_index is not None:
         gpu_options = {
-            "hw_decoder_load": gpu.hw_load,
-            "device_memory_padding": gpu.memory_padding_bytes,
+            "hw_decoder_load": data.hw_decoder_load,
+            # Allocated at the start: a later allocation for a larger image would wait for the GPU.
+            "device_memory_padding": data.device_memory_padding_mib * _MIB,
         }
 
     def define() -> Any:
@@ -304,29 +262,29 @@ def _build(max_batch: int, threads: int, resample: Resample | None, gpu: GpuDeco
             start=fn.external_source(name="corner", dtype=types.INT32, ndim=1),
             shape=fn.external_source(name="shape", dtype=types.INT32, ndim=1),
             axes=[0, 1],
-            device="cpu" if gpu is None else "mixed",
+            device="cpu" if device_index is None else "mixed",
             output_type=types.RGB,
             adjust_orientation=False,  # as in the published runs
             jpeg_fancy_upsampling=True,  # as torchvision's decoder does
             **gpu_options,
         )
-        if resample is None:
+        if not resizes:
             return images
         filters = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
         return fn.resize(
             images,
-            size=[resample.size, resample.size],
+            size=[data.image_size, data.image_size],
             roi_start=fn.external_source(name="from", dtype=types.FLOAT, ndim=1),
             roi_end=fn.external_source(name="to", dtype=types.FLOAT, ndim=1),
-            interp_type=filters[resample.interpolation],
-            antialias=resample.antialias,
+            interp_type=filters[data.interpolation],
+            antialias=data.antialias,
             dtype=types.UINT8,
         )
 
     pipeline = pipeline_def(
         batch_size=max_batch,
-        num_threads=threads,
-        device_id=None if gpu is None else gpu.device_index,
+        num_threads=max(1, data.workers),
+        device_id=device_index,
         prefetch_queue_depth=1,  # one batch is decoded while the one before is finished
         exec_dynamic=True,  # DALI's older executor overwrites pixels that are still in use
     )(define)()

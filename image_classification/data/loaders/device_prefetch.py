@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from image_classification.core.errors import DataError
 from image_classification.core.types import Batch
+from image_classification.data.formats.index import Index
+from image_classification.data.order import PADDING, Indices
 
 MEMORY_FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 _MAX_BUFFERS = 8  # more than a loader holds at once with the usual prefetch
+_TILE_ROWS = 8  # rows of an NHWC image normalized at once: few enough to stay in the L1 cache
 
 T = TypeVar("T")
+Floats = npt.NDArray[np.float32]
 
 
 class HostBatch(NamedTuple):
@@ -26,22 +31,39 @@ class HostBatch(NamedTuple):
 
     images: ``[N, 3, S, S]`` uint8, in the run's memory format. labels: ``[N]`` int64. valid:
     ``[N]`` bool. error: why the batch could not be made, or "". undecodable: (name, reason) of
-    the train images whose rows `replace_rows` has filled.
+    the train images whose rows `host_batch` has filled.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     valid: torch.Tensor
-    error: str
+    error: str = ""
     undecodable: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class StagedBatch:
-    """A batch whose copy to the device is queued; ``ready`` is None if nothing is queued."""
+def host_batch(
+    images: torch.Tensor, indices: Indices, index: Index, lost: Mapping[int, str]
+) -> HostBatch:
+    """Add labels to ``images [N, ...]``, and replace the images that could not be decoded.
 
-    batch: Batch
-    ready: torch.cuda.Event | None
+    indices: ``[N]`` int64, positions in ``index`` or `PADDING`. lost: row -> reason. Each lost row
+    is filled in place with the next row that was decoded; the first row follows the last. The
+    result depends only on the micro-batch.
+
+    Raises:
+        DataError: every row is lost.
+    """
+    valid = indices != PADDING
+    labels = torch.from_numpy(np.where(valid, index.labels[indices.clip(min=0)], 0))
+    count = len(indices)
+    if len(lost) == count:
+        reason = lost[0]
+        raise DataError(f"no image of a micro-batch of {count} could be read: {reason}")
+    for row in sorted(lost):
+        source = next(r % count for r in range(row + 1, row + count) if r % count not in lost)
+        images[row], labels[row] = images[source], labels[source]
+    undecodable = tuple((index.name(int(indices[row])), lost[row]) for row in sorted(lost))
+    return HostBatch(images, labels, torch.from_numpy(valid), undecodable=undecodable)
 
 
 def normalize(
@@ -55,21 +77,14 @@ def normalize(
     return torch.sub(images, mean_255).mul_(inverse_std_255)
 
 
-def replace_rows(images: torch.Tensor, labels: torch.Tensor, lost: Sequence[int]) -> None:
-    """Fill each ``lost`` row of a micro-batch, in place, with the next row that was decoded.
-
-    The first row follows the last. images: ``[N, ...]``; labels: ``[N]``. At least one row must
-    not be lost. The result depends only on the micro-batch.
-    """
-    lost_rows = set(lost)
-    if len(lost_rows) >= len(labels):
-        raise ValueError("every row of the micro-batch is lost: none can replace the others")
-    for row in sorted(lost_rows):
-        source = (row + 1) % len(labels)
-        while source in lost_rows:
-            source = (source + 1) % len(labels)
-        images[row] = images[source]
-        labels[row] = labels[source]
+def normalization(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the constants of `normalize` for ``mean`` and ``std`` of images in 0..1."""
+    shape = (1, 3, 1, 1)
+    mean_255 = (torch.tensor(mean) * 255).reshape(shape)
+    inverse_std_255 = (1 / (torch.tensor(std) * 255)).reshape(shape)
+    return mean_255.to(device), inverse_std_255.to(device)
 
 
 class BufferPool:
@@ -81,17 +96,13 @@ class BufferPool:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._known: list[tuple[npt.NDArray[np.generic], weakref.ref[npt.NDArray[np.generic]]]] = []
+        self._known: list[tuple[Floats, weakref.ref[Floats]]] = []
 
-    def take(self, shape: tuple[int, ...], dtype: type[np.generic]) -> torch.Tensor:
-        """Return an uninitialized contiguous tensor."""
-        for position, (base, user) in enumerate(self._known):
-            if user() is None and base.shape == shape and base.dtype == dtype:
-                del self._known[position]
-                return self._lend(base)
-        return self._lend(np.empty(shape, dtype))
-
-    def _lend(self, base: npt.NDArray[np.generic]) -> torch.Tensor:
+    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return an uninitialized contiguous float32 tensor."""
+        free = (i for i, (a, user) in enumerate(self._known) if user() is None and a.shape == shape)
+        position = next(free, None)
+        base = np.empty(shape, np.float32) if position is None else self._known.pop(position)[0]
         # The tensor's storage holds this view until the last tensor on it is gone.
         view = base[...]
         self._known.append((base, weakref.ref(view)))
@@ -109,8 +120,8 @@ class HostNormalizer:
     """
 
     def __init__(self, mean_255: torch.Tensor, inverse_std_255: torch.Tensor) -> None:
-        self._mean_255 = mean_255.numpy().reshape(-1)
-        self._inverse_std_255 = inverse_std_255.numpy().reshape(-1)
+        self._constants = [v.numpy().reshape(3, 1, 1) for v in (mean_255, inverse_std_255)]
+        self._tiled: dict[int, list[Floats]] = {}
         self._buffers = BufferPool(_MAX_BUFFERS)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -126,24 +137,28 @@ class HostNormalizer:
         """Return uninitialized float32 memory of ``shape`` (N, 3, H, W) in ``layout``."""
         if layout is torch.channels_last:
             count, channels, height, width = shape
-            return self._buffers.take((count, height, width, channels), np.float32).permute(
-                0, 3, 1, 2
-            )
-        return self._buffers.take(shape, np.float32)
+            return self._buffers.take((count, height, width, channels)).permute(0, 3, 1, 2)
+        return self._buffers.take(shape)
 
     def image(self, pixels: torch.Tensor, target: torch.Tensor) -> None:
         """Normalize ``pixels [3, H, W]`` uint8 into ``target``, one image of a `new_batch`."""
         source, out = pixels.numpy(), target.numpy()
-        shape = (-1, 1, 1)
-        mean, inverse_std = self._mean_255.reshape(shape), self._inverse_std_255.reshape(shape)
+        mean, inverse_std = self._constants
         if not target.is_contiguous():
-            # A row of pixels at a time: three channels would be too short an inner loop.
-            width = out.shape[2]
-            source, out = (a.transpose(1, 2, 0).reshape(-1, width * 3) for a in (source, out))
-            mean, inverse_std = (np.tile(v.reshape(-1), width) for v in (mean, inverse_std))
+            # Several rows of pixels at a time: three channels would be too short an inner loop.
+            _, height, width = out.shape
+            length = math.gcd(height, _TILE_ROWS) * width * 3
+            source, out = (a.transpose(1, 2, 0).reshape(-1, length) for a in (source, out))
+            if length not in self._tiled:
+                self._tiled[length] = [np.tile(v.ravel(), length // 3) for v in self._constants]
+            mean, inverse_std = self._tiled[length]
         np.copyto(out, source)
         np.subtract(out, mean, out=out)
         np.multiply(out, inverse_std, out=out)
+
+
+Staged = tuple[Batch, torch.cuda.Event | None]
+"""A batch whose copy to the device is queued; the event is None if nothing is queued."""
 
 
 class DevicePrefetch:
@@ -159,50 +174,43 @@ class DevicePrefetch:
         std: tuple[float, float, float],
     ) -> None:
         self.device = device
-        shape = (1, 3, 1, 1)
-        self._mean_255 = (torch.tensor(mean) * 255).reshape(shape).to(device)
-        self._inverse_std_255 = (1 / (torch.tensor(std) * 255)).reshape(shape).to(device)
-        self.on_host = (
-            HostNormalizer(self._mean_255, self._inverse_std_255) if device.type == "cpu" else None
-        )
+        self._constants = normalization(mean, std, device)
+        self.on_host = HostNormalizer(*self._constants) if device.type == "cpu" else None
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if device.type == "cuda"
             else None
         )
 
-    def put(self, host: HostBatch) -> StagedBatch:
+    def put(self, host: HostBatch) -> Staged:
         """Queue the copy and the normalization of ``host``."""
         if self._stream is None:
-            return StagedBatch(self._convert(host), None)
+            return self._convert(host), None
         with torch.cuda.stream(self._stream):
             batch = self._convert(host)
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(self._stream)  # type: ignore[no-untyped-call]
-            return StagedBatch(batch, ready)
+            return batch, ready
 
-    def take(self, staged: StagedBatch) -> Batch:
+    def take(self, staged: Staged) -> Batch:
         """Return the batch; the current stream waits for it, the host does not."""
-        if staged.ready is not None:
+        batch, ready = staged
+        if ready is not None:
             current = torch.cuda.current_stream(self.device)
-            current.wait_event(staged.ready)
-            batch = staged.batch
+            current.wait_event(ready)
             for tensor in (batch.images, batch.labels, batch.valid):
                 # Without this, memory would be reused while the current stream still reads it.
                 tensor.record_stream(current)
-        return staged.batch
+        return batch
 
     def _convert(self, host: HostBatch) -> Batch:
         if self.on_host is not None:
             images = self.on_host(host.images)
         else:
             images = host.images.to(self.device, non_blocking=True)
-            images = normalize(images, self._mean_255, self._inverse_std_255)
-        return Batch(
-            images=images,
-            labels=host.labels.to(self.device, non_blocking=True),
-            valid=host.valid.to(self.device, non_blocking=True),
-        )
+            images = normalize(images, *self._constants)
+        labels, valid = (t.to(self.device, non_blocking=True) for t in (host.labels, host.valid))
+        return Batch(images, labels, valid)
 
 
 def look_ahead(items: Iterator[T], depth: int) -> Iterator[T]:

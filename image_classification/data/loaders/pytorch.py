@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import multiprocessing
+import os
+import signal
+import threading
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
@@ -17,22 +25,21 @@ from image_classification.core.types import Batch
 from image_classification.data.augment import augment
 from image_classification.data.formats.folder import open_index
 from image_classification.data.formats.index import Index, VanishedError
-from image_classification.data.loaders.decode import decode_rgb, eval_image, resized_crop
+from image_classification.data.loaders import LoaderSpec, UndecodableImages
 from image_classification.data.loaders.device_prefetch import (
     MEMORY_FORMATS,
     DevicePrefetch,
     HostBatch,
+    host_batch,
     look_ahead,
-    replace_rows,
 )
-from image_classification.data.loaders.protocol import LoaderSpec, UndecodableImages
-from image_classification.data.loaders.workers import WorkerGuard, init_worker, worker_context
-from image_classification.data.order import PADDING, Indices, batch_order, sample_random
+from image_classification.data.order import PADDING, Indices, sample_random
 from image_classification.data.tools.demo import resolve_data_path
 from image_classification.data.transforms import (
-    EvalTransform,
-    TrainTransform,
-    image_transform,
+    check_transform,
+    decode_rgb,
+    eval_image,
+    resized_crop,
     sample_crop,
 )
 
@@ -44,50 +51,46 @@ NO_SHARED_MEMORY = (
     "shared memory ran out while loader processes hand over their batches: give the container more "
     "(docker run --ipc=host, or --shm-size=8g), or lower data.workers, data.prefetch or the batch"
 )
+_PRELOADED = ["torch", "torchvision.io", "torchvision.transforms.v2"]
+_SIGNALS_FOR_TRAINING = {signal.SIGTERM, signal.SIGUSR1}
+_JOIN_S = 5.0
+_EXIT_WAIT_S = 0.5
 
 Request = tuple[int, Indices]
 """An epoch, and the sample indices ``[N]`` of one of its micro-batches."""
 
 
-def open_loader(spec: LoaderSpec) -> TorchvisionLoader:
-    """Open one split of a data set in any format, or of ``demo``.
-
-    Raises:
-        DataError: see `image_classification.data.formats.folder.open_index`; or the train images do
-            not fill one global batch. ConfigError: sizes or ranges that contradict each other.
-    """
-    root, layout = resolve_data_path(spec.data.path), spec.data.format
-    return TorchvisionLoader(spec, open_index(root, spec.split, spec.num_classes, layout))
-
-
 class TorchvisionLoader:
-    """A `image_classification.data.loaders.protocol.Loader` over the images of an index.
+    """A `Loader` of a data set in any format, or of ``demo``.
 
     Worker processes start at the first epoch and stay until `close`.
+
+    Raises:
+        DataError: see `open_index`; or the train images do not fill one global batch. ConfigError:
+            sizes or ranges that contradict each other.
     """
 
-    def __init__(self, spec: LoaderSpec, index: Index) -> None:
+    def __init__(self, spec: LoaderSpec) -> None:
+        data = spec.data
+        check_transform(data, spec.split)
+        root = resolve_data_path(data.path)
+        index = open_index(root, spec.split, spec.num_classes, data.format)
         self.num_images = len(index)
         self.num_quarantined = index.num_quarantined
-        self.undecodable = UndecodableImages(len(index), spec.data.error_budget)
+        self.undecodable = UndecodableImages(len(index), data.error_budget)
         self.classes = index.classes
-        self._order = batch_order(spec, len(index))
+        self._order = spec.batch_order(len(index))
         self.steps_per_epoch = self._order.steps_per_epoch
         self._device = torch.device(spec.device)
-        self._prefetch = DevicePrefetch(self._device, spec.data.mean, spec.data.std)
-        self._has_workers = spec.data.workers > 0
+        self._prefetch = DevicePrefetch(self._device, data.mean, data.std)
         self._requests = RequestSampler()
         self._running: Generator[Batch, None, None] | None = None
         self._guard: WorkerGuard | None = None
-        transform = image_transform(spec.data, spec.split)
-        self._images = ImageBatches(index, transform, spec.seed, spec.memory_format)
-        self._loader: DataLoader[HostBatch] | None = self._make_loader(spec)
+        self._images = ImageBatches(index, spec)
+        self._loader: DataLoader[HostBatch] | None = self._make_loader(data.workers, data.prefetch)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """See `image_classification.data.loaders.protocol.Loader.epoch`.
-
-        A worker that died raises DataError as well.
-        """
+        """See `Loader.epoch`. A worker that died raises DataError as well."""
         if self._loader is None:
             raise ValueError("the loader is closed")
         batches = self._order.batches(epoch, start_step)
@@ -107,7 +110,7 @@ class TorchvisionLoader:
                 raise
             WorkerGuard(set(multiprocessing.active_children()) - known).end()
             raise DataError(NO_SHARED_MEMORY) from error
-        if self._has_workers and self._guard is None:
+        if self._guard is None:
             self._guard = WorkerGuard(set(multiprocessing.active_children()) - known)
         self._running = self._run(host)
         return self._running
@@ -140,8 +143,7 @@ class TorchvisionLoader:
                 raise DataError(_WORKER_DIED) from error
             if batch.error:
                 raise DataError(batch.error)
-            if batch.undecodable:
-                self.undecodable.note(dict(batch.undecodable))
+            self.undecodable.note(dict(batch.undecodable))
             yield batch
 
     def _worker_died(self, error: Exception) -> bool:
@@ -166,22 +168,26 @@ class TorchvisionLoader:
             self._guard.end()
             self._guard = None
 
-    def _make_loader(self, spec: LoaderSpec) -> DataLoader[HostBatch]:
-        data = spec.data
+    def _make_loader(self, workers: int, prefetch: int) -> DataLoader[HostBatch]:
+        of_workers: dict[str, Any] = {}
+        if workers:
+            of_workers = {
+                "multiprocessing_context": worker_context(),
+                "prefetch_factor": prefetch,
+                "persistent_workers": True,
+                "worker_init_fn": init_worker,
+            }
         with _no_advice():
             return DataLoader(
                 self._images,
                 batch_size=None,  # a request is a whole batch already
                 sampler=self._requests,
-                num_workers=data.workers,
-                multiprocessing_context=worker_context() if self._has_workers else None,
-                prefetch_factor=data.prefetch if self._has_workers else None,
-                persistent_workers=self._has_workers,
-                worker_init_fn=init_worker if self._has_workers else None,
+                num_workers=workers,
                 pin_memory=self._device.type == "cuda",
                 # By default every epoch would draw from torch's global generator, and a resumed
                 # run would draw a different number of times.
                 generator=torch.Generator(),
+                **of_workers,
             )
 
 
@@ -213,21 +219,13 @@ class ImageBatches(Dataset[HostBatch]):
     thread.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        transform: TrainTransform | EvalTransform,
-        seed: int,
-        memory_format: str,
-    ) -> None:
+    def __init__(self, index: Index, spec: LoaderSpec) -> None:
         # Tensors are passed to the workers in shared memory; arrays would be copied to each.
-        self._columns = {name: torch.from_numpy(a) for name, a in index.columns().items()}
-        self._empty = index.with_columns({name: a[:0] for name, a in index.columns().items()})
+        columns = index.columns()
+        self._columns = {name: torch.from_numpy(column) for name, column in columns.items()}
+        self._empty = index.with_columns({name: a[:0] for name, a in columns.items()})
         self._index: Index | None = None
-        self._transform = transform
-        self._seed = seed
-        # The name: a torch.memory_format does not unpickle where __main__ has imported torch.
-        self._memory_format = memory_format
+        self.spec = spec
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_index": None}
@@ -241,70 +239,62 @@ class ImageBatches(Dataset[HostBatch]):
         return self._index
 
     def __getitem__(self, request: Request) -> HostBatch:
-        batch = self._make(*request)
-        if get_worker_info() is None or _share((batch.images, batch.labels, batch.valid)):
+        try:
+            batch = self._make(*request)
+            if get_worker_info() is not None:
+                _share(batch)
             return batch
-        nothing = torch.empty(0)
-        return HostBatch(nothing, nothing, nothing, NO_SHARED_MEMORY)
+        except DataError as error:
+            # Raised here, it would reach the user wrapped in this process's traceback.
+            nothing = torch.empty(0)
+            return HostBatch(nothing, nothing, nothing, error.message)
 
     def _make(self, epoch: int, indices: Indices) -> HostBatch:
-        transform = self._transform
-        is_train = isinstance(transform, TrainTransform)
-        shape = (len(indices), 3, transform.side, transform.side)
-        layout = MEMORY_FORMATS[self._memory_format]
+        data, is_train = self.spec.data, self.spec.split == "train"
+        shape = (len(indices), 3, data.image_size, data.image_size)
+        # By name: a torch.memory_format does not unpickle where __main__ has imported torch.
+        layout = MEMORY_FORMATS[self.spec.memory_format]
         images = torch.empty(shape, dtype=torch.uint8, memory_format=layout)
-        wanted = torch.from_numpy(indices)
-        valid = wanted != PADDING
-        images[~valid] = 0
-        labels = torch.where(valid, self._columns["labels"][wanted.clamp(min=0)], 0)
-        lost: dict[int, tuple[str, str]] = {}
+        lost: dict[int, str] = {}
         for row, index in enumerate(indices.tolist()):
             if index == PADDING:
+                images[row] = 0
                 continue
             try:
                 image = decode_rgb(self.index.read(index), self.index.where(index))
             except DataError as error:
-                # Raised here, it would reach the user wrapped in this process's traceback.
                 if isinstance(error, VanishedError) or not is_train:
-                    return HostBatch(images, labels, valid, error.message)
-                lost[row] = (self.index.name(index), error.message)
+                    raise
+                lost[row] = error.message
                 continue
-            if isinstance(transform, TrainTransform):
-                images[row] = self._train_image(image, transform, epoch, index)
-            else:
-                images[row] = eval_image(image, transform)
-        if lost and len(lost) == len(indices):
-            reason = f"no image of a micro-batch of {len(lost)} could be read: {lost[0][1]}"
-            return HostBatch(images, labels, valid, reason)
-        if lost:
-            replace_rows(images, labels, tuple(lost))
-        return HostBatch(images, labels, valid, "", tuple(lost.values()))
+            images[row] = (
+                self._train_image(image, epoch, index) if is_train else eval_image(image, data)
+            )
+        return host_batch(images, indices, self.index, lost)
 
-    def _train_image(
-        self, image: torch.Tensor, transform: TrainTransform, epoch: int, index: int
-    ) -> torch.Tensor:
-        random = sample_random(self._seed, epoch, index)
-        box = sample_crop(random, image.shape[2], image.shape[1], transform)
-        crop = resized_crop(image, box, transform)
-        if random.random() < transform.hflip_prob:
+    def _train_image(self, image: torch.Tensor, epoch: int, index: int) -> torch.Tensor:
+        data = self.spec.data
+        random = sample_random(self.spec.seed, epoch, index)
+        box = sample_crop(random, image.shape[2], image.shape[1], data)
+        crop = resized_crop(image, box, data)
+        if random.random() < data.hflip_prob:
             crop = crop.flip(-1)
-        return augment(crop, transform, random)
+        return augment(crop, data, random)
 
 
-def _share(tensors: tuple[torch.Tensor, ...]) -> bool:
-    """Move ``tensors`` to shared memory; return False if there is no room.
+def _share(batch: HostBatch) -> None:
+    """Move ``batch`` to shared memory, or raise DataError if there is no room.
 
     A loader process does this itself: in the thread of its queue a failure would only be printed,
     and the training process would wait for the batch forever.
     """
     try:
-        for tensor in tensors:
+        for tensor in (batch.images, batch.labels, batch.valid):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         if not lacks_shared_memory(error):
             raise
-        return False
-    return True
+        raise DataError(NO_SHARED_MEMORY) from error
 
 
 def lacks_shared_memory(error: RuntimeError | OSError) -> bool:
@@ -312,3 +302,85 @@ def lacks_shared_memory(error: RuntimeError | OSError) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOSPC
     return "shared memory" in str(error) or "unable to write to file" in str(error)
+
+
+def worker_context() -> ForkServerContext:
+    """Return the context loader processes start from, with its server running.
+
+    Forking the training process itself is not safe: it has threads (CUDA, autograd, pinning) and
+    Python 3.12 warns about it. Spawning imports torch in every worker (eight on two cores: 12 s).
+    The fork server imports it once (3 to 4 s, in the background) and then forks in milliseconds.
+
+    Schedulers and torchrun send SIGTERM to every process of a job. The training process then
+    finishes its step and saves, for which it still needs its workers. So they start with these
+    signals blocked, and end when their loader closes or with the training process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_FOR_TRAINING)
+    try:
+        # multiprocessing's resource tracker ignores SIGTERM but would end on SIGUSR1. Starting it
+        # unblocks SIGTERM in this thread, so the signals are blocked again after it.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_FOR_TRAINING)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def init_worker(worker_id: int) -> None:
+    """Set up a loader process: ignore signals, end with the training process.
+
+    DataLoader's own watchdog looks at the parent process. That is the fork server here, which lives
+    as long as its workers: after a SIGKILL to the training process both would stay forever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Usually blocked already, but not if something else started the fork server first. Ignored
+    # rather than blocked here, because libraries have started threads that keep their own mask.
+    for number in _SIGNALS_FOR_TRAINING:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_training_process, daemon=True).start()
+    # If the queue's thread cannot send a batch (no file descriptor left), it would drop it with a
+    # traceback, and the training process would wait for it forever. It does notice a dead worker.
+    Queue._on_queue_feeder_error = staticmethod(_exit_on_lost_batch)  # type: ignore[attr-defined]
+
+
+def _exit_on_lost_batch(error: Exception, batch: object) -> None:
+    os.write(2, f"a loader process cannot send its batch: {error}\n".encode())
+    os._exit(1)
+
+
+def _end_with_training_process() -> None:
+    training_process = multiprocessing.parent_process()
+    assert training_process is not None
+    training_process.join()
+    os._exit(0)
+
+
+class WorkerGuard:
+    """Kills loader processes at `end`, or when Python exits without it.
+
+    At exit multiprocessing sends SIGTERM to daemons and waits for them: with SIGTERM blocked that
+    would take forever. They can be killed: they have nothing to clean up, since shared memory is
+    unlinked as soon as it is opened.
+    """
+
+    def __init__(self, processes: Iterable[BaseProcess]) -> None:
+        self.processes = tuple(processes)
+        atexit.register(self.end)
+
+    def any_dead(self) -> bool:
+        """Return whether a process has ended by itself; wait briefly for one that is ending."""
+        for process in self.processes:
+            process.join(_EXIT_WAIT_S)
+        return any(not process.is_alive() for process in self.processes)
+
+    def end(self) -> None:
+        """Kill the processes that still run; may be called twice."""
+        atexit.unregister(self.end)
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+        for process in self.processes:
+            process.join(_JOIN_S)

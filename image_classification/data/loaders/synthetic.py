@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from image_classification.core.types import Batch
-from image_classification.data.loaders.device_prefetch import normalize
-from image_classification.data.loaders.protocol import LoaderSpec, UndecodableImages
-from image_classification.data.order import PADDING, batch_order, synthetic_draws
+from image_classification.data.loaders import LoaderSpec, UndecodableImages
+from image_classification.data.loaders.device_prefetch import normalization, normalize
+from image_classification.data.order import PADDING, synthetic_draws
 
 POOL_IMAGES = 64
 """Distinct images; few, so that the pool stays small on the device."""
@@ -24,17 +24,12 @@ _LABEL_STREAMS = {"train": 0, "val": 1}
 _IMAGE_STREAMS = {"train": 2, "val": 3}
 
 
-def open_loader(spec: LoaderSpec) -> SyntheticLoader:
-    """Open one split of synthetic data; ``spec.data.path`` is ignored.
+class SyntheticLoader:
+    """A `Loader` over noise; its classes are numbers, and ``spec.data.path`` is ignored.
 
     Raises:
         DataError: the train images do not fill one global batch.
     """
-    return SyntheticLoader(spec)
-
-
-class SyntheticLoader:
-    """A `image_classification.data.loaders.protocol.Loader` over noise; its classes are numbers."""
 
     def __init__(self, spec: LoaderSpec) -> None:
         is_train = spec.split == "train"
@@ -43,7 +38,7 @@ class SyntheticLoader:
         self.num_quarantined = 0
         self.undecodable = UndecodableImages(self.num_images, data.error_budget)
         self.classes = tuple(f"{label:04d}" for label in range(spec.num_classes))
-        self._order = batch_order(spec, self.num_images)
+        self._order = spec.batch_order(self.num_images)
         self.steps_per_epoch = self._order.steps_per_epoch
         self._device = torch.device(spec.device)
         draws = synthetic_draws(spec.seed, _LABEL_STREAMS[spec.split], self.num_images)
@@ -53,7 +48,7 @@ class SyntheticLoader:
         self._pool: torch.Tensor | None = self._make_pool(spec)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """See `image_classification.data.loaders.protocol.Loader.epoch`."""
+        """See `Loader.epoch`."""
         if self._pool is None:
             raise ValueError("the loader is closed")
         batches = self._order.batches(epoch, start_step)
@@ -78,16 +73,12 @@ class SyntheticLoader:
             yield Batch(images.permute(0, 3, 1, 2) if self._is_nhwc else images, labels, valid)
 
     def _make_pool(self, spec: LoaderSpec) -> torch.Tensor:
-        """Return the normalised images: ``[P, 3, S, S]``, or ``[P, S, S, 3]`` for nhwc."""
+        """Return the normalized images: ``[P, 3, S, S]``, or ``[P, S, S, 3]`` for nhwc."""
         side = spec.data.image_size
         count = min(POOL_IMAGES, self.num_images)
         num_bytes = count * 3 * side * side
         draws = synthetic_draws(spec.seed, _IMAGE_STREAMS[spec.split], -(-num_bytes // 8))
         pixels = draws.view(np.uint8)[:num_bytes].reshape(count, 3, side, side)
-        shape = (1, 3, 1, 1)
-        pool = normalize(
-            torch.from_numpy(pixels.copy()).to(self._device),
-            (torch.tensor(spec.data.mean) * 255).reshape(shape).to(self._device),
-            (1 / (torch.tensor(spec.data.std) * 255)).reshape(shape).to(self._device),
-        )
+        images = torch.from_numpy(pixels.copy()).to(self._device)
+        pool = normalize(images, *normalization(spec.data.mean, spec.data.std, self._device))
         return pool.permute(0, 2, 3, 1).contiguous() if self._is_nhwc else pool

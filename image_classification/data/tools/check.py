@@ -30,9 +30,9 @@ from image_classification.data.formats.folder import (
 from image_classification.data.formats.image_header import MAX_PIXELS, image_size
 from image_classification.data.formats.index import Bytes, FolderIndex, Index, VanishedError
 from image_classification.data.formats.shards import open_shards
-from image_classification.data.loaders.decode import decode_rgb
 from image_classification.data.tools import quarantine
 from image_classification.data.tools.parallel import Progress, no_progress, run_parallel
+from image_classification.data.transforms import decode_rgb
 
 BROKEN_KINDS = ("empty", "truncated", "oversized", "undecodable", "unreadable")
 """Why an image cannot be used; ``unreadable``: its bytes could not be read."""

@@ -28,8 +28,8 @@ from image_classification.data.formats.folder import SPLITS, has_split, open_ind
 from image_classification.data.formats.image_header import check_size
 from image_classification.data.formats.index import Index, ShardIndex
 from image_classification.data.formats.shards import CLASSES_FILE, MANIFEST
-from image_classification.data.loaders.decode import decode_rgb
 from image_classification.data.tools.parallel import Progress, no_progress
+from image_classification.data.transforms import decode_rgb
 
 SHARD_IMAGES = 2_500
 """Images per shard: about 270 MB of ImageNet."""

@@ -15,7 +15,7 @@ from typing import Any
 from image_classification.config.keys import KEYS, to_dict
 from image_classification.config.schema import DataConfig, RunConfig
 from image_classification.core.errors import CheckpointError
-from image_classification.data.loaders.protocol import DECODING
+from image_classification.data.loaders import DECODING
 from image_classification.engine.runs import TrainingRun
 from image_classification.models.spec import Preprocessing
 from image_classification.models.weights import read_header

@@ -10,7 +10,7 @@ import torch
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.errors import CheckpointError, ConfigError
-from image_classification.data.loaders.protocol import DECODING
+from image_classification.data.loaders import DECODING
 from image_classification.devices.async_readback import HostCopy
 from image_classification.engine.checkpoints import files
 from image_classification.engine.checkpoints.resume_checks import (

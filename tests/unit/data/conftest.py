@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_classification.data.loaders.protocol import LoaderSpec
+from image_classification.data.loaders import LoaderSpec
 from tests.support.loaders import loader_spec
 
 

@@ -1,14 +1,11 @@
 import numpy as np
 import pytest
 
-from image_classification.config.schema import DataConfig
 from image_classification.core.errors import DataError
-from image_classification.data.loaders.protocol import LoaderSpec
 from image_classification.data.order import (
     PADDING,
     TrainOrder,
     ValOrder,
-    batch_order,
     sample_order,
     sample_random,
 )
@@ -45,23 +42,23 @@ def test_world_and_accumulation_share_one_micro_batch_order(
 ) -> None:
     num_images, batch = 53, 3
     order = sample_order(5, 2, num_images)
-    plans = [
+    orders = [
         TrainOrder(num_images, batch, accumulation, rank, world_size, seed=5)
         for rank in range(world_size)
     ]
-    per_rank = [plan.batches(2) for plan in plans]
-    assert {plan.steps_per_epoch for plan in plans} == {4}
+    per_rank = [order_of_rank.batches(2) for order_of_rank in orders]
+    assert {order_of_rank.steps_per_epoch for order_of_rank in orders} == {4}
     assert {rows.shape for rows in per_rank} == {(4 * accumulation, batch)}
     interleaved = np.stack(per_rank, axis=1).reshape(-1)
     assert interleaved.tolist() == order[: 4 * 12].tolist()
 
 
 def test_start_step_skips_whole_optimizer_steps() -> None:
-    plan = TrainOrder(50, 2, 3, rank=1, world_size=2, seed=0)
-    assert plan.steps_per_epoch == 4
-    whole = plan.batches(1)
+    train = TrainOrder(50, 2, 3, rank=1, world_size=2, seed=0)
+    assert train.steps_per_epoch == 4
+    whole = train.batches(1)
     for step in range(5):
-        assert np.array_equal(plan.batches(1, step), whole[step * 3 :])
+        assert np.array_equal(train.batches(1, step), whole[step * 3 :])
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(-1, 0), (0, -1), (0, 5)])
@@ -84,32 +81,6 @@ def test_each_validation_image_is_valid_once(num_images: int, world_size: int, b
     assert any((rows[-1] != PADDING).any() for rows in per_rank)
 
 
-def test_fewer_images_than_a_global_batch_is_an_error_with_the_arithmetic() -> None:
+def test_fewer_images_than_a_global_batch_raises_an_error() -> None:
     with pytest.raises(DataError, match=r"63 train images .* 64 \(8 per device x 2 .* x 4 devices"):
         TrainOrder(63, 8, 2, rank=0, world_size=4, seed=0)
-
-
-def spec(split: str, rank: int) -> LoaderSpec:
-    return LoaderSpec(
-        data=DataConfig(),
-        split=split,
-        per_device_batch=2,
-        accumulation=3,
-        num_classes=2,
-        rank=rank,
-        world_size=2,
-        seed=9,
-        device="cpu",
-        memory_format="nchw",
-    )
-
-
-def test_make_plan_reads_the_spec() -> None:
-    assert batch_order(spec("train", 1), 40) == TrainOrder(40, 2, 3, rank=1, world_size=2, seed=9)
-    assert batch_order(spec("val", 1), 40) == ValOrder(40, 2, rank=1, world_size=2)
-
-
-@pytest.mark.parametrize(("split", "rank"), [("test", 0), ("train", 2)])
-def test_make_plan_refuses_unknown_splits_and_ranks(split: str, rank: int) -> None:
-    with pytest.raises(ValueError, match=r"split|rank"):
-        batch_order(spec(split, rank), 40)

@@ -1,16 +1,26 @@
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Resize
+from torchvision.transforms.v2 import functional as ops
 
 from image_classification.config.schema import DataConfig
-from image_classification.core.errors import ConfigError
+from image_classification.core.errors import ConfigError, DataError
 from image_classification.data.transforms import (
     CropBox,
-    eval_transform,
+    center_crop,
+    check_transform,
+    decode_rgb,
+    eval_image,
+    eval_size,
+    resized_crop,
     sample_crop,
-    train_transform,
 )
 
 DATA = DataConfig()
@@ -18,8 +28,7 @@ DATA = DataConfig()
 
 def crops(data: DataConfig, width_px: int, height_px: int, count: int) -> list[CropBox]:
     random = np.random.Generator(np.random.PCG64(1))
-    transform = train_transform(data)
-    return [sample_crop(random, width_px, height_px, transform) for _ in range(count)]
+    return [sample_crop(random, width_px, height_px, data) for _ in range(count)]
 
 
 def test_crops_lie_in_the_image_and_in_the_ranges() -> None:
@@ -58,7 +67,7 @@ def test_area_above_one_is_drawn_again() -> None:
         (100, 100, CropBox(top=0, left=0, height=100, width=100)),
     ],
 )
-def test_what_never_fits_falls_back_to_the_centre(
+def test_crops_that_never_fit_fall_back_to_the_center(
     width_px: int, height_px: int, expected: CropBox
 ) -> None:
     data = replace(DATA, crop_area_min=4.0, crop_area_max=4.0)
@@ -76,20 +85,20 @@ def test_a_one_pixel_image_has_a_crop() -> None:
 def test_short_side_resize_keeps_the_ratio(
     width_px: int, height_px: int, expected: tuple[int, int]
 ) -> None:
-    assert eval_transform(DATA).resized(width_px, height_px) == expected
+    assert eval_size(width_px, height_px, DATA) == expected
 
 
 def test_squash_resize_ignores_the_ratio() -> None:
-    assert eval_transform(replace(DATA, resize_mode="squash")).resized(500, 375) == (256, 256)
+    assert eval_size(500, 375, replace(DATA, resize_mode="squash")) == (256, 256)
 
 
-def test_centre_crop() -> None:
-    assert eval_transform(DATA).crop_box(341, 256) == CropBox(16, 58, 224, 224)
+def test_center_crop() -> None:
+    assert center_crop(341, 256, 224) == CropBox(16, 58, 224, 224)
 
 
 def test_crop_larger_than_the_resize_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"data\.resize 200 .* data\.image_size 224"):
-        eval_transform(replace(DATA, resize=200))
+        check_transform(replace(DATA, resize=200), "val")
 
 
 @pytest.mark.parametrize(
@@ -103,4 +112,123 @@ def test_crop_larger_than_the_resize_is_an_error() -> None:
 )
 def test_empty_ranges_are_errors(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="is no range"):
-        train_transform(replace(DATA, **change))
+        check_transform(replace(DATA, **change), "train")
+
+
+def blocks(width_px: int = 96, height_px: int = 64) -> Image.Image:
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (height_px // 8, width_px // 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels.repeat(8, 0).repeat(8, 1))
+
+
+def save(image: Image.Image, path: Path, file_format: str, **options: Any) -> str:
+    image.save(path, file_format, **options)
+    return str(path)
+
+
+def decode_file(path: str) -> torch.Tensor:
+    return decode_rgb(np.fromfile(path, dtype=np.uint8), path)
+
+
+EXIF_ROTATED = Image.Exif()
+EXIF_ROTATED[0x0112] = 6
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format", "options"),
+    [
+        ("RGB", "JPEG", {"quality": 95}),
+        ("RGB", "JPEG", {"progressive": True}),
+        ("RGB", "JPEG", {"exif": EXIF_ROTATED}),
+        ("L", "JPEG", {}),
+        ("CMYK", "JPEG", {}),
+        ("RGB", "PNG", {}),
+        ("RGBA", "PNG", {}),
+        ("P", "PNG", {}),
+        ("1", "PNG", {}),
+    ],
+)
+def test_decodes_to_the_rgb_of_pil(
+    tmp_path: Path, mode: str, file_format: str, options: dict[str, object]
+) -> None:
+    """ImageNet has grey and CMYK JPEGs, and a PNG called .JPEG; EXIF rotation is not applied."""
+    path = save(blocks().convert(mode), tmp_path / "image.JPEG", file_format, **options)
+    image = decode_file(path)
+    assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 64, 96))
+    with Image.open(path) as reference:
+        expected = torch.from_numpy(np.array(reference.convert("RGB"))).permute(2, 0, 1)
+    assert (image.int() - expected.int()).abs().max() <= 2
+
+
+def test_sixteen_bits_per_channel_become_eight(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    image = decode_file(save(Image.fromarray(grey), tmp_path / "deep.png", "PNG"))
+    assert image.dtype == torch.uint8
+    assert (image[0].numpy().astype(int) - grey // 256).max() <= 1
+    assert image.float().mean().item() == pytest.approx(127.5, abs=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_undecodable_content_raises_an_error_with_the_name(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "bad.JPEG"
+    if content is None:
+        save(blocks(), path, "JPEG")
+        path.write_bytes(path.read_bytes()[:400])
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        decode_file(str(path))
+    assert caught.value.message.startswith(f"cannot decode {path}: ")
+    assert caught.value.message.count(str(path)) == 1
+
+
+def test_animations_are_refused(tmp_path: Path) -> None:
+    frames = [blocks(), blocks().rotate(180)]
+    path = save(frames[0], tmp_path / "a.jpg", "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match="animation of 2 frames"):
+        decode_file(path)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_is_torchvisions_resize_and_center_crop(interpolation: str) -> None:
+    data = DataConfig(image_size=24, resize=28, interpolation=interpolation)
+    mode = InterpolationMode(interpolation)
+    reference = Compose([Resize(28, interpolation=mode, antialias=True), CenterCrop(24)])
+    for width_px, height_px in ((96, 64), (64, 96), (64, 64), (104, 24)):
+        image = torch.from_numpy(np.array(blocks(width_px, height_px))).permute(2, 0, 1)
+        assert torch.equal(eval_image(image, data), reference(image))
+
+
+def test_squash_keeps_the_whole_width() -> None:
+    image = torch.zeros((3, 64, 128), dtype=torch.uint8)
+    image[:, :, :8] = 255
+    image[:, :, -8:] = 255
+    data = DataConfig(image_size=32, resize=32, resize_mode="squash")
+    squashed = eval_image(image, data)
+    assert squashed.shape == (3, 32, 32)
+    assert squashed[0, 0, 0] == squashed[0, 0, -1] == 255
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("box", [CropBox(3, 7, 60, 41), CropBox(0, 0, 90, 110)], ids=str)
+def test_resized_crop_equals_torchvisions(
+    interpolation: str, antialias: bool, box: CropBox
+) -> None:
+    data = DataConfig(interpolation=interpolation, antialias=antialias, image_size=32)
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (90, 110, 3), dtype=torch.uint8, generator=generator)
+    for image in (pixels.permute(2, 0, 1), pixels.permute(2, 0, 1).contiguous()):
+        wanted = ops.resized_crop(
+            image,
+            box.top,
+            box.left,
+            box.height,
+            box.width,
+            size=[32, 32],
+            interpolation=InterpolationMode(interpolation),
+            antialias=antialias,
+        )
+        assert torch.equal(resized_crop(image, box, data), wanted)

@@ -14,7 +14,6 @@ import image_classification.engine.train as engine
 from image_classification.__main__ import run
 from image_classification.core.types import Batch
 from image_classification.data.loaders.pytorch import ImageBatches
-from image_classification.data.transforms import TrainTransform
 
 
 def with_fault(kind, rank, at_step):
@@ -41,7 +40,7 @@ def with_samples(path):
 
     def getitem(self, request):
         epoch, indices = request
-        if isinstance(self._transform, TrainTransform):
+        if self.spec.split == "train":
             with open(path, "a") as file:
                 file.write(json.dumps({"epoch": epoch, "indices": indices.tolist()}) + "\n")
         return decode(self, request)

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -17,17 +18,24 @@ from torchvision import transforms as pil_transforms
 from image_classification.config.schema import DataConfig
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.data.formats.folder import open_index
+from image_classification.data.loaders import LoaderSpec, open_loader
 from image_classification.data.loaders.dali import BackgroundIterator, use_one_torch_thread
 from image_classification.data.loaders.dali_decode import (
-    Cut,
     DaliDecoder,
     HostSteps,
-    Resample,
     Sample,
 )
-from image_classification.data.loaders.protocol import LoaderSpec, open_loader
-from image_classification.data.transforms import CropBox, image_transform
-from tests.support.loaders import RAW_PIXELS, assert_same_batches, epoch_of, loader_spec, opened
+from image_classification.data.loaders.device_prefetch import normalization, normalize
+from image_classification.data.tools.demo import write_demo
+from image_classification.data.transforms import CropBox
+from tests.support.loaders import (
+    DATA,
+    RAW_PIXELS,
+    assert_same_batches,
+    epoch_of,
+    loader_spec,
+    opened,
+)
 
 pytest.importorskip("nvidia.dali")
 
@@ -108,8 +116,10 @@ def test_validation_pixels_are_those_of_pil(photographs: Path) -> None:
 
 
 def prepared(photographs: Path, split: str, **data: object) -> tuple[HostSteps, list[Sample]]:
-    transform = image_transform(DataConfig(**data), split)  # type: ignore[arg-type]
-    steps = HostSteps(open_index(photographs, split, CLASSES), transform, seed=1)
+    spec = spec_of(
+        photographs, split=split, **{"image_size": 224, "resize": 256, "seed": 1, **data}
+    )
+    steps = HostSteps(open_index(photographs, split, CLASSES), spec)
     samples = [Sample(i, i) for i in range(PER_SPLIT)]
     steps.prepare(0, samples)
     return steps, samples
@@ -122,20 +132,20 @@ def test_dali_gets_every_common_jpeg(photographs: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("data", [v for v in VARIANTS[:5] if v != VARIANTS[3]], ids=str)
-def test_the_graph_for_the_gpu_resizes_alike(
+def test_dalis_resize_is_close_to_torchvisions(
     photographs: Path, split: str, data: dict[str, object]
 ) -> None:
     """DALI's own resize, which dali-gpu uses, run on the CPU: within a fifth of one of 255."""
-    config = DataConfig(**data)  # type: ignore[arg-type]
     steps, samples = prepared(photographs, split, **data)
     assert split == "val" or {s.is_flipped for s in samples} == {False, True}
-    decoder = DaliDecoder(PER_SPLIT, 1, None, None)
-    decoder.submit([steps.cut(s) for s in samples])
-    parts = decoder.collect().images
-    expected = torch.stack([steps.finish(s, p) for s, p in zip(samples, parts, strict=True)])
-    resample = Resample(config.image_size, config.interpolation, config.antialias)
-    decoder = DaliDecoder(PER_SPLIT, 1, resample, None)
-    decoder.submit([steps.cut(s) for s in samples])
+    config = spec_of(photographs, **{"image_size": 224, **data}).data
+    decoder = DaliDecoder(config, PER_SPLIT, False, None)
+    decoder.submit(samples)
+    for sample, part in zip(samples, decoder.collect().images, strict=True):
+        sample.part = part
+    expected = torch.stack([steps.finish(sample) for sample in samples])
+    decoder = DaliDecoder(config, PER_SPLIT, True, None)
+    decoder.submit(samples)
     found = decoder.collect().together
     assert found is not None and found.shape == (PER_SPLIT, 224, 224, 3)
     difference = (found.permute(0, 3, 1, 2).float() - expected.float()).abs()
@@ -146,22 +156,23 @@ def test_the_graph_for_the_gpu_resizes_alike(
 BROKEN = np.frombuffer(b"\xff\xd8" + bytes(range(200)) + b"\xff\xd9", np.uint8)
 
 
-def cuts_of(*contents: np.ndarray) -> list[Cut]:
-    box, source = CropBox(3, 5, 40, 50), (0.0, 0.0, 40.0, 50.0)
-    return [Cut(content, box, source) for content in contents]
+def samples_of(*contents: npt.NDArray[np.uint8]) -> list[Sample]:
+    return [Sample(0, 0, CropBox(3, 5, 40, 50), content=content) for content in contents]
 
 
 @pytest.fixture
-def good(photographs: Path) -> list[np.ndarray]:
+def good(photographs: Path) -> list[npt.NDArray[np.uint8]]:
     """Three JPEGs."""
     return [np.fromfile(file, np.uint8) for file in sorted(photographs.glob("val/0/*.jpg"))][:3]
 
 
-def test_what_dali_cannot_decode_is_none_and_spares_the_rest(good: list[np.ndarray]) -> None:
-    decoder = DaliDecoder(4, 1, None, None)
-    decoder.submit(cuts_of(*good))
+def test_an_image_that_dali_cannot_decode_is_none_and_the_others_are_decoded(
+    good: list[npt.NDArray[np.uint8]],
+) -> None:
+    decoder = DaliDecoder(DataConfig(workers=1), 4, False, None)
+    decoder.submit(samples_of(*good))
     expected = decoder.collect().images
-    decoder.submit(cuts_of(good[0], BROKEN, *good[1:]))
+    decoder.submit(samples_of(good[0], BROKEN, *good[1:]))
     first, broken, *others = decoder.collect().images
     assert broken is None
     for image, other in zip([first, *others], expected, strict=True):
@@ -170,12 +181,12 @@ def test_what_dali_cannot_decode_is_none_and_spares_the_rest(good: list[np.ndarr
     assert decoder.collect().images == []
 
 
-def test_the_batch_after_one_that_dali_cannot_decode_is_complete(good: list[np.ndarray]) -> None:
-    decoder = DaliDecoder(4, 1, None, None)
-    decoder.submit(cuts_of(*good))
-    decoder.submit(cuts_of(BROKEN))
+def test_the_batch_after_an_undecodable_one_is_complete(good: list[npt.NDArray[np.uint8]]) -> None:
+    decoder = DaliDecoder(DataConfig(workers=1), 4, False, None)
+    decoder.submit(samples_of(*good))
+    decoder.submit(samples_of(BROKEN))
     expected = decoder.collect().images
-    decoder.submit(cuts_of(*good))
+    decoder.submit(samples_of(*good))
     assert decoder.num_running == 2
     assert decoder.collect().images == [None]
     for image, other in zip(decoder.collect().images, expected, strict=True):
@@ -224,7 +235,7 @@ def test_a_broken_validation_image_is_named(photographs: Path, tmp_path: Path) -
         epoch_of(spec_of(root, split="val"))
 
 
-def test_a_removed_folder_is_an_error(photographs: Path, tmp_path: Path) -> None:
+def test_a_removed_folder_raises_an_error(photographs: Path, tmp_path: Path) -> None:
     root = tmp_path / "images"
     shutil.copytree(photographs, root)
     with opened(spec_of(root, error_budget=1.0)) as loader:
@@ -352,3 +363,68 @@ def test_one_torch_thread_is_a_setting_of_the_calling_thread_alone() -> None:
         assert number_in_a_new_thread(limit=False) == 3
     finally:
         torch.set_num_threads(before)
+
+
+def all_images(root: Path, backend: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images of ``split`` under the validation transform, and their labels."""
+    as_val = root.parent / f"{split}-as-val"
+    as_val.mkdir(exist_ok=True)
+    if not (as_val / "val").exists():
+        (as_val / "val").symlink_to(root / split)
+    spec = loader_spec(as_val, backend=backend, split="val", per_device_batch=99, num_classes=10)
+    kept = [(b.images[b.valid], b.labels[b.valid]) for b in epoch_of(spec)]
+    return torch.cat([images for images, _ in kept]), torch.cat([labels for _, labels in kept])
+
+
+def from_dali_resize(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the validation images through the graph of dali-gpu, run on the CPU."""
+    spec = loader_spec(root, split="val", num_classes=10)
+    index = open_index(root, "val", 10)
+    samples = [Sample(i, i) for i in range(len(index))]
+    HostSteps(index, spec).prepare(0, samples)
+    decoder = DaliDecoder(spec.data, len(samples), True, None)
+    decoder.submit(samples)
+    images = decoder.collect().together
+    assert images is not None
+    constants = normalization(spec.data.mean, spec.data.std, torch.device("cpu"))
+    return normalize(images.permute(0, 3, 1, 2), *constants), torch.from_numpy(index.labels)
+
+
+def from_pil(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    steps = pil_transforms.Compose(
+        [
+            pil_transforms.Resize(DATA["resize"]),
+            pil_transforms.CenterCrop(DATA["image_size"]),
+            pil_transforms.ToTensor(),
+            pil_transforms.Normalize(DataConfig().mean, DataConfig().std),
+        ]
+    )
+    files = sorted((root / "val").glob("*/*.jpg"))
+    labels = torch.tensor([int(file.parent.name) for file in files])
+    return torch.stack([steps(Image.open(file)) for file in files]), labels
+
+
+def test_a_trained_model_has_the_same_accuracy_with_every_decoder(tmp_path: Path) -> None:
+    """Softmax regression on the demo's digits, trained on the pytorch backend's images."""
+    digits = write_demo(tmp_path / "digits")
+    images, labels = all_images(digits, "pytorch", "train")
+    model = torch.nn.Linear(images[0].numel(), 10)
+    torch.nn.init.zeros_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
+    for _ in range(100):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images.flatten(1)), labels).backward()
+        optimizer.step()
+    sources = {
+        "PIL": from_pil(digits),
+        "pytorch": all_images(digits, "pytorch", "val"),
+        "dali-cpu": all_images(digits, "dali-cpu", "val"),
+        "DALI's resize": from_dali_resize(digits),
+    }
+    top1 = {
+        name: 100 * (model(images.flatten(1)).argmax(1) == labels).double().mean().item()
+        for name, (images, labels) in sources.items()
+    }
+    assert min(top1.values()) > 90
+    assert max(top1.values()) - min(top1.values()) <= 0.3

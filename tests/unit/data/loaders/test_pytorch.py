@@ -1,22 +1,30 @@
-"""The PyTorch loader: worker processes, shared memory, order and resuming."""
+"""The PyTorch loader: micro-batches, worker processes, shared memory."""
 
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from image_classification.core.errors import DataError
-from image_classification.data.loaders import pytorch
+from image_classification.data.formats.folder import open_index
+from image_classification.data.loaders import LoaderSpec, open_loader, pytorch
 from image_classification.data.loaders.device_prefetch import HostBatch
-from image_classification.data.loaders.protocol import LoaderSpec, open_loader
-from image_classification.data.loaders.pytorch import NO_SHARED_MEMORY, TorchvisionLoader
+from image_classification.data.loaders.pytorch import (
+    NO_SHARED_MEMORY,
+    ImageBatches,
+    TorchvisionLoader,
+)
 from image_classification.data.tools import quarantine
 from image_classification.data.tools.pack import FORMATS, pack
 from tests.support.loaders import assert_same_batches, epoch_of, loader_spec, opened
@@ -27,8 +35,8 @@ SMALL_SHM = 'mount -t tmpfs -o size="$0" tmpfs /dev/shm && exec "$@"'
 MakeSpec = Callable[..., LoaderSpec]
 
 
-def test_an_epoch_leaves_torchs_global_generator_alone(make_spec: MakeSpec) -> None:
-    """Else a resumed run, which starts fewer epochs, would draw other numbers."""
+def test_an_epoch_does_not_use_torchs_global_generator(make_spec: MakeSpec) -> None:
+    """Otherwise a resumed run, which starts fewer epochs, would draw other numbers."""
     before = torch.get_rng_state()
     with opened(make_spec(augmentation="autoaugment")) as loader:
         assert len(list(loader.epoch(0))) == 4
@@ -93,7 +101,7 @@ def test_worker_count_changes_nothing(make_spec: MakeSpec, augmentation: str) ->
 
 
 @pytest.mark.slow
-def test_workers_start_once_survive_a_broken_epoch_and_end_with_close(make_spec: MakeSpec) -> None:
+def test_workers_start_once_and_end_with_close(make_spec: MakeSpec) -> None:
     expected = epoch_of(make_spec(), 1)
     before = set(multiprocessing.active_children())
     with opened(make_spec(workers=2)) as loader:
@@ -109,7 +117,7 @@ def test_workers_start_once_survive_a_broken_epoch_and_end_with_close(make_spec:
 
 
 @pytest.mark.slow
-def test_an_undecodable_validation_image_is_one_line(
+def test_an_undecodable_validation_image_raises_a_one_line_error(
     make_spec: MakeSpec, image_folder: Path
 ) -> None:
     bad = image_folder / "val" / "dog" / "0.JPEG"
@@ -140,7 +148,7 @@ def test_stop_signals_to_the_whole_job_leave_the_workers_running(make_spec: Make
 
 @pytest.mark.slow
 @pytest.mark.parametrize("between_epochs", [False, True])
-def test_a_dead_worker_is_an_error_of_one_line(make_spec: MakeSpec, between_epochs: bool) -> None:
+def test_a_dead_worker_raises_a_one_line_error(make_spec: MakeSpec, between_epochs: bool) -> None:
     before = set(multiprocessing.active_children())
     with opened(make_spec(workers=1, prefetch=1)) as loader:
         epoch = loader.epoch(0)
@@ -179,7 +187,7 @@ def test_a_batch_lost_with_its_worker_is_the_same_error(
             next(loader._checked(refused()))
 
 
-def test_another_failure_to_read_is_raised_as_it_is(make_spec: MakeSpec) -> None:
+def test_other_errors_of_the_dataloader_are_not_changed(make_spec: MakeSpec) -> None:
     def broken() -> Iterator[HostBatch]:
         raise ConnectionRefusedError(111, "Connection refused")
         yield
@@ -222,10 +230,181 @@ def test_a_full_dev_shm_is_one_line(image_folder: Path, tmp_path: Path, size: st
     assert size == "64k" or "Traceback" not in done.stderr
 
 
-def test_another_failure_to_share_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_sharing_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: torch.Tensor) -> None:
         raise RuntimeError("something else")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
     with pytest.raises(RuntimeError, match="something else"):
-        pytorch._share((torch.zeros(1),))
+        pytorch._share(HostBatch(torch.zeros(1), torch.zeros(1), torch.zeros(1)))
+
+
+MakeBatches = Callable[..., ImageBatches]
+
+
+@pytest.fixture
+def make_batches(make_spec: MakeSpec, image_folder: Path) -> MakeBatches:
+    def make(**changes: object) -> ImageBatches:
+        spec = make_spec(**changes)
+        return ImageBatches(open_index(image_folder, spec.split, 2), spec)
+
+    return make
+
+
+def images_of(batches: ImageBatches, epoch: int, *indices: int) -> torch.Tensor:
+    batch = batches[(epoch, np.array(indices, dtype=np.int64))]
+    assert batch.error == ""
+    return batch.images
+
+
+@pytest.mark.parametrize("augmentation", ["none", "autoaugment"])
+def test_pixels_depend_only_on_seed_epoch_and_index(
+    make_batches: MakeBatches, augmentation: str
+) -> None:
+    batches = make_batches(augmentation=augmentation)
+    image = images_of(batches, 3, 5)[0]
+    torch.manual_seed(1234)
+    assert torch.equal(images_of(batches, 3, 1, 5, 2)[1], image)
+    assert torch.equal(images_of(make_batches(augmentation=augmentation), 3, 5)[0], image)
+    assert not torch.equal(images_of(batches, 4, 5)[0], image)
+    assert not torch.equal(images_of(make_batches(seed=1, augmentation=augmentation), 3, 5), image)
+
+
+def test_autoaugment_does_not_use_torchs_global_generator(
+    make_batches: MakeBatches,
+) -> None:
+    plain, augmented = make_batches(), make_batches(augmentation="autoaugment")
+    torch.manual_seed(0)
+    expected = torch.rand(4)
+    torch.manual_seed(0)
+    changed = images_of(augmented, 0, *range(12)) != images_of(plain, 0, *range(12))
+    assert torch.equal(torch.rand(4), expected)
+    assert int(changed.flatten(1).any(1).sum()) >= 6
+
+
+def test_flips_happen_with_hflip_prob(make_batches: MakeBatches) -> None:
+    def whole(hflip_prob: float) -> torch.Tensor:
+        batches = make_batches(hflip_prob=hflip_prob)
+        return torch.cat([images_of(batches, epoch, *range(12)) for epoch in range(20)])
+
+    never, always, half = whole(0.0), whole(1.0), whole(0.5)
+    assert torch.equal(always, never.flip(-1))
+    flipped = (half == always).flatten(1).all(1)
+    assert torch.equal(half[~flipped], never[~flipped])
+    assert 90 <= int(flipped.sum()) <= 150  # 120 expected, standard deviation 7.7
+
+
+def test_an_undecodable_train_image_is_replaced_by_the_next(
+    make_batches: MakeBatches, image_folder: Path
+) -> None:
+    request = (0, np.array([2, 8, 9, 3], dtype=np.int64))
+    whole = make_batches()[request]
+    (image_folder / "train" / "dog" / "1.JPEG").write_bytes(b"not an image")
+    (image_folder / "train" / "dog" / "2.JPEG").write_bytes(b"")
+    batch = make_batches()[request]
+    assert batch.error == ""
+    assert torch.equal(batch.images, whole.images[[0, 3, 3, 3]])
+    assert batch.labels.tolist() == [0, 0, 0, 0]
+    assert bool(batch.valid.all())
+    names = [name for name, _ in batch.undecodable]
+    assert names == ["train/dog/1.JPEG", "train/dog/2.JPEG"]
+    assert all(str(image_folder / name) in reason for name, reason in batch.undecodable)
+
+
+def test_a_micro_batch_without_a_decoded_image_is_an_error(
+    make_batches: MakeBatches, image_folder: Path
+) -> None:
+    (image_folder / "train" / "dog" / "1.JPEG").write_bytes(b"not an image")
+    batch = make_batches()[(0, np.array([8], dtype=np.int64))]
+    assert "no image of a micro-batch of 1" in batch.error
+    assert "dog/1.JPEG" in batch.error
+
+
+def test_an_undecodable_validation_image_is_an_error(
+    make_batches: MakeBatches, image_folder: Path
+) -> None:
+    (image_folder / "val" / "dog" / "1.JPEG").write_bytes(b"not an image")
+    batch = make_batches(split="val")[(0, np.arange(5, dtype=np.int64))]
+    assert batch.error.startswith(f"cannot decode {image_folder / 'val' / 'dog' / '1.JPEG'}: ")
+    assert batch.undecodable == ()
+
+
+def test_a_removed_data_set_is_an_error(make_batches: MakeBatches, image_folder: Path) -> None:
+    batches = make_batches()
+    (image_folder / "train").rename(image_folder / "elsewhere")
+    assert "has gone" in batches[(0, np.array([1, 2], dtype=np.int64))].error
+
+
+def test_batches_can_be_pickled(make_batches: MakeBatches) -> None:
+    batches = make_batches()
+    expected = images_of(batches, 0, 3, 9)
+    copy = pickle.loads(pickle.dumps(batches))
+    assert torch.equal(images_of(copy, 0, 3, 9), expected)
+
+
+# Content that cannot be pickled fails in the queue's own thread, as too many open files would.
+LOST_BATCH = """
+import multiprocessing, time
+from image_classification.data.loaders.pytorch import init_worker
+
+def work(queue):
+    init_worker(0)
+    queue.put(lambda: "a batch")
+    time.sleep(60)
+
+context = multiprocessing.get_context("fork")
+process = context.Process(target=work, args=(context.Queue(),))
+process.start()
+process.join(30)
+print(process.exitcode)
+process.kill()
+"""
+MIDWAY = """
+import multiprocessing, os, signal
+import torch  # __main__ has torch: a torch object pickled by its name would be looked up here
+from image_classification.data.loaders import open_loader
+from tests.support.loaders import loader_spec
+
+if __name__ == "__main__":
+    epoch = open_loader(loader_spec({folder!r}, workers=2)).epoch(0)
+    next(epoch)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    {ending}
+"""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_process_that_cannot_send_a_batch_ends_with_one_line() -> None:
+    done = run("-c", LOST_BATCH)
+    assert done.stdout == "1\n", done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("a loader process cannot send its batch: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [("pass", 0), ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL)],
+    ids=["exit", "SIGKILL"],
+)
+def test_no_process_outlives_the_training_process(
+    image_folder: Path, tmp_path: Path, ending: str, status: int
+) -> None:
+    script = tmp_path / "midway.py"
+    script.write_text(textwrap.dedent(MIDWAY.format(folder=str(image_folder), ending=ending)))
+    done = run(str(script))
+    assert done.returncode == status
+    if status == 0:
+        assert done.stderr == ""  # after SIGKILL, Python's resource tracker reports what it cleans
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in pids if os.path.exists(f"/proc/{pid}")] == []

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from image_classification.data.loaders.protocol import Loader, open_loader
+from image_classification.data.loaders import Loader, open_loader
 from tests.support.loaders import loader_spec
 
 

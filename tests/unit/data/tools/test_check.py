@@ -12,7 +12,6 @@ from PIL import Image
 
 from image_classification.core.errors import DataError
 from image_classification.data.formats.folder import open_index
-from image_classification.data.loaders.decode import decode_rgb
 from image_classification.data.tools import check, quarantine
 from image_classification.data.tools.check import (
     CheckReport,
@@ -23,6 +22,7 @@ from image_classification.data.tools.check import (
     inspect_image,
     quarantine_list,
 )
+from image_classification.data.transforms import decode_rgb
 
 
 def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:

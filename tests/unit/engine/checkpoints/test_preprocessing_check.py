@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from image_classification.config.schema import DataConfig
 from image_classification.core.errors import CheckpointError
 from image_classification.core.types import Decoding
-from image_classification.data.loaders.protocol import BACKENDS, DECODING
+from image_classification.data.loaders import BACKENDS, DECODING
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.checkpoints.resume_checks import (
     decoding_warnings,
