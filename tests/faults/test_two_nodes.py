@@ -15,9 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import ROOT, Jobs, free_port, job_environ, read_losses, read_records
-
-FORK_SERVER = ROOT / "tests" / "support" / "fork_server.py"
+from tests.support.jobs import (
+    FORK_SERVER,
+    ROOT,
+    Jobs,
+    free_port,
+    job_environ,
+    read_losses,
+    read_records,
+)
 
 
 def no_namespaces() -> str:

@@ -156,7 +156,11 @@ def continue_as_new_process(environ: Mapping[str, str], keep: Sequence[int] = ()
 
 
 def run_script(argv: Sequence[str]) -> NoReturn:
-    """Run ``python ARGV`` and end the process."""
+    """Run ``python ARGV`` and end the process; with networks of $STEM_CHANNELS if it is set."""
+    if "STEM_CHANNELS" in os.environ:
+        network = importlib.import_module("image_classification.models.resnet_network")
+        assert isinstance(network.STEM_CHANNELS, int)
+        network.STEM_CHANNELS = int(os.environ["STEM_CHANNELS"])  # type: ignore[attr-defined]
     with ending_process():
         sys.argv = [*argv]
         runpy.run_path(argv[0], run_name="__main__")

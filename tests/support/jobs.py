@@ -28,6 +28,7 @@ from image_classification.reporting.sinks import read_metrics
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch.py"
+FORK_SERVER = ROOT / "tests" / "support" / "fork_server.py"
 GLOBAL_BATCH = 8
 TIMEOUT_S = 120.0
 
@@ -62,7 +63,7 @@ class ForkServer:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+            [sys.executable, str(FORK_SERVER)],
             env=job_environ(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -233,11 +234,20 @@ class Jobs:
 
     fresh: start each job as a new process, which imports torch; otherwise fork it. launcher: start
     the ranks of a forked job by ``launch.py``'s launcher; otherwise without one, as Slurm does.
+    stem_channels: forks build narrower networks than resnet18's, whose stem has 64 channels.
     """
 
-    def __init__(self, log_folder: Path, *, fresh: bool = False, launcher: bool = False) -> None:
+    def __init__(
+        self,
+        log_folder: Path,
+        *,
+        fresh: bool = False,
+        launcher: bool = False,
+        stem_channels: int | None = None,
+    ) -> None:
         self._fresh = fresh
         self._launcher = launcher
+        self._added = {"STEM_CHANNELS": str(stem_channels)} if stem_channels else {}
         self._log_folder = log_folder.resolve()
         self._started: list[Job] = []
 
@@ -262,12 +272,23 @@ class Jobs:
             argv.append(f"--set=batch.per_device={GLOBAL_BATCH // processes}")
         if prefix or (self._fresh if fresh is None else fresh):
             return self._start_fresh(argv, folder, environ or {}, prefix)
-        ranks = 1 if self._launcher else processes
-        return self._fork(argv, folder, ranks, environ=environ or {})
+        environs = _rank_environs(1 if self._launcher else processes)
+        return self._fork(argv, folder, [{**rank, **(environ or {})} for rank in environs])
 
-    def start_ranks(self, script: Path, argv: Sequence[str], processes: int) -> Job:
-        """Fork ``SCRIPT ARGV`` once for each rank of a world."""
-        return self._fork(argv, self._log_folder, processes, script)
+    def start_ranks(
+        self,
+        script: Path,
+        argv: Sequence[str],
+        processes: int,
+        environs: Sequence[Mapping[str, str]] | None = None,
+        **variables: str,
+    ) -> Job:
+        """Fork ``SCRIPT ARGV`` once for each rank of a world.
+
+        environs: each rank's variables; by default those of torchrun. variables: of every rank.
+        """
+        environs = [{**rank, **variables} for rank in environs or _rank_environs(processes)]
+        return self._fork(argv, self._log_folder, environs, script)
 
     def run(self, arguments: Sequence[str], folder: Path, *more: str, processes: int = 1) -> Job:
         """Run to the end, which must succeed."""
@@ -292,10 +313,12 @@ class Jobs:
         prefix: Sequence[str],
     ) -> Job:
         out, err = self._logs()
+        # The short form's fresh processes draw no plots either.
+        program = [str(LAUNCH)] if self._fresh else [str(FORK_SERVER), str(LAUNCH)]
         with open(out, "wb") as to, open(err, "wb") as errors:
             popen = subprocess.Popen(
-                [*prefix, sys.executable, str(LAUNCH), *argv],
-                env=job_environ(**environ),
+                [*prefix, sys.executable, *program, *argv],
+                env=job_environ(**self._added, **environ),
                 stdout=to,
                 stderr=errors,
                 start_new_session=True,
@@ -308,15 +331,13 @@ class Jobs:
         self,
         argv: Sequence[str],
         folder: Path,
-        processes: int,
+        environs: Sequence[Mapping[str, str]],
         script: Path | None = None,
-        environ: Mapping[str, str] | None = None,
     ) -> Job:
         server = fork_server()
         out, err = self._logs()
         pids = [
-            server.fork(argv, {**rank, **(environ or {})}, out, err, script)
-            for rank in _rank_environs(processes)
+            server.fork(argv, {**self._added, **environ}, out, err, script) for environ in environs
         ]
         job = Job(folder, out, err, pids, _exit_codes=server.exit_codes)
         self._started.append(job)
