@@ -3,17 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-quick test-trackers test-faults test-image lint format golden pages docs lock \
-  bench clean
+.PHONY: help setup demo test test-quick test-long test-trackers test-faults test-image lint format golden \
+  pages docs lock bench clean
 
 help:
 	@echo "make demo        train ResNet-50 on a small real data set on this CPU; PRECISION=FP32 is"
 	@echo "                 faster on CPUs without bfloat16 instructions"
-	@echo "make test        the whole test suite"
+	@echo "make test        the whole test suite, slow tests in a short form, with a coverage summary"
 	@echo "make test-quick  without the tests that take more than a few seconds"
+	@echo "make test-long   the long form of other slow tests: every process starts anew"
 	@echo "make test-trackers  TensorBoard, Weights & Biases and MLflow with their real packages"
 	@echo "make test-faults the fault tests in full (about 25 minutes); writes docs/reliability.md"
-	@echo "make test-image  build and test the container image (a Docker engine; about 10 minutes)"
+	@echo "make test-image  build and test the container image (needs a Docker engine; IMAGE_TESTS=full for all)"
 	@echo "make lint        ruff, mypy, shellcheck, hadolint, actionlint"
 	@echo "make docs        build the documentation site into site/"
 	@echo "make golden      rewrite the golden files (review the diff)"
@@ -38,15 +39,22 @@ PRECISION ?= AMP
 demo: setup
 	$(BIN)/python launch.py --model resnet50 --precision $(PRECISION) --mode convergence --platform CPU
 
-# Two test files at a time, because most tests spend half of their time waiting for processes. In
-# alphabetical order, so that the fault tests, which take longest, start early.
+# Two test files at a time, because most slow tests spend half of their time waiting for processes.
+# tests/conftest.py puts the files with slow tests first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+COVERAGE := --cov --cov-report=json:build/coverage.json
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
+	@$(BIN)/python scripts/coverage_summary.py build/coverage.json
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
+
+# The fault tests have a target of their own, which writes their table.
+test-long: setup
+	OMP_NUM_THREADS=1 FAULTS=full $(BIN)/python -m pytest -m slow \
+	  tests/conformance/test_processes.py tests/unit/cli/emit
 
 # The trackers' packages have many dependencies, so they get an environment of their own. It uses
 # the packages of .venv, torch among them.

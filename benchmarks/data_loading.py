@@ -155,7 +155,6 @@ def dali_decode(folder: Path, workers: int) -> Batches:
 def _dali(folder: Path, workers: int, finish: bool) -> Batches:
     from nvidia.dali import fn, pipeline_def
 
-    @pipeline_def(batch_size=BATCH, num_threads=workers, device_id=None)
     def define() -> Any:
         encoded, _ = fn.readers.file(file_root=str(folder / "train"), random_shuffle=True)
         images = fn.decoders.image_random_crop(
@@ -171,7 +170,7 @@ def _dali(folder: Path, workers: int, finish: bool) -> Batches:
             std=[255 * v for v in STD],
         )
 
-    pipeline = define()
+    pipeline = pipeline_def(batch_size=BATCH, num_threads=workers, device_id=None)(define)()
     pipeline.build()
     return (pipeline.run() for _ in range(IMAGES * LISTED // BATCH))
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10, used by some vendors' bases
+else:  # used by some vendors' bases
     from pip._vendor import tomli as tomllib
 
 

@@ -37,8 +37,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.mkdir(parents=True, exist_ok=True)
             pixels = np.full((20 + i, 24, 3), (16 * (i % 15), 16 * (i // 15), blue), np.uint8)
             # Red and green identify the image; crops and flips do not change them.
-            kind = {"quality": 100, "subsampling": 0} if i % 3 else {}
-            Image.fromarray(pixels).save(target / f"{i:02d}.{'jpg' if i % 3 else 'png'}", **kind)
+            image = Image.fromarray(pixels)
+            if i % 3:
+                image.save(target / f"{i:02d}.jpg", quality=100, subsampling=0)
+            else:
+                image.save(target / f"{i:02d}.png")
     return root
 
 

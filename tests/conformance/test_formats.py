@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,10 @@ def test_a_packed_data_set_can_be_packed_again(
 def test_dalis_own_readers_find_the_same(data_sets: dict[str, Path], tmp_path: Path) -> None:
     """DALI's own readers of the three formats, in the order of the shards."""
     pytest.importorskip("nvidia.dali")
-    from nvidia.dali import fn, pipeline_def, tfrecord, types
+    from nvidia.dali import fn as operators
+    from nvidia.dali import pipeline_def, tfrecord, types
+
+    fn: Any = operators  # annotated for a single output only
 
     root = data_sets["tfrecord"]
     shards = sorted(root.glob("train-*"))
@@ -110,8 +114,8 @@ def test_dalis_own_readers_find_the_same(data_sets: dict[str, Path], tmp_path: P
         indexes[-1].write_text("\n".join(lines) + "\n")
 
     def from_tfrecord() -> tuple[object, object]:
-        features = {
-            "image/encoded": tfrecord.FixedLenFeature((), tfrecord.string, ""),
+        features: dict[str, Any] = {
+            "image/encoded": tfrecord.FixedLenFeature([], tfrecord.string, ""),
             "image/class/label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
         }
         read = fn.readers.tfrecord(

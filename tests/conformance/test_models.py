@@ -61,11 +61,12 @@ def test_channels_last_gives_the_same_logits(named_model: tuple[str, nn.Module])
 
     with torch.no_grad():
         expected = model.eval()(images)
-        model.to(memory_format=torch.channels_last)
-        hook = model.layer3.register_forward_hook(record_layout)
+        # mypy does not know this argument of nn.Module.to.
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        hook = model.get_submodule("layer3").register_forward_hook(record_layout)
         logits = model(images.to(memory_format=torch.channels_last))
     hook.remove()
-    model.to(memory_format=torch.contiguous_format)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     assert layouts == [True]
     # Kernels round differently, which 152 random layers amplify to 6e-4. Wrong values would differ
     # by the size of the logits.

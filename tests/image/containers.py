@@ -22,7 +22,7 @@ LOCKED_DOWN = shlex.split(
     # GNU OpenMP's spinning more than halves the speed on a machine with other work.
     "--env OMP_WAIT_POLICY=PASSIVE"
 )
-# The demo data set, mounted on /imagenet: 44 steps of 32 images per epoch.
+# With the data set mounted on /imagenet.
 SMALL_RUN = shlex.split(
     "launch.py --model resnet18 --precision FP32 --mode convergence --platform CPU /imagenet "
     "--num_classes 10 --set data.image_size=32 --set data.resize=36 --set batch.per_device=16 "

@@ -29,7 +29,7 @@ import sys
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,7 +76,7 @@ def import_everything() -> None:
     )
     assert handlers.Popen is subprocess.Popen
     handlers.Popen = ForkedRank  # type: ignore[attr-defined]
-    multiprocessing.util.spawnv_passfds = fork_loader_server  # type: ignore[attr-defined]
+    multiprocessing.util.spawnv_passfds = fork_loader_server  # type: ignore[assignment]
 
 
 def fork_job(job: Mapping[str, Any]) -> None:
@@ -122,8 +122,7 @@ def fork_loader_server(
     pid = fork()
     if pid == 0:
         continue_as_new_process(dict(os.environ), keep=passfds)
-        with ending_process():
-            exec(args[-1], {})
+        end_after(lambda: exec(args[-1], {}))
     return pid
 
 
@@ -161,21 +160,19 @@ def run_script(argv: Sequence[str]) -> NoReturn:
         network = importlib.import_module("image_classification.models.resnet_network")
         assert isinstance(network.STEM_CHANNELS, int)
         network.STEM_CHANNELS = int(os.environ["STEM_CHANNELS"])  # type: ignore[attr-defined]
-    with ending_process():
-        sys.argv = [*argv]
-        runpy.run_path(argv[0], run_name="__main__")
+    sys.argv = [*argv]
+    end_after(lambda: runpy.run_path(argv[0], run_name="__main__"))
 
 
-@contextlib.contextmanager
-def ending_process() -> Iterator[NoReturn]:  # type: ignore[misc]
-    """End the process after the body.
+def end_after(body: Callable[[], object]) -> NoReturn:
+    """Call ``body`` and end the process.
 
     Runs the exit handlers, which stop loader processes, but skips the interpreter's teardown: it
     would copy the memory shared with the parent.
     """
     code = 0
     try:
-        yield  # type: ignore[misc]
+        body()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:

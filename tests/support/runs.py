@@ -4,6 +4,7 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 from image_classification.core.types import DevicesFound, Record
 from image_classification.reporting.build_report import build_report, complete
@@ -83,7 +84,7 @@ def write_training(
     images_per_s: float = 8300.0,
     top1: float = 76.8,
     noise_seed: int = 0,
-    inference: list | None = None,
+    inference: list[dict[str, Any]] | None = None,
 ) -> Path:
     """Write metrics.jsonl and report.json of a training run whose curves look like one's."""
     noise = random.Random(noise_seed)
@@ -162,7 +163,9 @@ def write_training(
     return folder
 
 
-def inference_rows(batches=(1, 2, 4, 8, 16, 32, 64, 128, 256), scale: float = 1.0) -> list:
+def inference_rows(
+    batches=(1, 2, 4, 8, 16, 32, 64, 128, 256), scale: float = 1.0
+) -> list[dict[str, Any]]:
     """Rows of ``results.inference``: speed saturates, latency grows with the batch."""
     rows = []
     for batch in batches:
