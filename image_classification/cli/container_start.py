@@ -27,7 +27,7 @@ from image_classification.doctor.gpu import (
     counted,
     read_driver,
 )
-from image_classification.doctor.host import check_shared_memory
+from image_classification.doctor.host import judge_shared_memory
 from image_classification.doctor.report import (
     FAIL,
     WARN,
@@ -233,7 +233,7 @@ def _runs(folder: Path) -> CheckResult:
 
 
 def _shared_memory(folder: Path) -> CheckResult:
-    check = check_shared_memory(None, folder)
+    check = judge_shared_memory(None, folder)
     # With Docker's default size, loader processes and NCCL would fail during the run.
     if check.status == WARN:
         return fail(check.name, check.found, check.remedy)

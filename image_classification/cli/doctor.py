@@ -56,27 +56,23 @@ def main(argv: list[str]) -> int:
     if arguments.platform is not None and arguments.platform not in platforms:
         raise ConfigError(unknown("platform", arguments.platform, platforms))
     options = Options(arguments.platform, arguments.data, Path(arguments.workspace))
+    console = Console()
+    results = []
     try:
-        return _run(options, arguments.json)
+        for result in run_checks(options):
+            results.append(result)
+            if arguments.json:
+                continue
+            if console.is_terminal:
+                _print(print_result, console, result)
+            else:
+                _print(show, result_line(result))
     except KeyboardInterrupt:
         # End as SIGINT ends a program, without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
         raise
-
-
-def _run(options: Options, as_json: bool) -> int:
-    results = []
-    console = Console()
-    for result in run_checks(options):
-        results.append(result)
-        if as_json:
-            continue
-        if console.is_terminal:
-            _print(print_result, console, result)
-        else:
-            _print(show, result_line(result))
-    _print(show, results_json(results) if as_json else f"\n{verdict(results)}")
+    _print(show, results_json(results) if arguments.json else f"\n{verdict(results)}")
     return EXIT_USER if overall(results) == FAIL else EXIT_DONE
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,41 +14,61 @@ import numpy as np
 
 from image_classification.core.errors import DataError
 from image_classification.core.program import command
-from image_classification.doctor.report import CheckResult, fail, ok
+from image_classification.doctor.probe import ProbeError
+from image_classification.doctor.report import CheckResult, fail, ok, skipped, warn
 
 if TYPE_CHECKING:
     from image_classification.data.formats.index import FolderIndex, Index
+    from image_classification.doctor.checks import Context
 
-NUM_SAMPLES = 50
-
-
-@dataclass(frozen=True)
-class Layout:
-    """formats: split -> format. num_classes: None if only reading the images would tell."""
-
-    root: str
-    formats: dict[str, str]
-    num_classes: int | None
-    is_writable: bool
+_NUM_SAMPLES = 50
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Times of reading and decoding images one after another.
+def check_data_set(context: Context) -> Iterator[CheckResult]:
+    """Yield data-set, data-sample."""
+    needs = context.needs
+    path = context.options.data or needs.data_path
+    if path is None or path == "synthetic":
+        why = "neither --data nor --platform given" if path is None else "synthetic data"
+        yield skipped("data-set", why)
+        return
+    try:
+        root, formats, text = context.probe(
+            find_data_set, path, needs.data_format, needs.num_classes
+        )
+    except ProbeError as error:
+        yield _failure("data-set", path, error, context.limit_s)
+        return
+    yield ok("data-set", text)
+    # Shards must be indexed whole, so the sample is of the smaller validation split.
+    is_folder = formats["train"] == "folder"
+    split = "train" if is_folder or "val" not in formats else "val"
+    try:
+        yield context.probe(read_sample, root, split, formats[split])
+    except ProbeError as error:
+        if error.is_late and not is_folder:
+            remedy = "a run indexes the shards at its start and takes as long; later runs do not"
+            yield warn("data-sample", f"not indexed within {context.limit_s:g} s", remedy)
+        else:
+            yield _failure("data-sample", root, error, context.limit_s)
 
-    broken: error messages of the images that cannot be read or decoded.
-    """
 
-    split: str
-    num_images: int
-    num_bytes: int
-    read_s: float
-    decode_s: float
-    broken: list[str]
+def _failure(name: str, path: str, error: ProbeError, limit_s: float) -> CheckResult:
+    if error.is_late:
+        found = f"{path} did not answer within {limit_s:g} s"
+        return fail(name, found, "check the disk or its mount (df, ls)")
+    found, _, remedy = str(error).partition(": ")
+    if not error.is_user_error or not remedy:
+        return fail(name, f"{path}: {error}", "check the disk, its mount and its permissions")
+    return fail(name, found, remedy)
 
 
-def find_layout(path: str, data_format: str, num_classes: int | None) -> Layout:
-    """Probe: return what is at ``path``. num_classes: the model's; None to accept any.
+def find_data_set(
+    path: str, data_format: str, num_classes: int | None
+) -> tuple[str, dict[str, str], str]:
+    """Probe: return the folder of a data set, split -> format, and a description.
+
+    num_classes: the model's; None to accept any.
 
     Raises:
         DataError: there is no data set, or not one that a run can use.
@@ -65,34 +85,43 @@ def find_layout(path: str, data_format: str, num_classes: int | None) -> Layout:
             formats[split] = folder.recognize(root, split) if is_auto else data_format
             if num_classes is not None:
                 folder.check_classes(root, split, num_classes, data_format)
-    if formats["train"] == folder.FOLDER:
-        count: int | None = sum(1 for _ in _entries(root / "train", folders=True))
+    if len(set(formats.values())) == 1:
+        text = f"{root}: {formats['train']}, {' and '.join(formats)}"
     else:
-        named = named_classes(root)
-        count = None if named is None else len(named)
-    return Layout(str(root), formats, count, os.access(root, os.W_OK))
+        parts = ", ".join(f"{split} as {kind}" for split, kind in formats.items())
+        text = f"{root}: {parts}"
+    if formats["train"] == folder.FOLDER:
+        text += f", {len(_entries(root / 'train', folders=True)):,} classes"
+    elif (named := named_classes(root)) is not None:
+        text += f", {len(named):,} classes"
+    return str(root), formats, text if os.access(root, os.W_OK) else f"{text}, read-only"
 
 
-def read_sample(root: str, split: str, data_format: str, count: int = NUM_SAMPLES) -> Sample:
-    """Probe: read and decode ``count`` images spread over ``split``, from the disk if possible.
+def read_sample(root: str, split: str, data_format: str) -> CheckResult:
+    """Probe: read and decode images spread over ``split``, from the disk if possible.
 
     In class folders, only those of the sample are listed; shards are indexed as in a run.
 
     Raises:
         DataError: the split cannot be indexed, or it has no images.
     """
+    from PIL import Image
+
     from image_classification.data.formats.folder import FOLDER, open_index
     from image_classification.data.transforms import decode_rgb
 
     index: Index
     if data_format == FOLDER:
-        index = _folder_sample(Path(root), split, count)
+        index = _folder_sample(Path(root), split)
     else:
         index = open_index(Path(root), split, None, data_format)
-    decode_rgb(_small_jpeg(), "warm-up")  # loads the decoder, which is not timed
+    jpeg = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(jpeg, "JPEG")
+    # The first image loads the decoder, which is not timed.
+    decode_rgb(np.frombuffer(bytearray(jpeg.getvalue()), dtype=np.uint8), "warm-up")
     num_bytes, read_s, decode_s = 0, 0.0, 0.0
     broken = []
-    rows = _spread(len(index), count)
+    rows = _spread(len(index), _NUM_SAMPLES)
     for row in rows:
         _drop_cache(index, row)
         start_s = time.perf_counter()
@@ -105,7 +134,20 @@ def read_sample(root: str, split: str, data_format: str, count: int = NUM_SAMPLE
             decode_s += time.perf_counter() - loaded_s
         except DataError as error:
             broken.append(error.message)
-    return Sample(split, len(rows), num_bytes, read_s, decode_s, broken)
+    good = len(rows) - len(broken)
+    found = f"{good} of {len(rows)} {split} images decoded"
+    if broken:
+        remedy = (
+            f"{command('dataset')} check {root} lists every broken image and makes training leave "
+            "them out"
+        )
+        return fail("data-sample", f"{found}: {broken[0].rpartition(': ')[0]}", remedy)
+    return ok(
+        "data-sample",
+        f"{found}, {num_bytes / 1e6:.1f} MB; reading {good / read_s:,.0f} images/s, "
+        f"{num_bytes / read_s / 1e6:,.0f} MB/s; decoding {good / decode_s:,.0f} images/s in one "
+        "thread",
+    )
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -114,25 +156,26 @@ def _spread(total: int, count: int) -> list[int]:
     return [int(position) for position in positions]
 
 
-def _entries(folder: Path, folders: bool) -> Iterator[str]:
+def _entries(folder: Path, folders: bool) -> list[str]:
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.is_dir() == folders:
-                yield entry.name
+        return sorted(
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and entry.is_dir() == folders
+        )
 
 
-def _folder_sample(root: Path, split: str, count: int) -> FolderIndex:
+def _folder_sample(root: Path, split: str) -> FolderIndex:
     from image_classification.data.formats.folder import IMAGE_EXTENSIONS
     from image_classification.data.formats.index import FolderIndex, Names
 
-    classes = sorted(_entries(root / split, folders=True))
-    labels_read = _spread(len(classes), count)
-    per_class = -(-count // len(labels_read))
+    classes = _entries(root / split, folders=True)
+    labels_read = _spread(len(classes), _NUM_SAMPLES)
+    per_class = -(-_NUM_SAMPLES // len(labels_read))
     paths, labels = [], []
     for label in labels_read:
-        folder = root / split / classes[label]
-        names = _entries(folder, folders=False)
-        files = sorted(name for name in names if name.lower().endswith(IMAGE_EXTENSIONS))
+        names = _entries(root / split / classes[label], folders=False)
+        files = [name for name in names if name.lower().endswith(IMAGE_EXTENSIONS)]
         for number in _spread(len(files), per_class) if files else ():
             paths.append(os.fsencode(f"{split}/{classes[label]}/{files[number]}"))
             labels.append(label)
@@ -152,52 +195,10 @@ def _drop_cache(index: Index, row: int) -> None:
     if isinstance(index, ShardIndex):
         path = os.path.join(index.root, index.shards[int(index.shard[row])])
         offset, length = int(index.offset[row]), int(index.length[row])
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return  # reading it raises the same error
-    try:
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+    # A file that cannot be opened raises the same error when it is read.
+    with suppress(OSError), open(path, "rb", opener=_open_without_waiting) as file:
+        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _small_jpeg() -> np.ndarray:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(file, "JPEG")
-    return np.frombuffer(bytearray(file.getvalue()), dtype=np.uint8)
-
-
-def check_layout(layout: Layout) -> CheckResult:
-    """Describe the data set; `find_layout` raises an error for one that a run cannot use."""
-    formats = list(dict.fromkeys(layout.formats.values()))
-    if len(formats) == 1:
-        parts = f"{formats[0]}, {' and '.join(layout.formats)}"
-    else:
-        parts = ", ".join(f"{split} as {kind}" for split, kind in layout.formats.items())
-    classes = "" if layout.num_classes is None else f", {layout.num_classes:,} classes"
-    access = "" if layout.is_writable else ", read-only"
-    return ok("data-set", f"{layout.root}: {parts}{classes}{access}")
-
-
-def check_sample(sample: Sample, root: str) -> CheckResult:
-    """Judge the sample: every image must decode."""
-    name = "data-sample"
-    good = sample.num_images - len(sample.broken)
-    found = f"{good} of {sample.num_images} {sample.split} images decoded"
-    if sample.broken:
-        remedy = (
-            f"{command('dataset')} check {root} lists every broken image and makes training leave "
-            "them out"
-        )
-        return fail(name, f"{found}: {sample.broken[0].rpartition(': ')[0]}", remedy)
-    return ok(
-        name,
-        f"{found}, {sample.num_bytes / 1e6:.1f} MB; reading {good / sample.read_s:,.0f} images/s, "
-        f"{sample.num_bytes / sample.read_s / 1e6:,.0f} MB/s; decoding "
-        f"{good / sample.decode_s:,.0f} images/s in one thread",
-    )
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from image_classification.config.placement import device_matches
 from image_classification.config.schema import GPU_AFFINITY_MODES
@@ -13,7 +14,11 @@ from image_classification.core.errors import DeviceError
 from image_classification.core.host import open_nvml
 from image_classification.core.program import command
 from image_classification.core.units import size
+from image_classification.doctor.probe import ProbeError
 from image_classification.doctor.report import CheckResult, fail, ok, skipped, warn
+
+if TYPE_CHECKING:
+    from image_classification.doctor.checks import Context
 
 # NVIDIA CUDA Compatibility, "Minor version compatibility": the oldest driver branch that runs
 # programs built with any release of a CUDA major version.
@@ -106,6 +111,32 @@ def _gpu_state(lib: ModuleType, index: int) -> GpuState:
     return GpuState(index, name, int(memory.total), int(memory.free), "", capability)
 
 
+def check_gpus(context: Context) -> Iterator[CheckResult]:
+    """Yield driver, gpu-health, gpu-memory, gpus, gpu-kernels, driver-cuda."""
+    needs_gpu = context.platform_settings.get("platform.device") == "cuda"
+    driver = context.driver = read_driver()  # before a CUDA context uses memory
+    error = ""
+    try:
+        context.torch = context.probe(try_kernels)
+    except ProbeError as failed:
+        error = str(failed)
+    # Other makers' GPUs support torch's CUDA interface without NVIDIA's driver.
+    yield check_driver(driver, needs_gpu and not context.num_gpus)
+    yield from _check_health(driver)
+    torch = context.torch
+    if torch is None:
+        remedy = "see nvidia-smi and dmesg (Xid) for the GPU, python -c 'import torch' for torch"
+        yield fail("gpus", f"torch cannot list them: {error}", remedy)
+        return
+    yield _check_devices(context, torch, needs_gpu)
+    yield _check_kernels(torch)
+    if torch.cuda is not None and driver.version:
+        major, minor = (int(part) for part in f"{torch.cuda}.0".split(".")[:2])
+        yield check_driver_runs_cuda(
+            "driver-cuda", (major, minor), driver, torch.kernels_run, "torch"
+        )
+
+
 def check_driver(driver: Driver, needs_gpu: bool) -> CheckResult:
     """Judge whether there is a working driver."""
     name = "driver"
@@ -123,38 +154,32 @@ def _dotted(version: Sequence[int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def check_gpus(driver: Driver) -> list[CheckResult]:
+def _check_health(driver: Driver) -> Iterator[CheckResult]:
     """Judge each GPU of the driver: whether it can be read, and its free memory."""
     working = [gpu for gpu in driver.gpus if not gpu.error]
-    remedy = "take the machine out of use; nvidia-smi -q and dmesg (Xid) show more"
-    results = [
-        fail("gpu-health", f"GPU {gpu.index} {gpu.name}: {gpu.error}", remedy)
-        for gpu in driver.gpus
-        if gpu.error
-    ]
-    if working and not results:
-        results.append(ok("gpu-health", f"{len(working)} work: {counted(working)}"))
-    if working:
-        results.append(_check_gpu_memory(working))
-    return results
+    for gpu in driver.gpus:
+        if gpu.error:
+            remedy = "take the machine out of use; nvidia-smi -q and dmesg (Xid) show more"
+            yield fail("gpu-health", f"GPU {gpu.index} {gpu.name}: {gpu.error}", remedy)
+    if not working:
+        return
+    if len(working) == len(driver.gpus):
+        yield ok("gpu-health", f"{len(working)} work: {counted(working)}")
+    fullest = min(working, key=lambda gpu: gpu.free_bytes)
+    found = f"{size(fullest.free_bytes)} of {size(fullest.total_bytes)} free"
+    if len(working) > 1:
+        found = f"at least {found} (GPU {fullest.index})"
+    if fullest.free_bytes < (1 - _BUSY_SHARE) * fullest.total_bytes:
+        remedy = f"end the other processes on GPU {fullest.index}; nvidia-smi lists them"
+        yield warn("gpu-memory", found, remedy)
+    else:
+        yield ok("gpu-memory", found)
 
 
 def counted(gpus: Iterable[GpuState | TorchGpu]) -> str:
     """Return ``8 x NAME``, for each kind of GPU."""
     names = [gpu.name for gpu in gpus]
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-
-
-def _check_gpu_memory(gpus: Sequence[GpuState]) -> CheckResult:
-    name = "gpu-memory"
-    fullest = min(gpus, key=lambda gpu: gpu.free_bytes)
-    found = f"{size(fullest.free_bytes)} of {size(fullest.total_bytes)} free"
-    if len(gpus) > 1:
-        found = f"at least {found} (GPU {fullest.index})"
-    if fullest.free_bytes < (1 - _BUSY_SHARE) * fullest.total_bytes:
-        remedy = f"end the other processes on GPU {fullest.index}; nvidia-smi lists them"
-        return warn(name, found, remedy)
-    return ok(name, found)
 
 
 def check_driver_runs_cuda(
@@ -180,11 +205,6 @@ def check_driver_runs_cuda(
     older = [major for major, least in _MIN_DRIVER.items() if least <= driver.branch]
     alternative = f", or use a build for CUDA {max(older)}" if older else ""
     return fail(check_name, found, f"install driver {minimum} or newer{alternative}")
-
-
-def too_new_for_volta(driver: Driver) -> bool:
-    """Return whether this driver no longer supports Volta (V100)."""
-    return driver.branch > _LAST_DRIVER_FOR_VOLTA
 
 
 _MATRIX_SIZE = 512
@@ -221,16 +241,17 @@ def try_kernels() -> TorchGpus:
 
     from image_classification.devices.capabilities import build_lacks
 
+    version = str(torch.__version__)
     if torch.version.cuda is None:
-        return TorchGpus(torch.__version__, None)
+        return TorchGpus(version, None)
     archs = torch.cuda.get_arch_list()
     gpus = []
     for index in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(index)
         capability = torch.cuda.get_device_capability(index)
-        lacks = build_lacks(capability, archs, name, torch.__version__) or ""
+        lacks = build_lacks(capability, archs, name, version) or ""
         gpus.append(TorchGpu(name, capability, lacks, "" if lacks else _multiply(index)))
-    return TorchGpus(torch.__version__, torch.version.cuda, tuple(gpus))
+    return TorchGpus(version, str(torch.version.cuda), tuple(gpus))
 
 
 def _multiply(index: int) -> str:
@@ -247,11 +268,78 @@ def _multiply(index: int) -> str:
     return "" if difference < _TOLERANCE else f"a matrix product is wrong by {difference:.3g}"
 
 
-def check_accelerator(kind: str) -> None:
-    """Probe: raise a ConfigError if this release does not support devices of ``kind``."""
-    from image_classification.devices.accelerator import get_accelerator
+def _check_devices(context: Context, torch: TorchGpus, needs_gpu: bool) -> CheckResult:
+    """Compare the GPUs with those of a GPU platform."""
+    name = "gpus"
+    found = counted(torch.gpus) or "torch sees no GPU"
+    if not needs_gpu:
+        return ok(name, found) if torch.gpus else skipped(name, found)
+    platform = context.platform_settings
+    wanted_name = str(platform.get("platform.device_name", ""))
+    wanted_count = int(platform.get("platform.num_devices", 1))
+    if not torch.gpus:
+        remedy = (
+            "give the container the GPUs (docker run --gpus all), see CUDA_VISIBLE_DEVICES and "
+            "nvidia-smi"
+        )
+        if torch.cuda is None:
+            found, remedy = "torch is built without CUDA", "install torch with CUDA"
+        if "V100" in wanted_name and context.driver.branch > _LAST_DRIVER_FOR_VOLTA:
+            version = context.driver.version
+            remedy = f"install driver 580, the last for V100, instead of {version}"
+        found += f"; the platform has {wanted_count} x {wanted_name or 'GPU'}"
+        return fail(name, found, f"{remedy}; or use --platform CPU")
+    problems = []
+    if wanted_name and not all(device_matches(wanted_name, gpu.name) for gpu in torch.gpus):
+        problems.append(f"the platform's are {wanted_name}")
+    if len(torch.gpus) < wanted_count:
+        problems.append(f"the platform has {wanted_count}")
+    if problems:
+        remedy = (
+            "a run uses these at the same global batch, and its speed is not compared; "
+            f"{command('launch')} --list platforms shows other platforms"
+        )
+        return warn(name, f"{found}; {', '.join(problems)}", remedy)
+    is_exact = len(torch.gpus) == wanted_count
+    return ok(name, found if is_exact else f"{found}; {wanted_count} are used")
 
-    get_accelerator(kind)
+
+def _check_kernels(torch: TorchGpus) -> CheckResult:
+    """Judge whether torch's kernels run on every GPU."""
+    name = "gpu-kernels"
+    if not torch.gpus:
+        return skipped(name, f"no GPU to run them on (torch {torch.torch}, CUDA {torch.cuda})")
+    lacking = next((gpu.lacks for gpu in torch.gpus if gpu.lacks), "")
+    if lacking:
+        found, _, remedy = lacking.rpartition("; ")
+        return fail(name, found, remedy)
+    for index, gpu in enumerate(torch.gpus):
+        if gpu.error:
+            remedy = "see nvidia-smi for other processes, and dmesg (Xid) for broken hardware"
+            return fail(name, f"GPU {index} {gpu.name}: {gpu.error}", remedy)
+    kinds = sorted({"sm_{}{}".format(*gpu.capability) for gpu in torch.gpus})
+    found = f"a matrix product is correct on all {len(torch.gpus)} ({' '.join(kinds)})"
+    return ok(name, found)
+
+
+def check_affinity(context: Context) -> Iterator[CheckResult]:
+    """Try the modes of ``--gpu-affinity`` and judge the platform's."""
+    name = "gpu-affinity"
+    if not context.num_gpus:
+        yield skipped(name, "no GPU here")
+        return
+    needs = context.needs
+    count = needs.num_devices if needs.platform else context.num_gpus
+    errors = context.probe(try_affinity_modes, count)
+    usable = [mode for mode, error in errors.items() if not error]
+    if errors.get(needs.gpu_affinity):
+        found, _, remedy = errors[needs.gpu_affinity].rpartition("; ")
+        yield fail(name, f"{needs.gpu_affinity}: {found}", remedy)
+    elif usable:
+        yield ok(name, f"{needs.gpu_affinity} is the platform's; usable: {', '.join(usable)}")
+    else:
+        found, _, remedy = next(iter(errors.values())).rpartition("; ")
+        yield warn(name, f"no mode is usable: {found}", remedy)
 
 
 def try_affinity_modes(num_devices: int) -> dict[str, str]:
@@ -272,72 +360,3 @@ def try_affinity_modes(num_devices: int) -> dict[str, str]:
         finally:
             os.sched_setaffinity(0, before)
     return errors
-
-
-def check_devices(
-    seen: TorchGpus, wanted_name: str, wanted_count: int | None, hint: str = ""
-) -> CheckResult:
-    """Compare the GPUs with those of a platform. wanted_count: None without a GPU platform.
-
-    hint: a remedy for there being no GPU that is more likely than the usual ones.
-    """
-    name = "gpus"
-    if not seen.gpus:
-        if wanted_count is None:
-            return skipped(name, "torch sees no GPU")
-        why = "torch sees no GPU"
-        remedy = (
-            "give the container the GPUs (docker run --gpus all), see CUDA_VISIBLE_DEVICES and "
-            "nvidia-smi"
-        )
-        if seen.cuda is None:
-            why, remedy = "torch is built without CUDA", "install torch with CUDA"
-        found = f"{why}; the platform has {wanted_count} x {wanted_name or 'GPU'}"
-        return fail(name, found, f"{hint or remedy}; or use --platform CPU")
-    found = counted(seen.gpus)
-    if wanted_count is None:
-        return ok(name, found)
-    problems = []
-    if wanted_name and not all(device_matches(wanted_name, gpu.name) for gpu in seen.gpus):
-        problems.append(f"the platform's are {wanted_name}")
-    if len(seen.gpus) < wanted_count:
-        problems.append(f"the platform has {wanted_count}")
-    if problems:
-        remedy = (
-            "a run uses these at the same global batch, and its speed is not compared; "
-            f"{command('launch')} --list platforms shows other platforms"
-        )
-        return warn(name, f"{found}; {', '.join(problems)}", remedy)
-    is_exact = len(seen.gpus) == wanted_count
-    return ok(name, found if is_exact else f"{found}; {wanted_count} are used")
-
-
-def check_kernels(seen: TorchGpus) -> CheckResult:
-    """Judge whether torch's kernels run on every GPU."""
-    name = "gpu-kernels"
-    if not seen.gpus:
-        return skipped(name, f"no GPU to run them on (torch {seen.torch}, CUDA {seen.cuda})")
-    lacking = next((gpu.lacks for gpu in seen.gpus if gpu.lacks), "")
-    if lacking:
-        found, _, remedy = lacking.rpartition("; ")
-        return fail(name, found, remedy)
-    for index, gpu in enumerate(seen.gpus):
-        if gpu.error:
-            remedy = "see nvidia-smi for other processes, and dmesg (Xid) for broken hardware"
-            return fail(name, f"GPU {index} {gpu.name}: {gpu.error}", remedy)
-    kinds = sorted({"sm_{}{}".format(*gpu.capability) for gpu in seen.gpus})
-    found = f"a matrix product is correct on all {len(seen.gpus)} ({' '.join(kinds)})"
-    return ok(name, found)
-
-
-def check_affinity(errors: Mapping[str, str], wanted: str) -> CheckResult:
-    """Judge ``--gpu-affinity``. errors: of `try_affinity_modes`. wanted: the platform's mode."""
-    name = "gpu-affinity"
-    if errors.get(wanted):
-        found, _, remedy = errors[wanted].rpartition("; ")
-        return fail(name, f"{wanted}: {found}", remedy)
-    usable = [mode for mode, error in errors.items() if not error]
-    if not usable:
-        found, _, remedy = next(iter(errors.values())).rpartition("; ")
-        return warn(name, f"no mode is usable: {found}", remedy)
-    return ok(name, f"{wanted} is the platform's; usable: {', '.join(usable)}")

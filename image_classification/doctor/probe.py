@@ -1,18 +1,15 @@
 """Probes: functions that may crash or hang, called in a child process with a time limit.
 
-The child reads calls as JSON lines from its standard input and answers each with a JSON line. If
-a call crashes or hangs, the parent ends the child and starts another one for the next call. The
-parent never imports torch, DALI or a CUDA library.
+Parent and child exchange calls and answers through a socket. If a call crashes or hangs, the parent
+ends the child and starts another one for the next call. The parent never imports torch, DALI or a
+CUDA library.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib
-import json
+import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -20,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from multiprocessing import connection
 from queue import SimpleQueue
 from typing import Any
 
@@ -40,6 +38,12 @@ class ProbeError(Exception):
         self.is_user_error = is_user_error
 
 
+def one_line(error: BaseException) -> str:
+    """Return the exception's kind and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
 class Prober:
     """Calls probes in a child process, which starts with the first call."""
 
@@ -47,7 +51,7 @@ class Prober:
         self._child: _Child | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, limit_s: float) -> Any:
-        """Return ``function(*arguments)``; arguments and result as JSON, a dataclass as a dict.
+        """Return ``function(*arguments)``.
 
         Raises:
             ProbeError: it raised an exception, crashed, or took more than ``limit_s`` seconds.
@@ -75,52 +79,58 @@ def call_together(
     Raises:
         ProbeError: the first call that failed, or the time limit was exceeded.
     """
-    children: list[_Child] = []
-    try:
+    with contextlib.ExitStack() as stack:
+        children = []
         for each in arguments:
             children.append(_Child())
+            stack.callback(children[-1].end)
             children[-1].send(function, each)
         return _collect(children, limit_s)
-    finally:
-        for child in children:
-            child.end()
+
+
+def _collect(children: Sequence[_Child], limit_s: float) -> list[Any]:
+    """Return the answers of ``children``. The first failure ends it, since others may wait."""
+    deadline_s = time.monotonic() + limit_s
+    waiting = {child.connection: child for child in children}
+    results: dict[_Child, Any] = {}
+    while waiting:
+        ready = connection.wait(waiting, max(0.0, deadline_s - time.monotonic()))
+        if not ready:
+            raise ProbeError(f"no answer within {limit_s:g} s", is_late=True)
+        for each in ready:
+            child = waiting.pop(each)
+            results[child] = child.answer()
+    return [results[child] for child in children]
 
 
 class _Child:
     def __init__(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         self._log_start = 0
-        code = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as p; p.serve()"
-        # Unbuffered, so that select() sees every answer.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            bufsize=0,
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._calls, self._answers = self._process.stdin, self._process.stdout
-
-    def fileno(self) -> int:
-        return self._answers.fileno()
+        self.connection, child_end = multiprocessing.Pipe()
+        with child_end:
+            code = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as p"
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"{code}; p.serve({child_end.fileno()})"],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=(child_end.fileno(),),
+            )
 
     def send(self, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
         self._log_start = os.fstat(self._log.fileno()).st_size
-        call = [function.__module__, function.__name__, arguments]
-        try:
-            self._calls.write(json.dumps(call).encode() + b"\n")
-        except BrokenPipeError:
-            return  # it has ended; `answer` says how
+        with contextlib.suppress(OSError):  # it has ended; `answer` says how
+            self.connection.send((function, arguments))
 
     def answer(self) -> Any:
-        line = self._answers.readline()
-        if not line:
-            raise ProbeError(self._how_it_ended())
-        answer = json.loads(line)
-        if "error" in answer:
-            raise ProbeError(answer["error"], is_user_error=answer["is_user_error"])
-        return answer["result"]
+        try:
+            result, error, is_user_error = self.connection.recv()
+        except (EOFError, OSError):
+            raise ProbeError(self._how_it_ended()) from None
+        if error is not None:
+            raise ProbeError(error, is_user_error=is_user_error)
+        return result
 
     def _how_it_ended(self) -> str:
         try:
@@ -139,55 +149,30 @@ class _Child:
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_TIMEOUT_S)  # it may hang in the kernel, on a dead network disk
-        for file in (self._calls, self._answers, self._log):
-            file.close()
+        self.connection.close()
+        self._log.close()
 
 
-def _collect(children: Sequence[_Child], limit_s: float) -> list[Any]:
-    """Return the answers of ``children``. The first failure ends it, since others may wait."""
-    deadline_s = time.monotonic() + limit_s
-    results: dict[_Child, Any] = {}
-    while len(results) < len(children):
-        waiting = [child for child in children if child not in results]
-        ready, _, _ = select.select(waiting, [], [], max(0.0, deadline_s - time.monotonic()))
-        if not ready:
-            raise ProbeError(f"no answer within {limit_s:g} s", is_late=True)
-        for child in ready:
-            results[child] = child.answer()
-    return [results[child] for child in children]
-
-
-def serve() -> None:
-    """Answer calls until standard input ends: the child's main function."""
+def serve(socket: int) -> None:
+    """Answer calls until the parent ends: the child's main function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the child
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print, some from C++, must not mix with the answers
-    calls: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=_read_calls, args=(calls,), daemon=True).start()
+    parent = connection.Connection(socket)
+    calls: SimpleQueue[tuple[Callable[..., Any], Sequence[Any]]] = SimpleQueue()
+    threading.Thread(target=_read_calls, args=(parent, calls), daemon=True).start()
     while True:
-        module, name, arguments = json.loads(calls.get())
-        print(_answer(module, name, arguments), file=answers, flush=True)
+        function, arguments = calls.get()
+        try:
+            answer = (function(*arguments), None, False)
+        except UserError as error:
+            answer = (None, error.message, True)
+        except BaseException as error:
+            answer = (None, one_line(error), False)
+        parent.send(answer)
 
 
-def _read_calls(calls: SimpleQueue[str]) -> None:
-    for line in sys.stdin:
-        calls.put(line)
-    os._exit(0)  # the parent has ended, even if a probe hangs
-
-
-def _answer(module: str, name: str, arguments: Sequence[Any]) -> str:
+def _read_calls(parent: connection.Connection, calls: SimpleQueue[Any]) -> None:
     try:
-        result = getattr(importlib.import_module(module), name)(*arguments)
-        if dataclasses.is_dataclass(result) and not isinstance(result, type):
-            result = dataclasses.asdict(result)
-        return json.dumps({"result": result})
-    except BaseException as error:
-        is_user_error = isinstance(error, UserError)
-        text = error.message if isinstance(error, UserError) else one_line(error)
-        return json.dumps({"error": text, "is_user_error": is_user_error})
-
-
-def one_line(error: BaseException) -> str:
-    """Return the exception's kind and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+        while True:
+            calls.put(parent.recv())
+    finally:
+        os._exit(0)  # the parent has ended, even if a probe hangs

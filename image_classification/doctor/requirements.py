@@ -1,18 +1,25 @@
-"""What the published runs of a platform require of a machine, computed without torch."""
+"""The ``platform`` check: what the published runs of a platform require of a machine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.resolve import resolve
 from image_classification.config.schema import RunConfig
-from image_classification.core.errors import ConfigError, UserError, unknown
+from image_classification.core.errors import ConfigError, UserError
+from image_classification.core.program import command
 from image_classification.core.types import DevicesFound
+from image_classification.doctor.probe import ProbeError
+from image_classification.doctor.report import CheckResult, fail, ok, skipped, warn
 
-OPEN_FILES_BASE = 256
-"""Descriptors of a process without its loader: libraries, devices, sockets, logs."""
+if TYPE_CHECKING:
+    from image_classification.doctor.checks import Context
+
+# Descriptors of a process without its loader: libraries, devices, sockets, logs.
+_OPEN_FILES_BASE = 256
 _IMAGENET_CLASSES = 1000
 _IMAGENET_IMAGES = 1_281_167 + 50_000
 # Path, label and end of the path: columns of the index, which the loader workers share.
@@ -44,30 +51,70 @@ class RunNeeds:
     num_classes: int | None = None
     loader_threads: int = 0
     loader_shm_bytes: int | None = None
-    open_files: int = OPEN_FILES_BASE
+    open_files: int = _OPEN_FILES_BASE
     states: tuple[tuple[str, int, str, int, bool], ...] = ()
     kept: int | None = 1
     num_runs: int = 0
     refused: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def is_on_dali(self) -> bool:
-        """Whether the data backend is one of DALI's."""
-        return self.backend.startswith("dali-")
+
+def check_platform(context: Context) -> Iterator[CheckResult]:
+    """Resolve the platform's runs on the devices found; later checks use what they need."""
+    name = context.options.platform
+    if name is None:
+        yield skipped("platform", "none given: the needs of a run are not compared")
+        return
+    remedy = f"choose another one: {command('launch')} --list platforms"
+    device = str(context.platform_settings.get("platform.device"))
+    found = None  # as published
+    if device == "cuda" and context.torch is not None and context.torch.gpus:
+        gpus = context.torch.gpus
+        capabilities = tuple("{}.{}".format(*gpu.capability) for gpu in gpus)
+        found = DevicesFound("cuda", tuple(gpu.name for gpu in gpus), capabilities)
+    try:
+        if device not in ("cuda", "cpu"):
+            context.probe(get_accelerator, device)
+        needs = context.needs = platform_needs(name, found, context.options.data)
+    except ProbeError as error:
+        yield fail("platform", f"{name}: {error}", remedy)
+        return
+    except UserError as error:
+        yield fail("platform", error.message, remedy)
+        return
+    devices = f"{needs.num_devices} x {needs.device_name or needs.device}"
+    text = f"{name}: {needs.num_runs} configurations on {devices}, {needs.backend}"
+    if needs.refused:
+        run, why = next(iter(needs.refused.items()))
+        text += f"; {len(needs.refused)} more cannot run here ({run}: {why})"
+        yield warn("platform", text, "choose one of those that can, or other devices")
+    else:
+        yield ok("platform", text)
+    context.largest_model, context.checkpoint_bytes = context.probe(largest_state, needs.states)
+
+
+def get_accelerator(kind: str) -> None:
+    """Probe: raise a ConfigError if this release does not support devices of ``kind``."""
+    from image_classification.devices import accelerator
+
+    accelerator.get_accelerator(kind)
+
+
+def largest_state(states: tuple[tuple[str, int, str, int, bool], ...]) -> tuple[str, int]:
+    """Probe: return model name and checkpoint size in bytes of the largest of `RunNeeds.states`."""
+    from image_classification.models.size import largest_state_bytes
+
+    return largest_state_bytes(list(states))
 
 
 def platform_needs(platform: str, found: DevicesFound | None, data: str | None) -> RunNeeds:
     """Resolve every training run of ``platform`` on the devices ``found`` (None: as published).
 
     Raises:
-        ConfigError: there is no such platform, or none of its runs fits these devices.
+        ConfigError: none of its runs fits these devices.
     """
-    catalogue = load_catalogue()
-    if platform not in catalogue.platforms:
-        raise ConfigError(unknown("platform", platform, catalogue.platforms))
     configs: list[RunConfig] = []
     refused: dict[str, str] = {}
-    for model, on, precision in catalogue.entries:
+    for model, on, precision in load_catalogue().entries:
         if on != platform:
             continue
         try:
@@ -91,7 +138,7 @@ def platform_needs(platform: str, found: DevicesFound | None, data: str | None) 
         num_classes=largest.model.num_classes,
         loader_threads=max(c.platform.num_devices * c.data.workers for c in configs),
         loader_shm_bytes=loader_shm_bytes(largest),
-        open_files=OPEN_FILES_BASE + 2 * _TENSORS_PER_BATCH * prefetched_batches,
+        open_files=_OPEN_FILES_BASE + 2 * _TENSORS_PER_BATCH * prefetched_batches,
         states=tuple({_state(c): None for c in configs}),
         kept=None if min(kept) < 0 else max(kept),
         num_runs=len(configs),
@@ -120,10 +167,3 @@ def _state(config: RunConfig) -> tuple[str, int, str, int, bool]:
     values = _OPTIMIZER_VALUES[config.optim.name]
     has_average = config.ema.decay is not None
     return (model.name, model.num_classes, model.se_reduction, values, has_average)
-
-
-def largest_state(states: list[list[Any]]) -> tuple[str, int]:
-    """Probe: return model name and checkpoint size in bytes of the largest of `RunNeeds.states`."""
-    from image_classification.models.size import largest_state_bytes
-
-    return largest_state_bytes([tuple(state) for state in states])

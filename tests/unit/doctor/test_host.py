@@ -1,42 +1,33 @@
-import errno
 import getpass
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from image_classification.core.host import CgroupLimits, Mount
-from image_classification.doctor.host import (
-    UNLIMITED,
-    Instant,
-    WriteTest,
-    check_clock,
-    check_container,
-    check_cores,
-    check_disk_space,
-    check_disk_speed,
-    check_file_system,
-    check_home,
-    check_limits,
-    check_memory,
-    check_numa,
-    check_omp_threads,
-    check_shared_memory,
-    check_user,
-    core_pattern,
-    existing_folder,
-    numa_nodes,
-    read_soft_limits,
-    write_and_sync,
-)
+from image_classification.doctor import host
+from image_classification.doctor.host import WriteTest, judge_shared_memory, write_and_sync
 from image_classification.doctor.report import CheckResult
+from image_classification.doctor.requirements import RunNeeds
+from tests.support.doctor import context
 
 MIB, GIB = 2**20, 2**30
+ONE_PROCESS = RunNeeds(platform="CPU", device="cpu")
+
+
+@pytest.fixture
+def cgroup(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Limits of the control group, by field of `CgroupLimits`; none by default."""
+    limits: dict[str, float] = {}
+    monkeypatch.setattr(host, "read_cgroup", lambda: CgroupLimits(2, **limits))
+    return limits
 
 
 @pytest.mark.parametrize(
@@ -50,43 +41,63 @@ MIB, GIB = 2**20, 2**30
         (1, None, 1, 1, "ok"),
     ],
 )
-def test_cores_are_compared_with_the_loader(
-    allowed: int, quota: float | None, processes: int, loader_threads: int | None, status: str
+def test_cores(
+    allowed: int,
+    quota: float | None,
+    processes: int,
+    loader_threads: int | None,
+    status: str,
+    cgroup: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cgroup = CgroupLimits(2, cpus=quota)
-    check = check_cores(allowed, 80, cgroup, processes, loader_threads)
-    assert check.status == status and f"{allowed} of 80" in check.found
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(allowed)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 80)
+    if quota is not None:
+        cgroup["cpus"] = quota
+    doctor = context()
+    if loader_threads is not None:
+        doctor.needs = RunNeeds("P", num_devices=processes, loader_threads=loader_threads)
+    check = next(host.check_cpus(doctor))
+    assert check.status == status and check.found.startswith(f"{allowed} of 80 may be used")
     assert ("quota of 4 CPUs" in check.found) == (quota is not None)
     assert ("--cpuset-cpus" in check.remedy) == (status == "warn")
 
 
-def test_numa_nodes(tmp_path: Path) -> None:
-    for node, text in ((0, "0-3,8-11"), (1, "4-7,12-15"), (2, "")):
-        folder = tmp_path / "sys/devices/system/node" / f"node{node}"
-        folder.mkdir(parents=True)
-        (folder / "cpulist").write_text(text + "\n")
-    nodes = numa_nodes(tmp_path)
-    assert nodes == {0: {0, 1, 2, 3, 8, 9, 10, 11}, 1: {4, 5, 6, 7, 12, 13, 14, 15}, 2: set()}
-    check = check_numa(nodes, {0, 1, 4})
+def test_numa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_NUMA_NODES", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 4})
+    _, check, _ = host.check_cpus(context())
+    assert check.status == "skipped"
+    for node, text in ((1, "4-7,12-15"), (0, "0-3,8-11"), (2, "")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(text + "\n")
+    _, check, _ = host.check_cpus(context())
     assert check.found == "2 nodes with CPUs; usable here: node 0: 2, node 1: 1"
-    assert check_numa({}, {0}).status == "skipped"
 
 
 @pytest.mark.parametrize(
-    ("text", "processes", "on_cpu", "status"),
+    ("text", "processes", "device", "status"),
     [
-        (None, 8, False, "ok"),
-        ("1", 8, False, "ok"),
-        ("1", 1, True, "warn"),
-        ("8", 1, True, "ok"),
-        ("4", 8, False, "warn"),
-        ("many", 1, False, "warn"),
-        ("4,2", 2, False, "ok"),
+        (None, 8, "cuda", "ok"),
+        ("1", 8, "cuda", "ok"),
+        ("1", 1, "cpu", "warn"),
+        ("8", 1, "cpu", "ok"),
+        ("4", 8, "cuda", "warn"),
+        ("many", 1, "cuda", "warn"),
+        ("4,2", 2, "cuda", "ok"),
     ],
 )
-def test_omp_threads(text: str | None, processes: int, on_cpu: bool, status: str) -> None:
-    environ = {} if text is None else {"OMP_NUM_THREADS": text}
-    assert check_omp_threads(environ, 8, processes, on_cpu).status == status
+def test_omp_threads(
+    text: str | None, processes: int, device: str, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if text is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+    doctor = context()
+    doctor.needs = RunNeeds("P", device, num_devices=processes)
+    *_, check = host.check_cpus(doctor)
+    assert (check.name, check.status) == ("omp-threads", status)
 
 
 @pytest.mark.parametrize(
@@ -106,123 +117,134 @@ def test_shared_memory(
 ) -> None:
     answer = SimpleNamespace(f_blocks=total // 4096, f_bavail=free // 4096, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda folder: answer)
-    check = check_shared_memory(needed)
+    check = judge_shared_memory(needed, Path("/dev/shm"))
     assert check.status == status
     assert ("--ipc=host" in check.remedy) == (status != "ok")
 
 
-def test_the_remedy_for_shared_memory_is_a_quarter_more_than_needed(tmp_path: Path) -> None:
-    check = check_shared_memory(4 * 2**50, tmp_path)
+def test_remedy_for_shared_memory_is_a_quarter_more_than_needed(tmp_path: Path) -> None:
+    check = judge_shared_memory(4 * 2**50, tmp_path)
     assert f"--shm-size={5 * 2**20}g" in check.remedy and "4096.0 TiB" in check.found
 
 
-def test_a_missing_folder_for_shared_memory_fails(tmp_path: Path) -> None:
-    check = check_shared_memory(1, tmp_path / "shm")
+def test_missing_folder_for_shared_memory(tmp_path: Path) -> None:
+    check = judge_shared_memory(1, tmp_path / "shm")
     assert check.status == "fail" and "No such file" in check.found
 
 
 @pytest.mark.parametrize(
-    ("available", "headroom", "needed", "status"),
+    ("available", "headroom", "checkpoint", "status"),
     [
-        (100 * GIB, 1 * GIB, 2 * GIB, "fail"),
-        (100 * GIB, None, 2 * GIB, "ok"),
-        (2 * GIB, None, 2 * GIB - 1, "warn"),
+        (100 * GIB, 1 * GIB, 1 * GIB, "fail"),
+        (100 * GIB, None, 1 * GIB, "ok"),
+        (2 * GIB, None, 1 * GIB - 1, "warn"),
         (2 * GIB, None, None, "ok"),
     ],
 )
-def test_memory_is_the_smaller_of_kernel_and_control_group(
-    available: int, headroom: int | None, needed: int | None, status: str
+def test_memory(
+    available: int,
+    headroom: int | None,
+    checkpoint: int | None,
+    status: str,
+    cgroup: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limit = None if headroom is None else 4 * GIB
-    check = check_memory(available, CgroupLimits(2, limit, headroom), needed)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    if headroom is not None:
+        cgroup.update(memory_bytes=4 * GIB, memory_headroom_bytes=headroom)
+    doctor = context()
+    doctor.needs, doctor.checkpoint_bytes = ONE_PROCESS, checkpoint
+    (check,) = host.check_memory(doctor)
     assert check.status == status
     assert ("1.0 GiB available (limit of the control group: 4.0 GiB)" in check.found) == (
         headroom is not None
     )
 
 
+UNLIMITED = resource.RLIM_INFINITY
 GOOD = {
-    "open-files": 65536,
-    "locked-memory": UNLIMITED,
-    "stack": 64 * MIB,
-    "processes": UNLIMITED,
-    "core-files": 0,
+    resource.RLIMIT_NOFILE: 65536,
+    resource.RLIMIT_MEMLOCK: UNLIMITED,
+    resource.RLIMIT_STACK: 64 * MIB,
+    resource.RLIMIT_NPROC: UNLIMITED,
+    resource.RLIMIT_CORE: 0,
 }
 
 
 def limits(
-    name: str = "stack",
-    value: int = UNLIMITED,
-    cgroup: CgroupLimits | None = None,
-    has_gpus: bool = True,
-    pattern: str = "core",
+    monkeypatch: pytest.MonkeyPatch, changed: dict[int, int], has_gpus: bool = True
 ) -> dict[str, CheckResult]:
-    soft = {**GOOD, name: value}
-    checks = check_limits(soft, cgroup or CgroupLimits(), 400, 100, has_gpus, pattern)
-    assert [c.name for c in checks] == list(GOOD)
-    return {check.name: check for check in checks}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: ({**GOOD, **changed}[kind], UNLIMITED))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(46)))  # 100 threads
+    doctor = context()
+    doctor.needs = RunNeeds(open_files=400)
+    monkeypatch.setattr(type(doctor), "num_gpus", int(has_gpus))
+    checks = {check.name: check for check in host.check_limits(doctor)}
+    assert list(checks) == ["open-files", "locked-memory", "stack", "processes", "core-files"]
+    return checks
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "status", "remedy"),
+    ("name", "kind", "value", "status", "remedy"),
     [
-        ("open-files", 399, "fail", "ulimit -n"),
-        ("open-files", 1000, "warn", "ulimit -n"),
-        ("open-files", UNLIMITED, "ok", ""),
-        ("locked-memory", 65536, "warn", "memlock=-1"),
-        ("stack", 2**20, "warn", "stack=67108864"),
-        ("processes", 99, "fail", "ulimit -u"),
-        ("processes", 150, "warn", "ulimit -u"),
-        ("core-files", UNLIMITED, "warn", "core=0"),
+        ("open-files", resource.RLIMIT_NOFILE, 399, "fail", "ulimit -n"),
+        ("open-files", resource.RLIMIT_NOFILE, 1000, "warn", "ulimit -n"),
+        ("open-files", resource.RLIMIT_NOFILE, UNLIMITED, "ok", ""),
+        ("locked-memory", resource.RLIMIT_MEMLOCK, 65536, "warn", "memlock=-1"),
+        ("stack", resource.RLIMIT_STACK, 2**20, "warn", "stack=67108864"),
+        ("processes", resource.RLIMIT_NPROC, 99, "fail", "ulimit -u"),
+        ("processes", resource.RLIMIT_NPROC, 150, "warn", "ulimit -u"),
+        ("core-files", resource.RLIMIT_CORE, UNLIMITED, "warn", "core=0"),
     ],
 )
-def test_each_limit(name: str, value: int, status: str, remedy: str) -> None:
-    checks = limits(name, value)
+def test_each_limit(
+    name: str,
+    kind: int,
+    value: int,
+    status: str,
+    remedy: str,
+    cgroup: dict[str, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host, "_CORE_PATTERN", tmp_path / "absent")
+    checks = limits(monkeypatch, {kind: value})
     check = checks.pop(name)
     assert check.status == status and remedy in check.remedy
     assert ("unlimited" in check.found) == (value == UNLIMITED)
     assert {check.status for check in checks.values()} == {"ok"}
 
 
-def test_the_process_limit_of_the_control_group() -> None:
-    assert limits(cgroup=CgroupLimits(2, processes=50))["processes"].status == "fail"
+def test_process_limit_of_the_control_group(
+    cgroup: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cgroup["processes"] = 50
+    assert limits(monkeypatch, {})["processes"].status == "fail"
 
 
-def test_locked_memory_is_relevant_only_with_gpus() -> None:
-    assert limits("locked-memory", 65536, has_gpus=False)["locked-memory"].status == "ok"
+def test_locked_memory_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = limits(monkeypatch, {resource.RLIMIT_MEMLOCK: 65536}, has_gpus=False)
+    assert checks["locked-memory"].status == "ok"
 
 
-def test_core_files_that_a_program_receives_are_ok(tmp_path: Path) -> None:
-    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
-    (tmp_path / "proc/sys/kernel/core_pattern").write_text("|/usr/share/apport/apport %p\n")
-    check = limits("core-files", UNLIMITED, pattern=core_pattern(tmp_path))["core-files"]
+def test_core_files_that_a_program_receives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_CORE_PATTERN", tmp_path / "core_pattern")
+    (tmp_path / "core_pattern").write_text("|/usr/share/apport/apport %p\n")
+    check = limits(monkeypatch, {resource.RLIMIT_CORE: UNLIMITED})["core-files"]
     assert check.status == "ok" and check.found.endswith("received by /usr/share/apport/apport")
-    assert core_pattern(tmp_path / "proc") == ""
-
-
-def test_soft_limits_of_this_process() -> None:
-    soft = read_soft_limits()
-    assert list(soft) == list(GOOD)
-    assert soft["open-files"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def written(
-    free_bytes: int = 100 * GIB, time_s: float = 0.1, files: int | None = None
-) -> WriteTest:
-    return WriteTest("/runs", 64 * MIB, time_s, free_bytes, files)
 
 
 def test_writing_leaves_no_file(tmp_path: Path) -> None:
-    result = write_and_sync(str(tmp_path / "runs" / "not" / "yet"), num_bytes=5_000_000)
-    assert result.folder == str(tmp_path)
-    assert result.num_bytes == 5_000_000 and result.time_s > 0 and result.free_bytes > 0
+    _, space, speed = host.check_disk(context(workspace=tmp_path / "runs" / "not" / "yet"))
+    assert f"free for {tmp_path}" in space.found and "64.0 MiB with fsync" in speed.found
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_writable() -> None:
-    with pytest.raises(OSError) as raised:
-        write_and_sync("/proc/runs")
-    assert raised.value.errno in (errno.EACCES, errno.ENOENT, errno.EPERM, errno.EROFS)
+def test_folder_that_is_not_writable() -> None:
+    _, space = host.check_disk(context(workspace=Path("/proc/runs")))
+    assert space.status == "fail" and space.found.startswith("cannot write to /proc: ")
 
 
 @pytest.fixture
@@ -235,16 +257,25 @@ def file_limit() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path: Path, file_limit: None) -> None:
-    with pytest.raises(OSError) as raised:
+def test_full_disk_is_an_error_and_leaves_no_file(tmp_path: Path, file_limit: None) -> None:
+    with pytest.raises(OSError, match="File too large"):
         write_and_sync(str(tmp_path))
-    assert raised.value.errno == errno.EFBIG
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_nearest_folder_that_exists(tmp_path: Path) -> None:
-    assert existing_folder(tmp_path / "a" / "b") == tmp_path
-    assert existing_folder(tmp_path) == tmp_path
+def disk(
+    test: WriteTest, checkpoint_bytes: int | None = GIB, kept: int | None = 1
+) -> list[CheckResult]:
+    doctor = context(test)
+    doctor.largest_model, doctor.checkpoint_bytes = "resnet50", checkpoint_bytes
+    doctor.needs = RunNeeds(kept=kept)
+    return list(host.check_disk(doctor))
+
+
+def written(
+    free_bytes: int = 100 * GIB, time_s: float = 0.1, files: int | None = None
+) -> WriteTest:
+    return WriteTest(64 * MIB, time_s, free_bytes, files)
 
 
 @pytest.mark.parametrize(
@@ -252,41 +283,45 @@ def test_the_nearest_folder_that_exists(tmp_path: Path) -> None:
     [(2.9, 1, "fail"), (3.1, 1, "warn"), (6.1, 1, "ok"), (6.1, 9, "fail"), (2.9, None, "fail")],
 )
 def test_disk_space_for_checkpoints(free_gib: float, kept: int | None, status: str) -> None:
-    check = check_disk_space(written(int(free_gib * GIB)), GIB, kept, "resnet50")
+    _, check, _ = disk(written(int(free_gib * GIB)), kept=kept)
     assert check.status == status and "resnet50 needs" in check.found
 
 
 def test_disk_space_without_a_platform_and_without_free_files() -> None:
-    assert check_disk_space(written(GIB // 2), None, 1, "").status == "warn"
-    assert check_disk_space(written(), None, 1, "").status == "ok"
-    check = check_disk_space(written(files=3), None, 1, "")
+    statuses = [disk(written(free), None)[1].status for free in (GIB // 2, 100 * GIB)]
+    assert statuses == ["warn", "ok"]
+    _, check, _ = disk(written(files=3))
     assert check.status == "fail" and "3 more files" in check.found
 
 
-def test_disk_speed_is_judged_by_the_time_of_a_checkpoint() -> None:
-    fast = check_disk_speed(written(time_s=0.064), GIB)
+def test_disk_speed() -> None:
+    fast = disk(written(time_s=0.064))[2]
     assert fast.status == "ok" and "1,049 MB/s" in fast.found
     assert fast.found.endswith("1.0 s per checkpoint")
-    slow = check_disk_speed(written(time_s=2.0), GIB)
+    slow = disk(written(time_s=2.0))[2]
     assert slow.status == "warn" and slow.found.endswith("32.0 s per checkpoint")
-    assert check_disk_speed(written(time_s=2.0), None).status == "ok"
+    assert disk(written(time_s=2.0), None)[2].status == "ok"
 
 
 @pytest.mark.parametrize(
-    ("kind", "in_container", "status", "words"),
+    ("kind", "container", "status", "words"),
     [
-        ("ext4", True, "ok", "ext4"),
-        ("tmpfs", False, "warn", "memory"),
-        ("overlay", True, "warn", "container is removed"),
-        ("overlay", False, "ok", "overlay"),
-        ("nfs4", True, "ok", "network"),
-        ("fuse.sshfs", True, "ok", "network"),
-        (None, True, "ok", "unknown"),
+        ("ext4", "docker", "ok", "ext4"),
+        ("tmpfs", "", "warn", "memory"),
+        ("overlay", "docker", "warn", "container is removed"),
+        ("overlay", "", "ok", "overlay"),
+        ("nfs4", "docker", "ok", "network"),
+        ("fuse.sshfs", "docker", "ok", "network"),
+        (None, "docker", "ok", "unknown"),
     ],
 )
-def test_file_systems(kind: str | None, in_container: bool, status: str, words: str) -> None:
-    mount = None if kind is None else Mount("/runs", kind, "/", False)
-    check = check_file_system("/runs", mount, in_container)
+def test_file_systems(
+    kind: str | None, container: str, status: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [] if kind is None else [Mount("/", kind, "/", False)]
+    monkeypatch.setattr(host, "read_mounts", lambda: mounts)
+    monkeypatch.setattr(host, "container_kind", lambda environ, mounts: container)
+    check = disk(written())[0]
     assert check.status == status and words in check.found
 
 
@@ -302,16 +337,23 @@ NOON = datetime(2026, 10, 1, 12, tzinfo=timezone.utc).timestamp()
     ],
     ids=["steady", "stepped", "never set"],
 )
-def test_clock(start_s: float, end_s: float, status: str, found: str) -> None:
-    clock, offset = check_clock(Instant(start_s, 50.0), Instant(end_s, 58.0))
+def test_clock(
+    start_s: float, end_s: float, status: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doctor = context()
+    doctor.start_wall_s, doctor.start_monotonic_s = start_s, 50.0
+    clocks = SimpleNamespace(time=lambda: end_s, monotonic=lambda: 58.0)
+    monkeypatch.setattr(host, "time", clocks)
+    clock, offset = host.check_clock(doctor)
     assert clock.status == status
     assert clock.found.startswith(found) and clock.found.endswith(" in 8.0 s")
     assert offset.status == "skipped" and "not measured" in offset.found
 
 
-def test_now() -> None:
-    first, second = Instant.now(), Instant.now()
-    assert second.monotonic_s >= first.monotonic_s and first.wall_s > NOON / 2
+def test_clocks_start_with_the_context() -> None:
+    doctor = context()
+    assert 0 <= time.time() - doctor.start_wall_s < 60
+    assert 0 <= time.monotonic() - doctor.start_monotonic_s < 60
 
 
 @pytest.mark.parametrize(
@@ -323,28 +365,40 @@ def test_now() -> None:
         ("", "image 0.1 on a:1", False, "container, image 0.1 on a:1; root file "),
     ],
 )
-def test_container_and_image(kind: str, image: str, is_read_only: bool, found: str) -> None:
-    mounts = [Mount("/", "overlay", "/", is_read_only)]
-    assert check_container(kind, image, mounts).found.startswith(found)
+def test_container_and_image(
+    kind: str, image: str, is_read_only: bool, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "read_mounts", lambda: [Mount("/", "overlay", "/", is_read_only)])
+    monkeypatch.setattr(host, "container_kind", lambda environ, mounts: kind)
+    monkeypatch.setattr(host, "image_text", lambda environ: image)
+    check, _, _ = host.check_container(context())
+    assert check.found.startswith(found)
 
 
-def test_files_of_root_in_docker() -> None:
-    assert "belongs to root" in check_user("docker", 0).found
-    assert "belongs to root" not in check_user("", 0).found
+@pytest.mark.parametrize(("kind", "user_id"), [("docker", 0), ("docker", 1000), ("", 0)])
+def test_files_of_root_in_docker(kind: str, user_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "container_kind", lambda environ, mounts: kind)
+    monkeypatch.setattr(os, "getuid", lambda: user_id)
+    _, check, _ = host.check_container(context())
+    assert ("belongs to root" in check.found) == (kind == "docker" and user_id == 0)
 
 
-def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_name() -> str:
         raise KeyError("getpwuid(): uid not found: 1234")
 
     monkeypatch.setattr(getpass, "getuser", no_name)
-    check = check_user("docker", 1234)
+    monkeypatch.setattr(os, "getuid", lambda: 1234)
+    _, check, _ = host.check_container(context())
     assert check.status == "warn" and "USER=user1234" in check.remedy
 
 
-def test_home(tmp_path: Path) -> None:
-    assert check_home({"HOME": str(tmp_path)}).status == "ok"
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert list(host.check_container(context()))[2].status == "ok"
     assert list(tmp_path.iterdir()) == []
-    missing = check_home({"HOME": str(tmp_path / "absent")})
+    monkeypatch.setenv("HOME", str(tmp_path / "absent"))
+    missing = list(host.check_container(context()))[2]
     assert missing.status == "warn" and os.strerror(2) in missing.found
-    assert check_home({}).status == "warn"
+    monkeypatch.delenv("HOME")
+    assert list(host.check_container(context()))[2].status == "warn"

@@ -2,20 +2,24 @@ import pytest
 
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.resolve import resolve
-from image_classification.core.errors import ConfigError
 from image_classification.core.types import DevicesFound
+from image_classification.doctor.gpu import TorchGpu, TorchGpus
+from image_classification.doctor.report import CheckResult
 from image_classification.doctor.requirements import (
-    largest_state,
+    check_platform,
     loader_shm_bytes,
     platform_needs,
 )
+from tests.support.doctor import context
+
+V100 = TorchGpu("Tesla V100-SXM2-16GB", (7, 0))
 
 
 @pytest.mark.parametrize("platform", load_catalogue().platforms)
 def test_every_platform_has_needs(platform: str) -> None:
     needs = platform_needs(platform, None, None)
     assert needs.num_runs > 0 and needs.states and needs.refused == {}
-    assert (needs.loader_shm_bytes > 0) == (needs.backend == "pytorch")
+    assert bool(needs.loader_shm_bytes) == (needs.backend == "pytorch")
     assert needs.open_files > 256 and needs.loader_threads > 0
 
 
@@ -46,18 +50,27 @@ def test_needs_with_other_data() -> None:
     assert platform_needs("CPU", None, "synthetic").loader_shm_bytes == 0
 
 
-def test_devices_that_no_run_fits() -> None:
-    found = DevicesFound("cuda", ("Tesla V100-SXM2-16GB",) * 3, ("7.0",) * 3)
-    with pytest.raises(ConfigError, match="global batch"):
-        platform_needs("DGX1V", found, None)
+def run(platform: str | None, *gpus: TorchGpu) -> tuple[CheckResult, str]:
+    """Return the result and the name of the platform's largest model."""
+    doctor = context(platform=platform)
+    doctor.torch = TorchGpus("2.10.0", "12.8", gpus)
+    (check,) = check_platform(doctor)
+    assert (doctor.checkpoint_bytes or 0) > 2**28 or not doctor.largest_model
+    return check, doctor.largest_model
 
 
-def test_an_unknown_platform() -> None:
-    with pytest.raises(ConfigError, match="DGX1V"):
-        platform_needs("DGX1", None, None)
+def test_platform() -> None:
+    check, largest = run("DGX1V")
+    assert check.status == "ok" and check.found.startswith("DGX1V: ")
+    assert largest == "se-resnext101-32x4d"
+    assert run(None)[0].status == "skipped"
 
 
-def test_the_largest_state_is_that_of_the_largest_checkpoint() -> None:
-    states = [list(state) for state in platform_needs("DGX1V", None, None).states]
-    name, num_bytes = largest_state(states)
-    assert name == "se-resnext101-32x4d" and num_bytes > 2**28
+def test_three_gpus_fit_no_run_of_the_published_batch_size() -> None:
+    check, _ = run("DGX1V", V100, V100, V100)
+    assert check.status == "fail" and "global batch" in check.found
+
+
+def test_devices_without_support() -> None:
+    check, _ = run("GAUDI")
+    assert check.status == "fail" and "hpu" in check.found and "--list" in check.remedy

@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,65 +9,62 @@ import torchvision
 
 from image_classification.devices.accelerator import get_accelerator
 from image_classification.doctor import software
+from image_classification.doctor.gpu import Driver, TorchGpu, TorchGpus
+from image_classification.doctor.probe import ProbeError
+from image_classification.doctor.report import CheckResult
+from image_classification.doctor.requirements import RunNeeds
 from image_classification.doctor.software import (
-    ApexState,
-    Decoded,
     check_apex,
-    check_dali_package,
-    check_decoded,
+    check_dali,
+    check_gloo,
+    check_nccl,
     check_nvml_package,
     check_python,
     check_torch,
-    check_torchvision,
-    decode_with_dali,
-    import_apex,
     import_versions,
-    installed_dali_wheels,
+    judge_all_reduce,
     torchvision_wants,
 )
+from image_classification.engine.precision import apex as apex_module
 from image_classification.launch.recorder import torch_environment
+from tests.support.doctor import context
+
+RELEASE = torch.__version__.partition("+")[0]
+CRASH = ProbeError("crashed with SIGSEGV")
 
 
-def test_the_installed_packages_are_ok() -> None:
-    versions = import_versions()
-    assert versions["torch"] == torch.__version__
-    assert versions["torchvision"] == torchvision.__version__
-    checks = [
-        check_python(),
-        check_torch(versions),
-        check_torchvision(versions, torchvision_wants()),
-        check_nvml_package(),
-    ]
-    assert [check.status for check in checks] == ["ok"] * 4
-    assert torchvision_wants() == torch.__version__.partition("+")[0]
-
-
-@pytest.mark.parametrize(
-    ("version", "status"), [("2.9.1", "fail"), ("2.10.0+cu128", "ok"), ("3.0.0", "ok")]
-)
-def test_the_oldest_torch(version: str, status: str) -> None:
-    assert check_torch({"torch": version}).status == status
+def test_installed_packages_are_ok() -> None:
+    checks = [*check_python(context()), *check_torch(context()), *check_nvml_package(context())]
+    assert {check.status for check in checks} == {"ok"}
+    found = {check.name: check.found for check in checks}
+    assert found["torch"] == torch.__version__ and found["torchvision"] == torchvision.__version__
+    assert list(found) == ["python", "torch", "torchvision", "pillow", "nvidia-ml-py"]
+    assert torchvision_wants() == RELEASE
 
 
 @pytest.mark.parametrize(
-    ("torch_version", "vision_version", "wanted", "words"),
+    ("torch_version", "vision_version", "failed", "words"),
     [
-        ("2.11.0", "0.25.0", "2.10.0", "requires torch 2.10.0"),
-        ("2.10.0+cpu", "0.25.0+cu128", "2.10.0", "different builds"),
+        ("2.9.1", "0.24.1", "torch", "2.9.1 runs code"),
+        ("3.0.0", "0.25.0", "torchvision", f"requires torch {RELEASE}, not 3.0.0"),
+        (f"{RELEASE}+cpu", "0.25.0+cu128", "torchvision", "different builds"),
     ],
 )
-def test_a_pair_that_does_not_match(
-    torch_version: str, vision_version: str, wanted: str, words: str
+def test_versions_that_do_not_match(
+    torch_version: str, vision_version: str, failed: str, words: str
 ) -> None:
-    versions = {"torch": torch_version, "torchvision": vision_version}
-    check = check_torchvision(versions, wanted)
-    assert check.status == "fail" and words in check.found
+    versions = {"torch": torch_version, "torchvision": vision_version, "pillow": "12"}
+    checks = {check.name: check for check in check_torch(context(versions))}
+    assert checks[failed].status == "fail" and words in checks[failed].found
+    assert (checks["torch"].status == "fail") == (failed == "torch")
 
 
-def test_a_failed_import_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_import_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.io", None)
     with pytest.raises(ImportError, match=r"^torchvision\.io: ModuleNotFoundError: "):
         import_versions()
+    (check,) = check_torch(context())
+    assert check.status == "fail" and check.found.startswith("cannot be imported: ImportError")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +79,8 @@ def test_nvml_packages(
     versions: dict[str, str], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(software, "_version", versions.get)
-    assert check_nvml_package().status == status
+    (check,) = check_nvml_package(context())
+    assert check.status == status
 
 
 @pytest.fixture
@@ -92,65 +91,128 @@ def apex_standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-def test_without_apex_nothing_is_imported() -> None:
-    assert import_apex() == ApexState()
+def apex() -> CheckResult:
+    (check,) = check_apex(context())
+    return check
 
 
-def test_apex_is_imported_and_described_as_in_the_report(apex_standin: None) -> None:
-    check = check_apex(import_apex())
+def test_without_apex() -> None:
+    assert apex().status == "skipped"
+
+
+def test_apex_is_described_as_in_the_report(apex_standin: None) -> None:
+    check = apex()
     assert check.status == "ok" and check.found.endswith("(fused optimizers, amp)")
     assert torch_environment(get_accelerator("cpu"))["apex"] == check.found
 
 
-def test_apex_that_cannot_be_imported_warns(
+def test_apex_without_kernels(apex_standin: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = apex_module.find_apex()
+    assert found is not None
+    monkeypatch.setattr(apex_module, "find_apex", lambda: replace(found, has_kernels=False))
+    check = apex()
+    assert check.status == "skipped" and "are refused" in check.found
+
+
+def test_apex_that_cannot_be_imported(
     apex_standin: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "amp_C.py").write_text("raise ImportError('undefined symbol')")
     monkeypatch.syspath_prepend(tmp_path)
-    check = check_apex(import_apex())
+    check = apex()
     assert check.status == "warn" and "undefined symbol" in check.found
-
-
-@pytest.mark.parametrize(
-    ("apex", "status"),
-    [
-        (ApexState(), "skipped"),
-        (ApexState("0.1", is_usable=False), "skipped"),
-        (ApexState("0.1", is_usable=True), "ok"),
-        (ApexState("0.1", is_usable=True, error="undefined symbol"), "warn"),
-    ],
-)
-def test_apex(apex: ApexState, status: str) -> None:
-    check = check_apex(apex)
-    assert check.status == status and apex.error in check.found
+    (crashed,) = check_apex(context(CRASH))
+    assert crashed.status == "warn" and "crashed with SIGSEGV" in crashed.found
 
 
 def test_dali_decodes() -> None:
-    pytest.importorskip("nvidia.dali")
-    decoded = decode_with_dali(on_gpu=False)
-    assert decoded.shape == (64, 96, 3) and decoded.cuda[0] in (12, 13)
-    check = check_decoded("dali-cpu", decoded)
-    assert check.status == "ok" and decoded.version in check.found
-    assert any(decoded.version in wheel for wheel in installed_dali_wheels())
+    dali = pytest.importorskip("nvidia.dali")
+    package, on_cpu, on_gpu = check_dali(context())
+    assert package.status == "ok" and dali.__version__ in package.found
+    assert on_cpu.status == "ok" and f"DALI {dali.__version__} (CUDA 1" in on_cpu.found
+    assert on_gpu.status == "skipped"
+
+
+@pytest.mark.parametrize("answer", [CRASH, ("2.4.0", (12, 9), " to (9, 9, 3)")])
+def test_dali_that_does_not_decode(answer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "_version", {"nvidia-dali-cuda120": "2.4.0"}.get)
+    doctor = context(answer)
+    doctor.torch = TorchGpus("2.10.0", "12.8", (TorchGpu("A100", (8, 0)),))
+    doctor.driver = Driver("570.1", (12, 8))
+    _, on_cpu, on_gpu, *cuda = check_dali(doctor)
+    assert on_cpu.status == on_gpu.status == "fail"
+    assert "--data-backend pytorch" in on_cpu.remedy and "dali-cpu" in on_gpu.remedy
+    assert [check.name for check in cuda] == ([] if answer is CRASH else ["dali-cuda"])
 
 
 @pytest.mark.parametrize(
-    ("shape", "difference"), [((64, 96, 3), 40.0), ((96, 64, 3), float("inf"))]
-)
-def test_wrong_pixels_fail(shape: tuple[int, ...], difference: float) -> None:
-    check = check_decoded("dali-gpu", Decoded("2.4.0", (12, 9), shape, difference))
-    assert check.status == "fail" and "dali-cpu" in check.remedy
-
-
-@pytest.mark.parametrize(
-    ("wheels", "is_needed", "status", "remedy"),
+    ("versions", "backend", "status", "remedy"),
     [
-        (["nvidia-dali-cuda120 2.4.0", "nvidia-dali-cuda130 2.4.0"], False, "fail", "uninstall"),
-        (["nvidia-dali-cuda120 2.4.0"], True, "ok", ""),
-        ([], False, "skipped", ""),
-        ([], True, "fail", "--data-backend pytorch"),
+        ({"nvidia-dali-cuda120": "2", "nvidia-dali-cuda130": "2"}, "", "fail", "uninstall"),
+        ({"nvidia-dali-cuda120": "2"}, "dali-gpu", "ok", ""),
+        ({}, "pytorch", "skipped", ""),
+        ({}, "dali-gpu", "fail", "--data-backend pytorch"),
     ],
 )
-def test_dali_packages(wheels: list[str], is_needed: bool, status: str, remedy: str) -> None:
-    check = check_dali_package(wheels, is_needed)
+def test_dali_packages(
+    versions: dict[str, str],
+    backend: str,
+    status: str,
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(software, "_version", versions.get)
+    doctor = context(CRASH)
+    doctor.needs = RunNeeds(backend=backend)
+    check = next(check_dali(doctor))
     assert check.status == status and remedy in check.remedy
+
+
+@pytest.mark.slow
+def test_gloo() -> None:
+    (check,) = check_gloo(context())
+    assert check.status == "ok" and check.found.startswith("all_reduce over 2 processes on the CPU")
+
+
+def test_the_slowest_rank_counts() -> None:
+    check = judge_all_reduce("gloo", "processes", [(5e-4, 0.05, True), (4e-4, 0.1, True)])
+    assert check.found == (
+        "all_reduce over 2 processes: 4 bytes 0.50 ms, 64 MiB 100.0 ms, 671 MB/s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "large_s", "is_correct", "status"),
+    [
+        ("nccl", 0.1, True, "warn"),
+        ("gloo", 0.1, True, "ok"),
+        ("nccl", 0.01, True, "ok"),
+        ("nccl", 0.01, False, "fail"),
+    ],
+)
+def test_slow_nccl_warns_and_a_wrong_sum_fails(
+    backend: str, large_s: float, is_correct: bool, status: str
+) -> None:
+    measured = [(5e-4, large_s, True), (5e-4, large_s, is_correct)]
+    check = judge_all_reduce(backend, "GPUs", measured)
+    assert check.status == status
+    assert ("the sum is wrong" in check.found) == (status == "fail")
+
+
+def test_nccl_uses_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    doctor = context()
+    (check,) = check_nccl(doctor)
+    assert check.status == "skipped"
+    doctor.torch = TorchGpus("2.10.0", "12.8", (TorchGpu("A100", (8, 0)),) * 4)
+    calls: list[tuple[object, ...]] = []
+
+    def call_together(
+        function: object, arguments: list[tuple[object, ...]], limit_s: float
+    ) -> None:
+        calls.extend(arguments)
+        raise ProbeError("RuntimeError: NCCL error: unhandled system error")
+
+    monkeypatch.setattr(software, "call_together", call_together)
+    (check,) = check_nccl(doctor)
+    assert [call[:3] for call in calls] == [(rank, 4, "nccl") for rank in range(4)]
+    assert check.status == "fail" and "NCCL_DEBUG=INFO" in check.remedy
