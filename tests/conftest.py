@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from image_classification.config.schema import RunConfig
+    from tests.support.jobs import Jobs
 
 
 def pytest_configure() -> None:
@@ -61,6 +65,37 @@ def own_image_folder(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """Start jobs of narrow networks; those that a failed test left are killed at its end."""
+    from tests.support.jobs import Jobs
+
+    folder = tmp_path_factory.mktemp("jobs")
+    jobs = Jobs(folder, launcher=True, stem_channels=STEM_CHANNELS)
+    yield jobs
+    jobs.close()
+
+
+# A quarter of the networks' width: a sixteenth of the arithmetic and of a checkpoint's size.
+STEM_CHANNELS = 16
+
+
+@pytest.fixture
+def narrow_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build every network with `STEM_CHANNELS` channels after its first convolution, not 64."""
+    from image_classification.models import resnet_network
+
+    monkeypatch.setattr(resnet_network, "STEM_CHANNELS", STEM_CHANNELS)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no pictures for reports: they take as long as the training of a test."""
+    from image_classification.launch import recorder
+
+    monkeypatch.setattr(recorder, "draw_run", lambda *arguments: None)
+
+
 SMALL: dict[str, Any] = {
     "model.num_classes": 3,
     "data.image_size": 32,
@@ -77,11 +112,13 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def small_config(image_folder: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Resolve resnet18 on the small images: 4 steps an epoch, 3 epochs."""
+def small_config(
+    image_folder: Path, tmp_path: Path, narrow_networks: None
+) -> Callable[..., RunConfig]:
+    """Resolve a narrow resnet18 on the small images: 4 steps per epoch, 3 epochs."""
     from image_classification.config.resolve import resolve
 
-    def make(mode: str = "convergence", precision: str = "FP32", **sections: Any) -> Any:
+    def make(mode: str = "convergence", precision: str = "FP32", **sections: Any) -> RunConfig:
         overrides = {**SMALL, "run.workspace": str(tmp_path / "run")}
         overrides |= {name.replace("__", "."): value for name, value in sections.items()}
         return resolve(
@@ -96,14 +133,15 @@ def open_run() -> Iterator[Callable[..., Any]]:
     """Build a run in this process; closed at the end of the test."""
     from image_classification.core.types import WorldInfo
     from image_classification.devices.accelerator import get_accelerator
-    from image_classification.engine.modes import MODES
     from image_classification.engine.runs import Run
+    from image_classification.launch.run import MODES
 
     with ExitStack() as stack:
 
-        def make(config: Any, **control: Any) -> Any:
+        def make(config: RunConfig, **control: Any) -> Any:
             config = replace(config, run=replace(config.run, **control))
             accelerator = get_accelerator("cpu")
+            assert config.run.workspace is not None
             workspace = Path(config.run.workspace)
             workspace.mkdir(parents=True, exist_ok=True)
             base = Run(config, WorldInfo(), accelerator, accelerator.device(0), workspace)
@@ -114,8 +152,11 @@ def open_run() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def small_arguments(image_folder: Path) -> list[str]:
-    """The command line of the small configuration, in FP32."""
+def small_arguments(image_folder: Path, narrow_networks: None) -> list[str]:
+    """The command line of the small configuration, in FP32.
+
+    The network is narrow in this process and in forks of `jobs`, not in new processes.
+    """
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
     names = ["--model=resnet18", "--precision=FP32", "--mode=convergence", "--platform=CPU"]
     return [*names, str(image_folder), *settings]

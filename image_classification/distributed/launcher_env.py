@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from image_classification.core.errors import ConfigError
 from image_classification.core.types import WorldInfo
 
+# Rank, rank on the node, number of ranks, and (not srun, torchrun) of those on the node.
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+_OPEN_MPI = (
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+)
+_PMI = ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS")
 
 
 def detect_world(environ: Mapping[str, str]) -> WorldInfo | None:
@@ -22,25 +31,32 @@ def detect_world(environ: Mapping[str, str]) -> WorldInfo | None:
     Raises:
         ConfigError: the variables are incomplete or contradict one another.
     """
+    slurm_step = _SRUN[2] in environ
     if any(key in environ for key in _TORCHRUN):
-        return _from_torchrun(environ)
+        return _from_torchrun(environ, slurm_step)
+    names: tuple[str, ...]
     if "OMPI_COMM_WORLD_SIZE" in environ:
-        return _from_keys(
-            environ,
-            "Open MPI",
-            "OMPI_COMM_WORLD_RANK",
-            "OMPI_COMM_WORLD_LOCAL_RANK",
-            "OMPI_COMM_WORLD_SIZE",
-            "OMPI_COMM_WORLD_LOCAL_SIZE",
-        )
-    slurm_step = "SLURM_STEP_NUM_TASKS" in environ
-    if "PMI_SIZE" in environ and ("MPI_LOCALRANKID" in environ or not slurm_step):
-        return _from_keys(
-            environ, "PMI", "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"
-        )
-    if slurm_step:
-        return _from_slurm(environ)
-    return None
+        source, names = "Open MPI", _OPEN_MPI
+    elif "PMI_SIZE" in environ and ("MPI_LOCALRANKID" in environ or not slurm_step):
+        source, names = "PMI", _PMI
+    elif slurm_step:
+        source, names = "srun", _SRUN
+    else:
+        return None
+    world = _number(environ, names[2], source)
+    if world == 1:
+        return None
+    rank, local_rank = (_number(environ, name, source) for name in names[:2])
+    if source == "srun":
+        if "SLURM_NTASKS" in environ and _number(environ, "SLURM_NTASKS", source) != world:
+            raise ConfigError(
+                f"SLURM_NTASKS={environ['SLURM_NTASKS']} contradicts SLURM_STEP_NUM_TASKS={world}; "
+                "start through srun directly, or unset the variables inherited from another step"
+            )
+        local_world = _slurm_local_world(environ, world)
+    else:
+        local_world = _number(environ, names[3], source)
+    return _checked(rank, local_rank, world, local_world, source)
 
 
 def _number(environ: Mapping[str, str], key: str, source: str) -> int:
@@ -56,10 +72,9 @@ def _number(environ: Mapping[str, str], key: str, source: str) -> int:
         raise ConfigError(f"{key}={value!r} is not a whole number; unset or correct it") from None
 
 
-def _from_torchrun(environ: Mapping[str, str]) -> WorldInfo | None:
+def _from_torchrun(environ: Mapping[str, str], slurm_step: bool) -> WorldInfo | None:
     # Container hooks such as enroot's set torchrun's variables from a Slurm step, but without
     # LOCAL_WORLD_SIZE, and also for a step of one task.
-    slurm_step = "SLURM_STEP_NUM_TASKS" in environ
     missing = [key for key in _TORCHRUN if key not in environ]
     if missing:
         present = [key for key in _TORCHRUN if key in environ]
@@ -85,39 +100,6 @@ def _from_torchrun(environ: Mapping[str, str]) -> WorldInfo | None:
     return _checked(rank, local_rank, world, local_world, "torchrun")
 
 
-def _from_keys(
-    environ: Mapping[str, str], source: str, rank: str, local_rank: str, world: str, local: str
-) -> WorldInfo | None:
-    size = _number(environ, world, source)
-    if size == 1:
-        return None
-    return _checked(
-        _number(environ, rank, source),
-        _number(environ, local_rank, source),
-        size,
-        _number(environ, local, source),
-        source,
-    )
-
-
-def _from_slurm(environ: Mapping[str, str]) -> WorldInfo | None:
-    tasks = _number(environ, "SLURM_STEP_NUM_TASKS", "srun")
-    if tasks == 1:
-        return None
-    if "SLURM_NTASKS" in environ and _number(environ, "SLURM_NTASKS", "srun") != tasks:
-        raise ConfigError(
-            f"SLURM_NTASKS={environ['SLURM_NTASKS']} contradicts SLURM_STEP_NUM_TASKS={tasks}; "
-            "start through srun directly, or unset the variables inherited from another step"
-        )
-    return _checked(
-        _number(environ, "SLURM_PROCID", "srun"),
-        _number(environ, "SLURM_LOCALID", "srun"),
-        tasks,
-        _slurm_local_world(environ, tasks),
-        "srun",
-    )
-
-
 def _slurm_local_world(environ: Mapping[str, str], tasks: int) -> int:
     key = "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in environ else "SLURM_NNODES"
     nodes = _number(environ, key, "srun")
@@ -141,13 +123,7 @@ def _checked(rank: int, local_rank: int, world: int, local_world: int, source: s
             "which contradict one another; start the same number of processes on every node, and "
             "unset variables left over from another launcher"
         )
-    return WorldInfo(
-        rank=rank,
-        local_rank=local_rank,
-        world_size=world,
-        local_world_size=local_world,
-        num_nodes=world // local_world,
-    )
+    return WorldInfo(rank, local_rank, world, local_world, num_nodes=world // local_world)
 
 
 def first_host(nodelist: str) -> str:
@@ -189,11 +165,6 @@ def rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
 
 
 def restart_count(environ: Mapping[str, str]) -> int:
-    """Return how often the elastic agent has restarted this process; 0 without an agent.
-
-    Raises:
-        ConfigError: the agent's variable is not a number.
-    """
-    if "TORCHELASTIC_RESTART_COUNT" not in environ:
-        return 0
-    return _number(environ, "TORCHELASTIC_RESTART_COUNT", "torchrun")
+    """Return how often the elastic agent has restarted this process; 0 without an agent."""
+    key = "TORCHELASTIC_RESTART_COUNT"
+    return _number(environ, key, "torchrun") if key in environ else 0

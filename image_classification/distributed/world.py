@@ -1,6 +1,6 @@
-"""Join the process group, and the collectives on tensors and flags.
+"""Join the process group, and find out which ranks are missing from it.
 
-In a world of one, every function returns at once.
+In a world of one there is no process group.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,23 +17,12 @@ from datetime import timedelta
 import psutil
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous as env_rendezvous
 
 from image_classification.core.errors import DeviceError
 from image_classification.core.types import WorldInfo
-from image_classification.distributed.launcher_env import (
-    rendezvous,
-    restart_count,
-)
-from image_classification.distributed.lost_ranks import (
-    describe_loss,
-    lost_peer,
-    missing_ranks,
-    name_ranks,
-    wait_for_all,
-)
+from image_classification.distributed.launcher_env import rendezvous, restart_count
 
 # Flags and barriers use gloo even where tensors use NCCL: they then need no device tensor and do
 # not wait for queued kernels.
@@ -45,30 +36,58 @@ _NCCL_EXTRA_TIMEOUT_S = 60.0
 # At a restart, the ranks of another machine may first wait for their own collective timeout and
 # then be ended and started again by their agent.
 _REJOIN_EXTRA_TIMEOUT_S = 120.0
+# A running rank meets the same failure: at once where a connection broke within a collective,
+# otherwise when it reaches the collective itself.
+_REPORT_TIMEOUT_S = 3.0
+
+_LOST_PEER_TEXTS = (
+    "Application timeout caused pair closure",
+    "Connect timeout ",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Gloo",
+    "Read timeout ",
+    "Socket closed",
+    "Timed out waiting",
+    "Write timeout ",
+    "gloo",
+)
 
 
 class JoinError(DeviceError):
     """The other ranks could not be joined; another start may succeed."""
 
 
-def init_process_group(
-    world: WorldInfo,
-    backend: str,
-    timeout_s: float = 600.0,
-    device: torch.device | None = None,
-) -> None:
-    """Join the other ranks; in a world of one, do nothing.
+def control_group() -> dist.ProcessGroup | None:
+    """Return the gloo group for host tensors and flags; None in a world of one."""
+    return _control
 
-    Sets ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment where Slurm did not, and on several
-    machines ``GLOO_SOCKET_IFNAME`` unless it is set. timeout_s: for joining (longer in a restart on
-    several machines) and for every collective. device: bind an NCCL group to it.
+
+@contextmanager
+def process_group(
+    world: WorldInfo, backend: str, timeout_s: float, device: torch.device | None = None
+) -> Iterator[None]:
+    """Join the other ranks for the block.
+
+    timeout_s: for joining (longer in a restart on several machines) and for every collective.
+    device: bind an NCCL group to it.
 
     Raises:
         ConfigError: rank 0's address is unknown. JoinError: it could not be reached.
     """
     global _control, _store
-    if world.world_size == 1:
-        return
+    try:
+        if world.world_size > 1:
+            _join(world, backend, timeout_s, device)
+        yield
+    finally:
+        _control = _store = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(world: WorldInfo, backend: str, timeout_s: float, device: torch.device | None) -> None:
+    global _control, _store
     address, port = rendezvous(os.environ)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
     if world.num_nodes > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
@@ -91,7 +110,7 @@ def init_process_group(
                 device_id=device if backend == "nccl" else None,
             )
     except RuntimeError as error:
-        if not lost_peer(error):
+        if not is_lost_peer(error):
             raise
         reason = str(error).splitlines()[0]
         raise JoinError(
@@ -107,11 +126,7 @@ def init_process_group(
 
 
 def _join_store(world: WorldInfo, timeout_s: float) -> Store:
-    """Return the ranks' common store once all ranks have joined it.
-
-    Raises:
-        JoinError: some have not. RuntimeError: the store cannot be reached.
-    """
+    """Return the ranks' common store once all ranks have joined it."""
     timeout = timedelta(seconds=timeout_s)
     common, _, _ = next(env_rendezvous("env://", world.rank, world.world_size, timeout=timeout))
     count = restart_count(os.environ)
@@ -122,10 +137,21 @@ def _join_store(world: WorldInfo, timeout_s: float) -> Store:
     absent = wait_for_all(store, world.rank, world.world_size, timeout_s)
     if absent:
         raise JoinError(
-            f"{name_ranks(absent)} of {world.world_size} did not come within {timeout_s:g} s; "
+            f"{_name_ranks(absent)} of {world.world_size} did not come within {timeout_s:g} s; "
             "check that all ranks run and that MASTER_PORT is open between the machines"
         )
     return store
+
+
+def wait_for_all(store: Store, rank: int, world_size: int, timeout_s: float) -> list[int]:
+    """Wait until every rank has called this; return those that have not within ``timeout_s``."""
+    keys = [f"image_classification/here/{r}" for r in range(world_size)]
+    store.set(keys[rank], "1")
+    try:
+        store.wait(keys, timedelta(seconds=timeout_s))
+    except dist.DistStoreError:
+        return [r for r, key in enumerate(keys) if not store.check([key])]
+    return []
 
 
 @contextmanager
@@ -143,99 +169,10 @@ def _quiet_stdout() -> Iterator[None]:
         os.close(null)
 
 
-def lost_peer_message(error: BaseException, timeout_s: float) -> str | None:
-    """Return one line that names the ranks that caused ``error``; None for another cause.
-
-    Every rank with such an error calls this before it leaves the process group; it takes seconds.
-    timeout_s: that of `init_process_group`.
-    """
-    if _store is None or not lost_peer(error):
-        return None
-    missing = missing_ranks(_store, dist.get_rank(), dist.get_world_size())
-    return describe_loss(error, missing, timeout_s)
-
-
-def destroy() -> None:
-    """Leave the process group; may be called twice, or without one."""
-    global _control, _store
-    _control = _store = None
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-@contextmanager
-def process_group(
-    world: WorldInfo,
-    backend: str,
-    timeout_s: float = 600.0,
-    device: torch.device | None = None,
-) -> Iterator[None]:
-    """Join the process group for the block; see `init_process_group`."""
-    init_process_group(world, backend, timeout_s, device)
-    try:
-        yield
-    finally:
-        destroy()
-
-
-def control_group() -> dist.ProcessGroup | None:
-    """Return the gloo group for host tensors and flags; None in a world of one."""
-    return _control
-
-
-def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the sum of ``tensor`` over all ranks, on its device; any numeric dtype.
-
-    Integer sums are exact. The input is unchanged (and returned in a world of one).
-    """
-    if _control is None:
-        return tensor
-    total = tensor.clone()
-    dist.all_reduce(total, group=_control if total.device.type == "cpu" else None)
-    return total
-
-
-def agree_max(flag: int) -> int:
-    """Return the maximum of all ranks' ``flag``, so that all take the same branch."""
-    if _control is None:
-        return flag
-    value = torch.tensor(flag, dtype=torch.int64)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_control)
-    return int(value)
-
-
-def barrier() -> None:
-    """Wait until every rank calls this; queued device work may still run."""
-    if _control is not None:
-        dist.barrier(group=_control)
-
-
-@torch.no_grad()
-def broadcast_module_state(module: nn.Module) -> None:
-    """Copy rank 0's parameters and persistent buffers to every rank, in place.
-
-    One collective per dtype, instead of one for each of hundreds of small BN buffers.
-    """
-    if _control is None:
-        return
-    by_dtype: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-    for tensor in module.state_dict().values():
-        by_dtype.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    for (_, device), tensors in by_dtype.items():
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.broadcast(flat, src=0, group=_control if device.type == "cpu" else None)
-        parts = torch.split(flat, [t.numel() for t in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view(tensor.shape))
-
-
 def interface_towards(host: str, port: int) -> str | None:
-    """Return the name of the network interface that leads to ``host``; sends no packet.
-
-    None where it is unknown: an unknown host, no route, IPv6 only.
-    """
+    """Return the network interface that leads to ``host``; None: unknown host, no route, IPv6."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends no packet
             probe.connect((host, port))
             source = probe.getsockname()[0]
     except OSError:
@@ -245,3 +182,74 @@ def interface_towards(host: str, port: int) -> str | None:
             # An alias such as eth0:1 belongs to the interface before the colon.
             return str(name).partition(":")[0]
     return None
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether ``error`` means that another rank has ended or does not answer.
+
+    Gloo raises plain RuntimeErrors, which only their text distinguishes.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER_TEXTS)
+
+
+def lost_peer_message(error: BaseException, timeout_s: float) -> str | None:
+    """Return one line that names the ranks that caused ``error``; None for another cause.
+
+    Every rank with such an error calls this within `process_group` (timeout_s: as there); it takes
+    seconds.
+    """
+    if _store is None or not is_lost_peer(error):
+        return None
+    missing = missing_ranks(_store, dist.get_rank(), dist.get_world_size())
+    return describe_loss(error, missing, timeout_s)
+
+
+def missing_ranks(
+    store: Store, rank: int, world_size: int, timeout_s: float = _REPORT_TIMEOUT_S
+) -> list[int]:
+    """Return the ranks that do not report a failed collective within ``timeout_s``.
+
+    Every rank whose collective failed calls this: it sets its key in ``store`` and looks for the
+    others'. A rank that is dead, stopped or hanging sets none. If the store does not answer, its
+    host is dead or stopped: rank 0.
+    """
+    keys = {r: f"image_classification/lost/{r}" for r in range(world_size)}
+    missing = keys.keys() - {rank}
+    answered = threading.Event()
+
+    def collect() -> None:
+        try:
+            store.set_timeout(timedelta(seconds=timeout_s))
+            store.set(keys[rank], "1")
+            deadline = time.monotonic() + timeout_s
+            while missing and time.monotonic() < deadline:
+                missing.difference_update([r for r in missing if store.check([keys[r]])])
+                answered.set()
+                time.sleep(0.05)
+        except (dist.DistError, RuntimeError):
+            answered.clear()
+
+    # The store of a stopped process accepts requests and never answers.
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(timeout_s + 1.0)
+    if not answered.is_set():
+        return [0] if rank != 0 else []
+    return sorted(missing)
+
+
+def describe_loss(error: BaseException, missing: list[int], timeout_s: float) -> str:
+    """Return one line on the failed collective: the missing ranks and the likely cause."""
+    if not missing:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"a collective failed on this rank and on all others: {first_line}"
+    who, text = _name_ranks(missing), str(error).lower()
+    if "timed out" in text or "timeout" in text:
+        return f"{who} did not answer within {timeout_s:g} s: stopped, hanging or cut off"
+    return f"lost contact with {who}; see its own error"
+
+
+def _name_ranks(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -124,7 +124,7 @@ def check_apex(context: Context) -> Iterator[CheckResult]:
 
 def import_apex() -> CheckResult:
     """Probe: find Apex and, if this project could use it, import it."""
-    from image_classification.engine.precision.apex import find_apex
+    from image_classification.engine.precision import find_apex
 
     apex = find_apex()
     if apex is None:

@@ -10,8 +10,8 @@ import torch
 
 from image_classification.core.errors import DataError
 from image_classification.core.types import Record
-from image_classification.distributed.world import all_reduce_sum, barrier
-from image_classification.engine.checkpoints.run_state import restore_weights
+from image_classification.distributed.collectives import all_reduce_sum, barrier
+from image_classification.engine.checkpoints.restore import restore_weights
 from image_classification.engine.runs import EvaluationRun, LoaderBenchmark
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.throughput import percentiles, time_results
@@ -29,13 +29,13 @@ def benchmark_inference(run: EvaluationRun, stop: StopRequest) -> Iterator[Recor
     """
     config, model = run.config, run.parts.model
     started = time.perf_counter()
-    restored = restore_weights(run)
-    for message in restored.warnings:
+    checkpoint, warnings = restore_weights(run)
+    if checkpoint is None and config.model.pretrained_from_file is None:
+        warnings = ["weights are random: speed does not depend on them"]
+    for message in warnings:
         yield run.record("warning", message=message)
-    if restored.path is None and config.model.pretrained_from_file is None:
-        yield run.record("warning", message="weights are random: speed does not depend on them")
     yield run.start_record(model=model, val_loader=run.val_loader)
-    images = _some_images(run, max(config.run.inference_batches))
+    images = _first_images(run, max(config.run.inference_batches))
     forward = torch.compile(model) if config.model.compile else model
     model.eval()
     measured = []
@@ -43,8 +43,7 @@ def benchmark_inference(run: EvaluationRun, stop: StopRequest) -> Iterator[Recor
         batch = images[:batch_size].clone(memory_format=torch.preserve_format)
         latencies_s = []
         for i in range(_WARMUP_PASSES + config.run.inference_iterations):
-            if stop.requested():
-                raise stop.stopped()
+            stop.check()
             run.accelerator.synchronize()
             if i == _WARMUP_PASSES:
                 run.work.begin(measured=True)
@@ -58,11 +57,9 @@ def benchmark_inference(run: EvaluationRun, stop: StopRequest) -> Iterator[Recor
         run.work.end()
         row = _inference_result(run, batch_size, latencies_s)
         measured.append(row)
+        latency_ms = {f"latency_ms_{name}": ms for name, ms in row["latency_ms"].items()}
         yield run.record(
-            "inference",
-            batch=batch_size,
-            images_per_s=row["images_per_s"],
-            **{f"latency_ms_{k}": v for k, v in row["latency_ms"].items()},
+            "inference", batch=batch_size, images_per_s=row["images_per_s"], **latency_ms
         )
     results = {"inference": measured, "time_s": time_results(time.perf_counter() - started)}
     yield run.record("end", results=results)
@@ -74,31 +71,29 @@ def _inference_result(
     # All ranks run the same batch at once; the rate is of all devices, the latency rank 0's.
     rate = torch.tensor(batch_size * len(latencies_s) / sum(latencies_s), dtype=torch.float64)
     latencies_ms = [1000.0 * s for s in latencies_s]
+    mean_ms = sum(latencies_ms) / len(latencies_ms)
     return {
         "batch": batch_size,
         "images_per_s": float(all_reduce_sum(rate.to(run.device))),
-        "latency_ms": {
-            "mean": sum(latencies_ms) / len(latencies_ms),
-            **percentiles(latencies_ms, (50, 90, 95, 99)),
-        },
+        "latency_ms": {"mean": mean_ms, **percentiles(latencies_ms, (50, 90, 95, 99))},
     }
 
 
-def _some_images(run: EvaluationRun, count: int) -> torch.Tensor:
-    """Return ``[count, 3, H, W]`` validation images on the device."""
+def _first_images(run: EvaluationRun, count: int) -> torch.Tensor:
+    """Return ``[count, 3, H, W]`` validation images on the device, in the run's layout."""
     gathered: list[torch.Tensor] = []
     for batch in run.val_loader.epoch(0):
         gathered.append(batch.images[batch.valid])
         if sum(map(len, gathered)) >= count:
             break
-    images = torch.cat(gathered) if gathered else torch.empty(0)
-    if len(images) == 0:
+    found = sum(map(len, gathered))
+    if found == 0:
         raise DataError("this rank has no validation image: use fewer devices or more images")
-    images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
-    layout = (
-        torch.channels_last if run.config.model.memory_format == "nhwc" else torch.contiguous_format
+    images = torch.cat(gathered).repeat(-(-count // found), 1, 1, 1)[:count]
+    channels_last = run.config.model.memory_format == "nhwc"
+    return images.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )
-    return images.contiguous(memory_format=layout)
 
 
 def benchmark_data(run: LoaderBenchmark, stop: StopRequest) -> Iterator[Record]:
@@ -106,19 +101,17 @@ def benchmark_data(run: LoaderBenchmark, stop: StopRequest) -> Iterator[Record]:
     config, loader = run.config, run.train_loader
     global_batch = config.batch.global_batch
     yield run.start_record(train_loader=loader)
-    started = time.perf_counter()
+    started = window_started = time.perf_counter()
     steps = loader.steps_per_epoch
     if config.run.max_steps is not None:
         steps = min(steps, config.run.max_steps)
     warmup_steps = min(config.run.benchmark_warmup_steps, steps // 10)
-    window_started = time.perf_counter()
     batches = loader.epoch(0)
     run.work.begin(measured=warmup_steps == 0)
     for step in range(steps):
         for _ in range(config.batch.accumulation):
             next(batches)
-        if stop.requested():
-            raise stop.stopped()
+        stop.check()
         run.work.note(global_batch)
         if step + 1 == warmup_steps:
             run.accelerator.synchronize()
@@ -127,13 +120,10 @@ def benchmark_data(run: LoaderBenchmark, stop: StopRequest) -> Iterator[Record]:
             window_started = time.perf_counter()
     run.accelerator.synchronize()
     barrier()
-    time_s = time.perf_counter() - window_started
+    ended = time.perf_counter()
     run.work.end()
-    images = (steps - warmup_steps) * global_batch
+    images, time_s = (steps - warmup_steps) * global_batch, ended - window_started
     rate = images / time_s if images else None
     yield run.record("data", images_per_s=rate, images=images, time_s=time_s)
-    results = {
-        "data": {"images_per_s": rate},
-        "time_s": time_results(time.perf_counter() - started),
-    }
-    yield run.record("end", results=results)
+    data = {"images_per_s": rate}
+    yield run.record("end", results={"data": data, "time_s": time_results(ended - started)})

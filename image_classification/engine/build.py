@@ -14,15 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from image_classification import models
 from image_classification.config.schema import OptimConfig, RunConfig
 from image_classification.data.loaders import Loader, LoaderSpec, open_loader
-from image_classification.engine.precision.apex import apex_optimizer, open_apex_amp, require_apex
-from image_classification.engine.precision.torch_amp import Amp, TorchAmp
-from image_classification.engine.runs import (
-    EvaluationRun,
-    LoaderBenchmark,
-    Parts,
-    Run,
-    TrainingRun,
+from image_classification.engine.precision import (
+    Amp,
+    ApexAmp,
+    TorchAmp,
+    apex_optimizer,
+    require_apex,
 )
+from image_classification.engine.runs import EvaluationRun, LoaderBenchmark, Parts, Run, TrainingRun
 from image_classification.models.weights import load_weights
 from image_classification.optim import optimizers
 from image_classification.optim.ema import Ema
@@ -34,9 +33,7 @@ _COMPRESSION_HOOKS = {
     "fp16": default_hooks.fp16_compress_hook,
     "bf16": default_hooks.bf16_compress_hook,
 }
-
-# Two images, as batch normalization needs more than one value per channel where 64 px became 1.
-_PROBE_IMAGES, _PROBE_SIZE_PX = 2, 64
+_LAYOUTS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
 
 
 def build_training(base: Run) -> TrainingRun:
@@ -49,15 +46,12 @@ def build_training(base: Run) -> TrainingRun:
     require_apex(config)
     # The data first: its errors show within a second, before the network is built.
     train_loader = open_split(base, "train")
-    val_loader = open_split(base, "val") if config.run.validate else None
-    parts = build_parts(base)
-    schedule = Schedule(config.schedule, config.optim.lr, train_loader.steps_per_epoch)
     return TrainingRun(
         **vars(base),
-        parts=parts,
-        schedule=schedule,
         train_loader=train_loader,
-        val_loader=val_loader,
+        val_loader=open_split(base, "val") if config.run.validate else None,
+        parts=build_parts(base),
+        schedule=Schedule(config.schedule, config.optim.lr, train_loader.steps_per_epoch),
     )
 
 
@@ -75,11 +69,7 @@ def build_loader_benchmark(base: Run) -> LoaderBenchmark:
 
 
 def open_split(run: Run, split: str) -> Loader:
-    """Open the ``train`` or ``val`` images for this rank; ``run`` closes them.
-
-    Raises:
-        DataError: the data set cannot be used as it is. ConfigError: no such backend.
-    """
+    """Open the ``train`` or ``val`` images for this rank; ``run`` closes them."""
     config = run.config
     loader = open_loader(
         LoaderSpec(
@@ -100,25 +90,26 @@ def open_split(run: Run, split: str) -> Loader:
 
 
 def build_parts(run: Run) -> Parts:
-    """Put the network on the device and build its optimizer, loss, mixing and moving average.
-
-    Raises:
-        DeviceError: the device lacks the precision asked for.
-    """
+    """Put the network on the device and build its optimizer, loss, mixing and moving average."""
     config, device = run.config, run.device
-    run.accelerator.check_precision(config.precision.name, config.precision.dtype)
-    run.accelerator.set_matmul_precision(config.precision.name)
+    precision, mixing = config.precision, config.mixing
+    run.accelerator.check_precision(precision.name, precision.dtype)
+    run.accelerator.set_matmul_precision(precision.name)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    layout = (
-        torch.channels_last if config.model.memory_format == "nhwc" else torch.contiguous_format
-    )
-    model = build_model(config).to(device=device).to(memory_format=layout)  # type: ignore[call-overload]
+    layout = _LAYOUTS[config.model.memory_format]
+    model = _build_model(config).to(device=device).to(memory_format=layout)  # type: ignore[call-overload]
     groups = param_groups(model, config.optim.weight_decay, config.optim.decay_rule)
     optimizer = build_optimizer(groups, config.optim, device.type)
-    amp = build_amp(run, model, optimizer)
+    amp: Amp
+    if precision.amp_backend == "apex":
+        # Apex prepares the model before DDP wraps it.
+        amp = ApexAmp(model, optimizer, precision.loss_scale, device)
+    else:
+        scaler = run.accelerator.grad_scaler(precision.loss_scale)
+        amp = TorchAmp(run.accelerator, precision.dtype, scaler, optimizer)
     run.cleanup.callback(amp.close)
     ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
     stepped: nn.Module = model
@@ -127,18 +118,14 @@ def build_parts(run: Run) -> Parts:
         stepped = ddp = data_parallel(model, config, device)
     if config.model.compile:
         stepped = torch.compile(stepped)  # type: ignore[assignment]
-    mixing, mixer = config.mixing, None
+    mixer = None
     if mixing.mixup > 0 or mixing.cutmix > 0:
         mixer = Mixer(mixing, config.model.num_classes, config.run.seed)
     return Parts(model, stepped, ddp, optimizer, amp, build_loss(config.loss), mixer, ema)
 
 
-def build_model(config: RunConfig) -> nn.Module:
-    """Build the network from the seed alone: equal on every rank and at every start.
-
-    Raises:
-        ConfigError: unknown model or option. CheckpointError: unusable pretrained file.
-    """
+def _build_model(config: RunConfig) -> nn.Module:
+    """Build the network from the seed alone: equal on every rank and at every start."""
     m = config.model
     torch.manual_seed(config.run.seed)
     model = models.build(
@@ -156,26 +143,9 @@ def build_model(config: RunConfig) -> nn.Module:
 def build_optimizer(
     groups: list[dict[str, Any]], config: OptimConfig, device_kind: str
 ) -> torch.optim.Optimizer:
-    """Build the optimizer over ``groups`` in torch's or Apex's implementation.
-
-    Raises:
-        ConfigError: unknown name, options the optimizer does not have, or Apex is not installed.
-    """
+    """Build the optimizer over ``groups`` in torch's or Apex's implementation."""
     build = apex_optimizer if config.implementation == "apex" else optimizers.build_optimizer
     return build(groups, config, device_kind)
-
-
-def build_amp(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Amp:
-    """Build the run's mixed precision; ``model`` must not be wrapped by DDP yet.
-
-    Raises:
-        ConfigError: Apex's was asked for and cannot be used here.
-    """
-    precision = run.config.precision
-    if precision.amp_backend == "apex":
-        return open_apex_amp(model, optimizer, precision.loss_scale, run.device)
-    scaler = run.accelerator.grad_scaler(precision.loss_scale)
-    return TorchAmp(run.accelerator, precision.dtype, scaler, optimizer)
 
 
 def data_parallel(
@@ -224,12 +194,12 @@ def _fix_bucket_layout(
     saved = [buffer.clone() for buffer in model.buffers()]
     training = model.training
     model.train()
-    images = torch.zeros(_PROBE_IMAGES, 3, _PROBE_SIZE_PX, _PROBE_SIZE_PX, device=device)
+    # Two images, as batch normalization needs more than one value per channel where 64 px became 1.
+    images = torch.zeros(2, 3, 64, 64, device=device)
     for _ in range(2):
         ddp(images).sum().backward()
     model.train(training)
-    for parameter in model.parameters():
-        parameter.grad = None
+    model.zero_grad()
     with torch.no_grad():
         for buffer, value in zip(model.buffers(), saved, strict=True):
             buffer.copy_(value)

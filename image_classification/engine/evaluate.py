@@ -13,10 +13,9 @@ from torch import nn
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.core.types import EvalResult, Record
 from image_classification.data.loaders import Loader
-from image_classification.distributed.world import all_reduce_sum
+from image_classification.distributed.collectives import all_reduce_sum
 from image_classification.engine.checkpoints.files import weights_file
-from image_classification.engine.checkpoints.resume_checks import preprocessing_warnings
-from image_classification.engine.checkpoints.run_state import restore_weights
+from image_classification.engine.checkpoints.restore import preprocessing_warnings, restore_weights
 from image_classification.engine.runs import EvaluationRun, TrainingRun
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.throughput import time_results
@@ -24,16 +23,12 @@ from image_classification.engine.throughput import time_results
 
 @torch.no_grad()
 def evaluate(
-    run: TrainingRun | EvaluationRun,
-    model: nn.Module,
-    loader: Loader,
-    stop: StopRequest | None = None,
+    run: TrainingRun | EvaluationRun, model: nn.Module, loader: Loader, stop: StopRequest
 ) -> EvalResult:
     """Evaluate ``model`` on every image of ``loader`` exactly once, whatever the ranks and batch.
 
     top1, top5 and topk (``run.topk``) in percent; loss is plain cross-entropy (no smoothing) in
-    nats, averaged over images. The model is left in the mode it came in. stop is checked after
-    each batch.
+    nats, averaged over images. The model is left in the mode it came in.
 
     Raises:
         Stopped: asked to stop; all ranks leave at the same batch.
@@ -64,8 +59,7 @@ def evaluate(
                     torch.where(valid, losses, 0.0).double().sum(),
                 ]
             )
-            if stop is not None and stop.requested():
-                raise stop.stopped()
+            stop.check()
     finally:
         model.train(was_training)
     top1, top5, topk, images, loss = all_reduce_sum(sums).tolist()
@@ -88,12 +82,7 @@ def evaluate(
 
 def figures(result: EvalResult) -> dict[str, float]:
     """Return the figures by name, with ``topN`` where ``run.topk`` is another k than 1 and 5."""
-    named = {
-        "top1": result.top1,
-        "top5": result.top5,
-        "loss": result.loss,
-        "images": result.images,
-    }
+    named = {key: getattr(result, key) for key in ("top1", "top5", "loss", "images")}
     if result.topk is not None and result.k not in (1, 5):
         named[f"top{result.k}"] = result.topk
     return named
@@ -128,23 +117,20 @@ def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
             "--pretrained-from-file FILE.safetensors"
         )
     started = time.perf_counter()
-    restored = restore_weights(run)
-    source = weights_file(Path(restored.path)) if restored.path else Path(pretrained or "")
-    for message in [*restored.warnings, *preprocessing_warnings(source, config.data)]:
+    checkpoint, warnings = restore_weights(run)
+    source = weights_file(checkpoint) if checkpoint else Path(pretrained or "")
+    for message in [*warnings, *preprocessing_warnings(source, config.data)]:
         yield run.record("warning", message=message)
     yield run.start_record(model=run.parts.model, val_loader=run.val_loader)
     run.work.begin(measured=True)
     found = {"validation": evaluate(run, run.parts.model, run.val_loader, stop)}
-    if run.parts.ema is not None and restored.path is not None:
+    if run.parts.ema is not None and checkpoint is not None:
         found["validation_ema"] = evaluate(run, run.parts.ema.module, run.val_loader, stop)
     run.work.note(sum(result.images for result in found.values()))
     run.work.end()
     for kind, result in found.items():
         yield validation_record(run, kind, 0, result, is_best=False)
-    results = {
-        **{kind: figures(result) for kind, result in found.items()},
-        "time_s": time_results(
-            time.perf_counter() - started, validation_s=sum(r.time_s for r in found.values())
-        ),
-    }
-    yield run.record("end", results=results)
+    validation_s = sum(result.time_s for result in found.values())
+    times = time_results(time.perf_counter() - started, validation_s=validation_s)
+    evaluated = {kind: figures(result) for kind, result in found.items()}
+    yield run.record("end", results={**evaluated, "time_s": times})

@@ -2,7 +2,7 @@
 
 All ranks come to the same verdict at the same step without communication. Gradients are averaged
 over ranks before they are checked, so what is not finite on one rank is not finite on all, and
-`torch_amp.initial_gradient` carries a non-finite loss into the gradients.
+`precision.initial_gradient` carries a non-finite loss into the gradients.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.core.files import write_atomically
 from image_classification.data.order import TrainOrder
 from image_classification.devices.async_readback import Readback
-from image_classification.distributed.host_collectives import gather_text
+from image_classification.distributed.collectives import gather_text
 from image_classification.engine.runs import TrainingRun
 
 DIVERGENCE_FILE = "diverged.json"
@@ -27,11 +27,12 @@ DIVERGENCE_FILE = "diverged.json"
 
 @dataclass(frozen=True)
 class StepCheck:
-    """A step that the host has not checked yet.
+    """The check of one step.
 
     step: optimizer updates done before it. losses: of this rank's micro-batches, 0-d, on the
     device. scale: loss scale of the step. verdict: ``[3]`` int64: 1 where the gradients are not
-    finite; fp16 overflows so far; fp16 overflows in a row.
+    finite; fp16 overflows so far; fp16 overflows in a row. overflows: those in a row which end the
+    run; 0: another cause, or the step was not read yet.
     """
 
     step: int
@@ -40,26 +41,19 @@ class StepCheck:
     losses: tuple[torch.Tensor, ...]
     scale: torch.Tensor | None
     verdict: Readback
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """A step the run cannot continue from. overflows: fp16 overflows in a row; 0: another cause."""
-
-    check: StepCheck
-    overflows: int
+    overflows: int = 0
 
 
 class FinitenessMonitor:
     """Checks each step on the device and reads the result on the host when that costs no wait.
 
     On a GPU a step is read after the next one was queued, so that the device always has work; on a
-    CPU at once. max_in_a_row: this many fp16 overflows in a row end the run.
+    CPU at once. max_in_a_row: this many fp16 overflows in a row end the run. skipped: fp16
+    overflows so far, up to the last step read.
     """
 
     def __init__(self, device: torch.device, max_in_a_row: int, skipped: int = 0) -> None:
         self.skipped = skipped
-        """fp16 overflows so far, up to the last step read."""
         self._max_in_a_row = max_in_a_row
         self._delay_steps = 1 if device.type == "cuda" else 0
         self._unread: deque[StepCheck] = deque()
@@ -91,7 +85,7 @@ class FinitenessMonitor:
         verdict = Readback(torch.stack([bad, self._skipped, self._in_a_row]))
         self._unread.append(StepCheck(step, epoch, lr, losses, scale, verdict))
 
-    def divergence(self, all_steps: bool = False) -> Divergence | None:
+    def divergence(self, all_steps: bool = False) -> StepCheck | None:
         """Read the checks that cost no wait; with all_steps, all of them.
 
         Returns the first step the run cannot continue from, the same on every rank.
@@ -101,13 +95,13 @@ class FinitenessMonitor:
             check = self._unread.popleft()
             bad, self.skipped, in_a_row = check.verdict.wait().tolist()
             if bad:
-                return Divergence(check, 0)
+                return check
             if in_a_row >= self._max_in_a_row:
-                return Divergence(check, in_a_row)
+                return replace(check, overflows=in_a_row)
         return None
 
 
-def report_divergence(run: TrainingRun, divergence: Divergence) -> DivergedError:
+def report_divergence(run: TrainingRun, check: StepCheck) -> DivergedError:
     """Write ``diverged.json`` from what all ranks know and return the error to raise.
 
     Every rank calls this. The file holds: step (optimizer updates done before the bad one, as
@@ -117,11 +111,10 @@ def report_divergence(run: TrainingRun, divergence: Divergence) -> DivergedError
     each its loss and its micro-batches, with the loss and the samples (index and name) of each. A
     non-finite loss is the string ``nan``, ``inf`` or ``-inf``.
     """
-    check = divergence.check
+    world_size = run.world.world_size
     ranks = [json.loads(text) for text in gather_text(json.dumps(_rank_entry(run, check)))]
     bad = [rank["rank"] for rank in ranks if isinstance(rank["loss"], str)]
-    reason = "overflows" if divergence.overflows else "loss" if bad else "gradient"
-    alone = run.world.world_size == 1
+    reason = "overflows" if check.overflows else "loss" if bad else "gradient"
     content = {
         "step": check.step,
         "epoch": check.epoch,
@@ -129,22 +122,23 @@ def report_divergence(run: TrainingRun, divergence: Divergence) -> DivergedError
         "learning_rate": check.lr,
         "loss_scale": None if check.scale is None else float(check.scale),
         "reason": reason,
-        "overflows_in_a_row": divergence.overflows,
-        "bad_ranks": bad or ([0] if alone else "unknown"),
-        "world_size": run.world.world_size,
+        "overflows_in_a_row": check.overflows,
+        "bad_ranks": bad or ([0] if world_size == 1 else "unknown"),
+        "world_size": world_size,
         "global_batch": run.config.batch.global_batch,
         "ranks": ranks,
     }
     if reason == "overflows":
         message = (
-            f"{divergence.overflows} fp16 overflows in a row up to step {check.step} "
+            f"{check.overflows} fp16 overflows in a row up to step {check.step} "
             f"(run.max_skipped_steps_in_a_row {run.config.run.max_skipped_steps_in_a_row})"
         )
     else:
-        where = f" on rank {', '.join(map(str, bad))}" if bad else " on an unknown rank"
+        where = ""
+        if world_size > 1:
+            where = f" on rank {', '.join(map(str, bad))}" if bad else " on an unknown rank"
         message = (
-            f"{reason} is not finite at step {check.step}{'' if alone else where} "
-            f"(learning rate {check.lr:.6g})"
+            f"{reason} is not finite at step {check.step}{where} (learning rate {check.lr:.6g})"
         )
     if run.world.rank == 0:
         path = run.workspace / DIVERGENCE_FILE
@@ -159,7 +153,7 @@ def report_divergence(run: TrainingRun, divergence: Divergence) -> DivergedError
 
 def _rank_entry(run: TrainingRun, check: StepCheck) -> dict[str, Any]:
     config, loader = run.config, run.train_loader
-    plan = TrainOrder(
+    order = TrainOrder(
         num_images=loader.num_images,
         per_device_batch=config.batch.per_device_batch,
         accumulation=config.batch.accumulation,
@@ -167,19 +161,17 @@ def _rank_entry(run: TrainingRun, check: StepCheck) -> dict[str, Any]:
         world_size=run.world.world_size,
         seed=config.run.seed,
     )
-    batches = plan.batches(check.epoch, check.step % loader.steps_per_epoch)
+    batches = order.batches(check.epoch, check.step % loader.steps_per_epoch)
     losses = [float(loss) for loss in check.losses]
-    return {
-        "rank": run.world.rank,
-        "loss": _json_number(sum(losses) / len(losses)),
-        "micro_batches": [
-            {
-                "loss": _json_number(loss),
-                "samples": [{"index": i, "name": loader.sample_name(i)} for i in batch.tolist()],
-            }
-            for loss, batch in zip(losses, batches[: len(losses)], strict=True)
-        ],
-    }
+    micro_batches = [
+        {
+            "loss": _json_number(loss),
+            "samples": [{"index": i, "name": loader.sample_name(i)} for i in batch.tolist()],
+        }
+        for loss, batch in zip(losses, batches[: len(losses)], strict=True)
+    ]
+    mean = _json_number(sum(losses) / len(losses))
+    return {"rank": run.world.rank, "loss": mean, "micro_batches": micro_batches}
 
 
 def _json_number(loss: float) -> float | str:

@@ -16,7 +16,7 @@ from image_classification.config.schema import RunConfig
 from image_classification.core.types import Record, WorldInfo
 from image_classification.data.loaders import Loader
 from image_classification.devices.accelerator import Accelerator
-from image_classification.engine.precision.torch_amp import Amp
+from image_classification.engine.precision import Amp
 from image_classification.optim.ema import Ema
 from image_classification.optim.losses import Mixer
 from image_classification.optim.schedules import Schedule
@@ -50,29 +50,19 @@ class Progress:
     def note_validation(self, top1: float) -> bool:
         """Record a validation at the current step; return whether it is the best so far."""
         self.closed_step = self.step
-        if self.best_top1 is None or top1 > self.best_top1:
+        is_best = self.best_top1 is None or top1 > self.best_top1
+        if is_best:
             self.best_top1, self.best_step = top1, self.step
             self.best_elapsed_s = self.elapsed_s
             self.validations_without_gain = 0
-            return True
-        self.validations_without_gain += 1
-        return False
+        else:
+            self.validations_without_gain += 1
+        return is_best
 
     def note_start(self, world_size: int, resumed_from: str | None, changes: list[str]) -> None:
         """Record that the run starts or continues at the current step."""
-        self.starts.append(
-            {
-                "step": self.step,
-                "world_size": world_size,
-                "resumed_from": resumed_from,
-                "changes": changes,
-            }
-        )
-
-    def forget_best(self) -> None:
-        """Drop the best validation: it was measured on other data."""
-        self.best_top1 = self.best_step = self.best_elapsed_s = None
-        self.validations_without_gain = 0
+        start = {"step": self.step, "world_size": world_size}
+        self.starts.append({**start, "resumed_from": resumed_from, "changes": changes})
 
 
 @dataclass
@@ -98,7 +88,7 @@ class Run:
     """What every run has on one rank; the functions of `engine.build` add the parts of a mode.
 
     run_epochs_from: the step that ``run.run_epochs`` counts from; None: where this process begins.
-    cleanup: closes the parts that were added.
+    cleanup: closes the loaders and undoes changes to torch.
     """
 
     config: RunConfig
@@ -117,7 +107,7 @@ class Run:
         return self.workspace / "checkpoints"
 
     def close(self) -> None:
-        """Stop the loaders' workers and undo changes to torch; may be called twice."""
+        """Close the parts that were added; may be called twice."""
         self.cleanup.close()
 
     def record(self, kind: str, epoch: int = 0, **values: Any) -> Record:
@@ -159,10 +149,6 @@ class TrainingRun(Run):
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
         return self.train_loader.steps_per_epoch
-
-    def epoch_of_last_step(self) -> int:
-        """Return the epoch (from 0) of the newest finished step."""
-        return max(0, (self.progress.step - 1) // self.steps_per_epoch)
 
 
 @dataclass(kw_only=True)

@@ -14,17 +14,6 @@ from image_classification.engine.finiteness import FinitenessMonitor
 from image_classification.engine.runs import TrainingRun
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step on one rank (dropout and the like).
-
-    Deriving the state from (seed, step, rank) gives a resumed run the random numbers of an
-    uninterrupted one without storing generator states.
-    """
-    # Odd multipliers spread neighboring steps and ranks over the 64-bit seed space.
-    mixed = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
-    torch.manual_seed(mixed % (1 << 63))
-
-
 def train_step(
     run: TrainingRun,
     batches: Iterator[Batch],
@@ -41,7 +30,7 @@ def train_step(
     lr = run.schedule.lr(step)
     for group in parts.optimizer.param_groups:
         group["lr"] = lr
-    seed_step(config.run.seed, step, world.rank)
+    _seed_step(config.run.seed, step, world.rank)
     accumulation = config.batch.accumulation
     loss_sum = torch.zeros((), dtype=torch.float32, device=run.device)
     losses = []
@@ -74,3 +63,14 @@ def train_step(
         num_images=config.batch.global_batch,
         data_wait_s=data_wait_s,
     )
+
+
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for one step on one rank (dropout and the like).
+
+    Deriving the state from (seed, step, rank) gives a resumed run the random numbers of an
+    uninterrupted one without storing generator states.
+    """
+    # Odd multipliers spread neighboring steps and ranks over the 64-bit seed space.
+    mixed = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
+    torch.manual_seed(mixed % (1 << 63))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from image_classification.core.errors import EXIT_STOPPED
@@ -35,24 +35,23 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
 
     def __enter__(self) -> StopRequest:
-        for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._on_signal)
+        self._previous = {n: signal.signal(n, self._on_signal) for n in STOP_SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def requested(self) -> bool:
-        """Return whether any rank was asked to stop.
+    def check(self) -> None:
+        """Raise `Stopped` if any rank was asked to stop.
 
         Every rank calls this at the same step boundary, so that all stop at the same step.
         """
+        if self.requested():
+            raise self.stopped()
+
+    def requested(self) -> bool:
+        """Return whether any rank was asked to stop; called as `check`."""
         return self._any_rank(self.signal_name is not None)
 
     def stopped(self) -> Stopped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,33 +33,35 @@ class StepSums:
         return self.images / compute_s if compute_s > 0 else None
 
 
-@dataclass
 class ThroughputMeter:
     """Marks each step on the device; converts marks to seconds at logging boundaries only.
 
     A segment runs from `begin` to the last step before evaluation or saving, so neither is part of
     a step's time. The first ``warmup_steps`` steps of the process (kernel selection, compilation,
     cold caches) are left out of ``measured``, which the report's speed is computed from.
+
+    total: all steps. epoch: those since `end_epoch`.
     """
 
-    accelerator: Accelerator
-    warmup_steps: int
-    work: TrainingWindows = field(default_factory=TrainingWindows)
-    measured: StepSums = field(default_factory=StepSums)
-    epoch: StepSums = field(default_factory=StepSums)
-    step_time_s: list[float] = field(default_factory=list)
-    first_step_s: float | None = None
-    total_images: int = 0
-    total_steps: int = 0
-    train_time_s: float = 0.0
-    _marks: list[Any] = field(default_factory=list)
-    _unread: list[tuple[int, float]] = field(default_factory=list)
+    def __init__(
+        self, accelerator: Accelerator, warmup_steps: int, work: TrainingWindows | None = None
+    ) -> None:
+        self.work = work or TrainingWindows()
+        self.total = StepSums()
+        self.measured = StepSums()
+        self.epoch = StepSums()
+        self.first_step_s: float | None = None
+        self._accelerator = accelerator
+        self._warmup_steps = warmup_steps
+        self._measured_times_s: list[float] = []
+        self._marks: list[Any] = []
+        self._unread: list[tuple[int, float]] = []
 
     def begin(self) -> None:
         """Start a segment; the time since the last step belongs to no step."""
         self.flush()
-        self._marks = [self.accelerator.mark()]
-        self.work.begin(measured=self.total_steps >= self.warmup_steps)
+        self._marks = [self._accelerator.mark()]
+        self.work.begin(measured=self.total.steps >= self._warmup_steps)
 
     def pause(self) -> None:
         """End a segment; what follows until the next `begin` is not training."""
@@ -68,23 +70,23 @@ class ThroughputMeter:
 
     def step(self, images: int, data_wait_s: float) -> None:
         """Mark the end of an optimizer step over ``images`` images of all ranks."""
-        self._marks.append(self.accelerator.mark())
+        self._marks.append(self._accelerator.mark())
         self._unread.append((images, data_wait_s))
         self.work.note(images)
-        if self.total_steps + len(self._unread) == self.warmup_steps:
+        if self.total.steps + len(self._unread) == self._warmup_steps:
             self.work.measure()
 
     def flush(self) -> StepSums:
         """Wait for the marked work and return the sums since the last flush."""
         flushed = StepSums()
         for i, (images, wait_s) in enumerate(self._unread):
-            time_s = self.accelerator.elapsed_s(self._marks[i], self._marks[i + 1])
+            time_s = self._accelerator.elapsed_s(self._marks[i], self._marks[i + 1])
             if self.first_step_s is None:
                 self.first_step_s = time_s
-            all_sums = [flushed, self.epoch]
-            if self.total_steps >= self.warmup_steps:
+            all_sums = [flushed, self.epoch, self.total]
+            if self.total.steps >= self._warmup_steps:
                 all_sums.append(self.measured)
-                self.step_time_s.append(time_s)
+                self._measured_times_s.append(time_s)
             for sums in all_sums:
                 sums.steps += 1
                 sums.images += images
@@ -92,9 +94,6 @@ class ThroughputMeter:
                 # The host fetches micro-batches while the device still computes, so its wait can
                 # exceed the device's step time.
                 sums.data_wait_s += min(wait_s, time_s)
-            self.total_steps += 1
-            self.total_images += images
-            self.train_time_s += time_s
         self._marks = self._marks[-1:]
         self._unread = []
         return flushed
@@ -107,16 +106,16 @@ class ThroughputMeter:
 
     def results(self, world_size: int, epochs: float) -> dict[str, Any]:
         """Return ``results.train`` of the report; what was not measured is None."""
-        m = self.measured
-        rate = m.images_per_s
+        measured = self.measured
+        rate = measured.images_per_s
         return {
             "images_per_s": rate,
             "images_per_s_per_device": rate / world_size if rate is not None else None,
-            "step_time_s": percentiles(self.step_time_s, (50, 95, 99)),
-            "data_wait_fraction": m.data_wait_s / m.time_s if m.time_s > 0 else None,
+            "step_time_s": percentiles(self._measured_times_s, (50, 95, 99)),
+            "data_wait_fraction": measured.data_wait_s / measured.time_s if rate else None,
             "epochs": epochs,
-            "steps": self.total_steps,
-            "images": self.total_images,
+            "steps": self.total.steps,
+            "images": self.total.images,
         }
 
 
@@ -124,8 +123,7 @@ def percentiles(values: Sequence[float], which: Sequence[int]) -> dict[str, floa
     """Return ``{"p50": …}`` by linear interpolation; None for each when there are no values."""
     if not values:
         return {f"p{q}": None for q in which}
-    found = np.percentile(np.asarray(values, dtype=np.float64), which)
-    return {f"p{q}": float(v) for q, v in zip(which, found, strict=True)}
+    return {f"p{q}": float(np.percentile(values, q)) for q in which}
 
 
 def time_results(

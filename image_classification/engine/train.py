@@ -13,16 +13,20 @@ from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.core.types import Record
 from image_classification.core.units import Every
 from image_classification.data.loaders import Loader
-from image_classification.distributed.host_collectives import gather_text
-from image_classification.distributed.world import agree_max, all_reduce_sum, broadcast_module_state
-from image_classification.engine.checkpoints.async_save import CheckpointSaver
-from image_classification.engine.checkpoints.run_state import restore
+from image_classification.distributed.collectives import (
+    agree_max,
+    all_reduce_sum,
+    broadcast_module_state,
+    gather_text,
+)
+from image_classification.engine.checkpoints.restore import restore
+from image_classification.engine.checkpoints.save import CheckpointSaver
 from image_classification.engine.evaluate import evaluate, figures, validation_record
 from image_classification.engine.finiteness import FinitenessMonitor, report_divergence
 from image_classification.engine.runs import TrainingRun
 from image_classification.engine.step import train_step
 from image_classification.engine.stop import Stopped, StopRequest, should_end, target_result
-from image_classification.engine.throughput import StepSums, ThroughputMeter, time_results
+from image_classification.engine.throughput import ThroughputMeter, time_results
 
 
 def train(run: TrainingRun, stop: StopRequest) -> Iterator[Record]:
@@ -37,12 +41,13 @@ def train(run: TrainingRun, stop: StopRequest) -> Iterator[Record]:
     """
     saver = CheckpointSaver(run)
     try:
-        if run.config.run.resume is not None:
-            restored = restore(run)
-            for message in restored.warnings:
-                yield run.record("warning", message=message)
-            if restored.path is not None:
-                saver.saved_step = run.progress.step
+        checkpoint, warnings = restore(run)
+        for message in warnings:
+            yield run.record("warning", message=message)
+        if checkpoint is None:
+            run.progress.note_start(run.world.world_size, None, [])
+        else:
+            saver.saved_step = run.progress.step
         yield from _Trainer(run, stop, saver).records()
     except DivergedError:
         # The checkpoint being written is of a good step, and the newest one to go back to.
@@ -70,67 +75,69 @@ def last_step(run: TrainingRun, start_step: int) -> int:
 
 
 class _Trainer:
-    """The state and the parts of one call of `train`."""
+    """The state of one call of `train`."""
 
     def __init__(self, run: TrainingRun, stop: StopRequest, saver: CheckpointSaver) -> None:
-        config = run.config
+        control, progress = run.config.run, run.progress
         self.run = run
         self.stop = stop
         self.saver = saver
-        self.meter = ThroughputMeter(run.accelerator, config.run.benchmark_warmup_steps, run.work)
+        self.meter = ThroughputMeter(run.accelerator, control.benchmark_warmup_steps, run.work)
         self.monitor = FinitenessMonitor(
-            run.device, config.run.max_skipped_steps_in_a_row, run.progress.skipped
+            run.device, control.max_skipped_steps_in_a_row, progress.skipped
         )
-        self.save_every = Every.parse(config.run.save_every)
-        self.saves = config.run.save_checkpoints
+        self.save_every = Every.parse(control.save_every)
+        self.saves = control.save_checkpoints
         # Loss sums since the last step record, and over the epoch; on the device.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=run.device)
         self.epoch_loss_sum = self.loss_sum.clone()
         self.recorded_steps = 0
         self.epoch_steps = 0
         self.started = self.last_save = time.perf_counter()
-        self.elapsed_before_s = run.progress.elapsed_s
+        self.elapsed_before_s = progress.elapsed_s
         self.validation_time_s = 0.0
         self.results: dict[str, Any] = {}
         self.undecodable: set[str] = set()
-        run_epochs_from = run.run_epochs_from
-        self.end_step = last_step(
-            run, run.progress.step if run_epochs_from is None else run_epochs_from
-        )
+        counted_from = run.run_epochs_from
+        self.end_step = last_step(run, progress.step if counted_from is None else counted_from)
 
     def records(self) -> Iterator[Record]:
         run, progress = self.run, self.run.progress
-        resumed = self.saver.saved_step >= 0
-        if not resumed:
-            progress.note_start(run.world.world_size, None, [])
-        yield self._start_record()
+        yield run.start_record(
+            model=run.parts.model,
+            steps_per_epoch=run.steps_per_epoch,
+            total_steps=self.end_step,
+            epochs=run.config.schedule.epochs,
+            start_step=progress.step,
+            train_loader=run.train_loader,
+            val_loader=run.val_loader,
+            resumed_from=progress.starts[-1]["resumed_from"],
+        )
         if run.train_loader.num_quarantined:
             left_out = f"{run.train_loader.num_quarantined} train images are left out"
             yield run.record("warning", message=f"{left_out}: quarantine.json lists them")
-        while True:
-            epoch, position = divmod(progress.step, run.steps_per_epoch)
-            try:
+        ending: Exception | None = None
+        try:
+            while True:
+                epoch, position = divmod(progress.step, run.steps_per_epoch)
                 if position == 0 and progress.step > progress.closed_step:
                     yield from self._close_epoch(epoch - 1)
                 if progress.step >= self.end_step or should_end(run):
                     break
                 yield from self._train_epoch(epoch, position)
-            except Stopped:
-                self._update_elapsed()
-                self.meter.pause()
-                if self.saves:
-                    yield from self.saver.finish()
-                yield self._end_record()
-                raise
+        except Stopped as error:
+            self._update_elapsed()
+            ending = error
         self.meter.pause()
         if self.saves:
             try:
                 yield from self.saver.finish()
-            except WorkspaceError:
-                # The results are reported even where the last step cannot be saved.
-                yield self._end_record()
-                raise
+            except WorkspaceError as error:
+                ending = error
+        # The results are reported even where the last step cannot be saved.
         yield self._end_record()
+        if ending is not None:
+            raise ending
 
     def _train_epoch(self, epoch: int, position: int) -> Iterator[Record]:
         """Train from step ``position`` of ``epoch`` to its end, or to the run's last step."""
@@ -159,8 +166,7 @@ class _Trainer:
             if self.saves and self._save_is_due() and not ends_epoch:
                 self._check_finite()
                 self.meter.pause()
-                yield from self.saver.begin()
-                self.last_save = time.perf_counter()
+                yield from self._save()
                 self.meter.begin()
             if step >= self.end_step:
                 return
@@ -171,6 +177,10 @@ class _Trainer:
         if self.save_every.unit == "minutes":
             return bool(agree_max(int(due and self.run.world.rank == 0)))
         return due
+
+    def _save(self) -> Iterator[Record]:
+        yield from self.saver.begin()
+        self.last_save = time.perf_counter()
 
     def _undecodable_images(self, epoch: int) -> Iterator[Record]:
         """Name each train image that could not be decoded once, whichever rank read it.
@@ -193,9 +203,7 @@ class _Trainer:
     def _close_epoch(self, epoch: int) -> Iterator[Record]:
         """Record, validate and save after the last step of ``epoch``."""
         run = self.run
-        sums = self.meter.end_epoch()
-        if self.epoch_steps:
-            yield self._epoch_record(epoch, sums)
+        yield from self._epoch_record(epoch)
         is_best = False
         if run.val_loader is not None:
             for record in self._validate(epoch, run.val_loader):
@@ -204,8 +212,7 @@ class _Trainer:
         else:
             run.progress.closed_step = run.progress.step
         if self.saves and (self.save_every.due_epoch(epoch + 1) or is_best):
-            yield from self.saver.begin()
-            self.last_save = time.perf_counter()
+            yield from self._save()
 
     def _validate(self, epoch: int, loader: Loader) -> Iterator[Record]:
         run, parts = self.run, self.run.parts
@@ -231,10 +238,10 @@ class _Trainer:
 
         all_steps: wait for the newest step too; required before it is saved or recorded.
         """
-        divergence = self.monitor.divergence(all_steps)
+        diverged = self.monitor.divergence(all_steps)
         self.run.progress.skipped = self.monitor.skipped
-        if divergence is not None:
-            raise report_divergence(self.run, divergence)
+        if diverged is not None:
+            raise report_divergence(self.run, diverged)
 
     def _step_record(self, epoch: int, epoch_step: int, lr: float) -> Record:
         run = self.run
@@ -242,53 +249,45 @@ class _Trainer:
         loss = float(all_reduce_sum(self.loss_sum.clone()))
         self._check_finite()
         scale = run.parts.amp.scale()
-        values = {
-            "loss": loss / (self.recorded_steps * run.world.world_size),
-            "lr": lr,
-            "images_per_s": sums.images_per_s,
-            "data_wait_s": sums.data_wait_s / sums.steps if sums.steps else None,
-            "step_time_s": sums.time_s / sums.steps if sums.steps else None,
-            "epoch_step": epoch_step,
-            "steps_per_epoch": run.steps_per_epoch,
-            "total_steps": self.end_step,
-            "memory_bytes": run.accelerator.peak_memory_bytes(),
-            "loss_scale": float(scale) if scale is not None else None,
-            "skipped_steps": run.progress.skipped,
-        }
-        self.loss_sum.zero_()
-        self.recorded_steps = 0
-        return run.record("step", epoch, **values)
-
-    def _epoch_record(self, epoch: int, sums: StepSums) -> Record:
-        run = self.run
-        loss = float(all_reduce_sum(self.epoch_loss_sum.clone()))
-        values = {
-            "images": sums.images,
-            "time_s": sums.time_s,
-            "images_per_s": sums.images_per_s,
-            "compute_images_per_s": sums.compute_images_per_s,
-            "loss": loss / (self.epoch_steps * run.world.world_size),
-            "lr": run.schedule.lr(run.progress.step - 1),
-            "steps": self.epoch_steps,
-            "data_wait_s": sums.data_wait_s,
-            "undecodable": len(self.undecodable),
-        }
-        self.epoch_loss_sum.zero_()
-        self.epoch_steps = 0
-        return run.record("epoch", epoch, **values)
-
-    def _start_record(self) -> Record:
-        run = self.run
-        return run.start_record(
-            model=run.parts.model,
+        record = run.record(
+            "step",
+            epoch,
+            loss=loss / (self.recorded_steps * run.world.world_size),
+            lr=lr,
+            images_per_s=sums.images_per_s,
+            data_wait_s=sums.data_wait_s / sums.steps if sums.steps else None,
+            step_time_s=sums.time_s / sums.steps if sums.steps else None,
+            epoch_step=epoch_step,
             steps_per_epoch=run.steps_per_epoch,
             total_steps=self.end_step,
-            epochs=run.config.schedule.epochs,
-            start_step=run.progress.step,
-            train_loader=run.train_loader,
-            val_loader=run.val_loader,
-            resumed_from=run.progress.starts[-1]["resumed_from"],
+            memory_bytes=run.accelerator.peak_memory_bytes(),
+            loss_scale=float(scale) if scale is not None else None,
+            skipped_steps=run.progress.skipped,
         )
+        self.loss_sum.zero_()
+        self.recorded_steps = 0
+        return record
+
+    def _epoch_record(self, epoch: int) -> Iterator[Record]:
+        run, sums = self.run, self.meter.end_epoch()
+        if not self.epoch_steps:  # resumed before the epoch was closed
+            return
+        loss = float(all_reduce_sum(self.epoch_loss_sum.clone()))
+        yield run.record(
+            "epoch",
+            epoch,
+            images=sums.images,
+            time_s=sums.time_s,
+            images_per_s=sums.images_per_s,
+            compute_images_per_s=sums.compute_images_per_s,
+            loss=loss / (self.epoch_steps * run.world.world_size),
+            lr=run.schedule.lr(run.progress.step - 1),
+            steps=self.epoch_steps,
+            data_wait_s=sums.data_wait_s,
+            undecodable=len(self.undecodable),
+        )
+        self.epoch_loss_sum.zero_()
+        self.epoch_steps = 0
 
     def _end_record(self) -> Record:
         run, meter = self.run, self.meter
@@ -296,13 +295,13 @@ class _Trainer:
         # Epochs since the run's first start, as published figures count them.
         epochs = run.progress.step / run.steps_per_epoch
         results = {
-            "train": meter.results(run.world.world_size, epochs) if meter.total_steps else None,
+            "train": meter.results(run.world.world_size, epochs) if meter.total.steps else None,
             **self.results,
             "target": target_result(run),
             "starts": run.progress.starts,
             "time_s": time_results(
                 time.perf_counter() - self.started,
-                meter.train_time_s,
+                meter.total.time_s,
                 self.validation_time_s if run.config.run.validate else None,
                 meter.first_step_s,
             ),

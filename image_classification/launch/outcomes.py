@@ -45,13 +45,20 @@ class Outcome:
     message: str
     retry: bool = False
 
+    def show(self) -> int:
+        """Print the line to stderr; return the exit code."""
+        kind = "stopped: " if self.code == EXIT_STOPPED else "error: "
+        where = f"[rank {self.rank}] " if self.rank else ""
+        print(f"{kind}{where}{self.message}", file=sys.stderr)
+        return self.code
+
 
 def report_outcome(outcome: Outcome) -> bool:
     """Report ``outcome`` to the launcher; return False where this program's did not start us."""
-    folder = _folder()
-    if folder is None:
+    if not started_by_us():
         return False
-    (folder / f"rank-{outcome.rank}.json").write_text(json.dumps(vars(outcome)))
+    path = Path(os.environ[OUTCOME_FOLDER]) / f"rank-{outcome.rank}.json"
+    path.write_text(json.dumps(vars(outcome)))
     return True
 
 
@@ -61,29 +68,16 @@ def read_outcomes(folder: Path) -> list[Outcome]:
     return sorted(found, key=lambda o: (o.retry, _SEVERITY.index(o.code), o.rank))
 
 
-def clear_outcomes(folder: Path) -> None:
-    """Remove the outcomes of processes that are about to be started again."""
-    for path in folder.glob("rank-*.json"):
-        path.unlink()
-
-
 def keep_for_restart(name: str, text: str) -> None:
     """Keep ``text`` for the processes of later starts; the value kept first stays."""
-    folder = _folder()
-    if folder is not None and not (folder / name).exists():
-        (folder / name).write_text(text)
+    if started_by_us() and kept_for_restart(name) is None:
+        (Path(os.environ[OUTCOME_FOLDER]) / name).write_text(text)
 
 
 def kept_for_restart(name: str) -> str | None:
     """Return what an earlier process of this launch kept as ``name``; None for nothing."""
-    folder = _folder()
-    path = None if folder is None else folder / name
-    return path.read_text() if path is not None and path.exists() else None
-
-
-def _folder() -> Path | None:
-    folder = os.environ.get(OUTCOME_FOLDER)
-    return None if folder is None else Path(folder)
+    path = Path(os.environ.get(OUTCOME_FOLDER, "")) / name
+    return path.read_text() if started_by_us() and path.exists() else None
 
 
 def started_by_us() -> bool:

@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from image_classification.config.schema import PlatformConfig, RunConfig
 from image_classification.core.errors import (
     EXIT_BUG,
     EXIT_DONE,
-    EXIT_STOPPED,
     ConfigError,
     DeviceError,
 )
@@ -40,13 +39,10 @@ from image_classification.launch.outcomes import (
     OUTCOME_FOLDER,
     RESTART_REASON,
     Outcome,
-    clear_outcomes,
     keep_for_restart,
     read_outcomes,
 )
 
-_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-_MONITOR_INTERVAL_S = 0.1
 _RENDEZVOUS_TIMEOUT_S = 900
 # A longer gap between two checks means that the agent itself was suspended with its machine or
 # job; that time does not count as time in which its ranks were stopped.
@@ -62,7 +58,10 @@ def launch(config: RunConfig, words: Sequence[str]) -> int:
     Raises:
         ConfigError: see `nodes_from_environment`. DeviceError: the other machines did not join.
     """
-    _silence_agent_logs()
+    # Instead of the agent's log of every child's end, `launch` prints one line.
+    for logger in list(logging.root.manager.loggerDict):
+        if logger.startswith("torch.distributed.elastic"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
     platform = config.platform
     node_rank, endpoint = nodes_from_environment(platform, os.environ)
     with tempfile.TemporaryDirectory(prefix="image-classification-") as name:
@@ -70,24 +69,20 @@ def launch(config: RunConfig, words: Sequence[str]) -> int:
         os.environ[OUTCOME_FOLDER] = name
         keep_for_restart("launcher", str(os.getpid()))
         # Unset, torchrun would give each process one thread.
-        os.environ.setdefault(
-            "OMP_NUM_THREADS",
-            str(max(1, len(os.sched_getaffinity(0)) // platform.num_devices)),
-        )
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
+        threads = max(1, len(os.sched_getaffinity(0)) // platform.num_devices)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
         # Python's tracker of shared memory warns when it cleans up after a killed rank.
-        filters = [os.environ.get("PYTHONWARNINGS", ""), "ignore:resource_tracker:UserWarning"]
-        os.environ["PYTHONWARNINGS"] = ",".join(f for f in filters if f)
+        given = os.environ.get("PYTHONWARNINGS", "")
+        os.environ["PYTHONWARNINGS"] = f"{given},ignore:resource_tracker:UserWarning".strip(",")
         spec = _worker_spec(config, node_rank, endpoint, words)
         agent = Agent(spec, folder, stopped_limit_s=config.run.collective_timeout_s)
         try:
             result = agent.run()
         except SignalException as error:
+            stopped = Outcome(0, EXIT_BUG, f"stopped by {signal.Signals(error.sigval).name}")
             outcomes = [o for o in read_outcomes(folder) if o.code != EXIT_BUG]
-            if outcomes:
-                return _show(outcomes[0])
-            print(f"error: stopped by {signal.Signals(error.sigval).name}", file=sys.stderr)
-            return EXIT_BUG
+            return (outcomes or [stopped])[0].show()
         except (DistError, RendezvousError) as error:
             reason = str(error).splitlines()[0]
             raise DeviceError(
@@ -99,17 +94,18 @@ def launch(config: RunConfig, words: Sequence[str]) -> int:
         spec.rdzv_handler.shutdown()
         if not result.is_failed():
             return EXIT_DONE
-        return _show(root_cause(agent.ends, read_outcomes(folder)))
+        cause = root_cause(agent.ends, read_outcomes(folder))
+        if cause.retry:
+            remedy = "start again with --resume auto to continue from the last checkpoint"
+            cause = replace(cause, message=f"{cause.message}; {remedy}")
+        return cause.show()
 
 
 def nodes_from_environment(platform: PlatformConfig, environ: Mapping[str, str]) -> tuple[int, str]:
     """Return this node's rank and the rendezvous address ``host:port``.
 
-    One node needs nothing. Several are described by NODE_RANK, MASTER_ADDR and MASTER_PORT.
-
     Raises:
-        ConfigError: the platform has several nodes and the environment does not say which one
-            this is.
+        ConfigError: several nodes without NODE_RANK and MASTER_ADDR.
     """
     if platform.num_nodes == 1:
         return 0, "127.0.0.1:0"
@@ -151,39 +147,19 @@ def _worker_spec(
         args=("-u", *words),
         rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=config.run.max_restarts,
-        monitor_interval=_MONITOR_INTERVAL_S,
+        monitor_interval=0.1,
         master_addr=host if several else None,
         master_port=int(port) if several else None,
         local_addr=local_addr,
     )
 
 
-def _silence_agent_logs() -> None:
-    """Silence the agent's log of every child's end: `_show` prints one line instead."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            # Each has its own level, so the parent's is not enough.
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _show(outcome: Outcome) -> int:
-    """Print the line of the outcome that explains the run's; return its exit code."""
-    where = f"[rank {outcome.rank}] " if outcome.rank else ""
-    kind = "stopped: " if outcome.code == EXIT_STOPPED else "error: "
-    remedy = "; start again with --resume auto to continue from the last checkpoint"
-    print(
-        f"{kind}{where}{outcome.message}{remedy if outcome.retry else ''}",
-        file=sys.stderr,
-    )
-    return outcome.code
-
-
 @dataclass
 class ProcessEnds:
     """How the processes of one start ended.
 
-    exit_codes: (negative: a signal) by global rank, of those that ended before the agent ended
-    the rest. stopped_s: by rank, how long those that the agent killed had been stopped.
+    exit_codes: by global rank, not 0, of those that ended before the agent ended the rest;
+    negative: a signal. stopped_s: by rank, how long those that the agent killed had been stopped.
     """
 
     exit_codes: dict[int, int] = field(default_factory=dict)
@@ -200,15 +176,16 @@ def root_cause(ends: ProcessEnds, outcomes: list[Outcome]) -> Outcome:
         return outcomes[0]
     reported = {outcome.rank for outcome in outcomes}
     for rank, code in sorted(ends.exit_codes.items(), key=lambda pair: (pair[1] >= 0, pair[0])):
-        process = f"the process of rank {rank} on {socket.gethostname()}"
         if rank in ends.stopped_s:
-            stopped = f"had not run for {ends.stopped_s[rank]:.0f} s (stopped) and was killed"
-            return Outcome(rank, EXIT_BUG, f"{process} {stopped}", retry=True)
-        if code < 0:
-            killed = f"was killed by signal {-code} (exit code {code})"
-            return Outcome(rank, EXIT_BUG, f"{process} {killed}", retry=True)
-        if code > 0 and rank not in reported:
-            return Outcome(rank, EXIT_BUG, f"{process} ended with exit code {code}", retry=True)
+            end = f"had not run for {ends.stopped_s[rank]:.0f} s (stopped) and was killed"
+        elif code < 0:
+            end = f"was killed by signal {-code} (exit code {code})"
+        elif rank not in reported:
+            end = f"ended with exit code {code}"
+        else:
+            continue
+        message = f"the process of rank {rank} on {socket.gethostname()} {end}"
+        return Outcome(rank, EXIT_BUG, message, retry=True)
     return outcomes[0]
 
 
@@ -229,17 +206,17 @@ class Agent(LocalElasticAgent):
         self.ends = ProcessEnds()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        clear_outcomes(self._outcome_folder)
+        for path in self._outcome_folder.glob("rank-*.json"):
+            path.unlink()
         self.ends = ProcessEnds()
         self._stopped_s = {}
         started: dict[int, Any] = super()._start_workers(worker_group)
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        pids = {worker.global_rank: int(worker.id) for worker in worker_group.workers}
-        codes = {rank: exit_code(pid) for rank, pid in pids.items()}
+        codes = {w.global_rank: exit_code(int(w.id)) for w in worker_group.workers}
         failed = {rank: code for rank, code in codes.items() if code}
-        self._end_stopped(pids, at_once=bool(failed))
+        self._end_stopped(at_once=bool(failed))
         if not failed and None in codes.values():
             # torchrun's own check ends all others as soon as one rank has died, so it runs only
             # after this one has seen which rank died first.
@@ -253,16 +230,16 @@ class Agent(LocalElasticAgent):
         return result
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
-        workers = self._worker_group.workers
-        self._end_stopped({w.global_rank: int(w.id) for w in workers if w.id}, at_once=True)
+        self._end_stopped(at_once=True)
         super()._shutdown(death_sig)
 
-    def _end_stopped(self, pids: dict[int, int], at_once: bool) -> None:
+    def _end_stopped(self, at_once: bool) -> None:
         """Kill ranks that are stopped: ``at_once``, or once they reach the limit."""
         now = time.monotonic()
         passed_s = min(now - self._last_check, _MAX_CHECK_INTERVAL_S)
         self._last_check = now
-        for rank, pid in pids.items():
+        workers = self._worker_group.workers
+        for rank, pid in [(w.global_rank, int(w.id)) for w in workers if w.id]:
             if not is_stopped(pid):
                 self._stopped_s.pop(rank, None)
                 continue

@@ -1,12 +1,12 @@
-"""Rank 0's records of a run: on the screen and in files, with the report at the end."""
+"""Record a run: rank 0's records on the screen and in files, the telemetry, and the report."""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, TextIO, cast
 
 import torch
@@ -24,9 +24,10 @@ from image_classification.core.files import write_atomically
 from image_classification.core.program import LastingStdout
 from image_classification.core.types import DevicesFound, Record
 from image_classification.devices.accelerator import Accelerator
-from image_classification.engine.checkpoints import files
-from image_classification.engine.precision.apex import find_apex
-from image_classification.engine.run_telemetry import RunTelemetry
+from image_classification.distributed.collectives import gather_text
+from image_classification.distributed.world import is_lost_peer
+from image_classification.engine.checkpoints.files import describe_newest
+from image_classification.engine.precision import find_apex
 from image_classification.engine.runs import Run
 from image_classification.engine.stop import Stopped
 from image_classification.launch.outcomes import Outcome, keep_for_restart, report_outcome
@@ -34,10 +35,104 @@ from image_classification.reporting.build_report import build_report
 from image_classification.reporting.console.results import print_results
 from image_classification.reporting.console.sink import open_console_sink
 from image_classification.reporting.page.run_page import write_page
-from image_classification.reporting.pictures.draw import Gallery, draw_run
-from image_classification.reporting.report import RunReport, write_report
+from image_classification.reporting.pictures.draw import draw_run
+from image_classification.reporting.report import write_report
 from image_classification.reporting.sinks import DLLoggerSink, JsonlSink, MultiSink, Sink
 from image_classification.reporting.trackers.sink import open_trackers
+from image_classification.telemetry.sampler import Sampler
+from image_classification.telemetry.sensors import RankLocation, open_sensors, own_location
+
+
+class RunTelemetry:
+    """Samples from construction to `stop`, in the first rank of each node only.
+
+    Every rank constructs one, and every rank calls `report` unless it alone has failed.
+    sampler: None on the other ranks.
+    """
+
+    def __init__(self, run: Run) -> None:
+        names = run.accelerator.found().names
+        name = names[run.world.local_rank % len(names)] if names else run.accelerator.kind
+        texts = gather_text(own_location(run.device, name).to_text())
+        locations = [RankLocation.from_text(text) for text in texts]
+        own = locations[run.world.rank]
+        self.sampler: Sampler | None = None
+        self._run = run
+        self._num_nodes = len({location.node for location in locations})
+        self._warned = False
+        on_this_node = [location for location in locations if location.node == own.node]
+        if on_this_node[0] == own:
+            self.sampler = Sampler(open_sensors(run.accelerator.kind, on_this_node), run.work)
+            self.sampler.start()
+
+    def stop(self) -> None:
+        """Stop sampling; may be called twice."""
+        if self.sampler is not None:
+            self.sampler.stop()
+
+    def records(self, epoch: int) -> list[Record]:
+        """Return the ``telemetry`` records since the last call, and at most one ``warning``."""
+        if self.sampler is None:
+            return []
+        found = [self._run.record("telemetry", epoch, **v) for v in self.sampler.take_records()]
+        trouble = None if self._warned else self.sampler.trouble()
+        if trouble is not None:
+            self._warned = True
+            found.append(self._run.record("warning", epoch, message=trouble))
+        return found
+
+    def report(self, alone: bool = False) -> dict[str, Any]:
+        """Stop and return ``telemetry`` of the report, complete on rank 0.
+
+        alone: do not wait for the other ranks, as they may not call this.
+        """
+        self.stop()
+        own = None
+        if self.sampler is not None:
+            own = self.sampler.figures()
+            first = own["devices"][0]
+            if first["memory_peak_bytes"] is None:
+                first["memory_peak_bytes"] = self._run.accelerator.peak_memory_bytes()
+                first["source"] += "; memory: tensors of this rank alone"
+        gathered = [own]
+        if not alone and self._num_nodes > 1:
+            try:
+                gathered = [json.loads(text) for text in gather_text(json.dumps(own))]
+            except RuntimeError as error:
+                # A lost rank must not cost this node's own figures.
+                if not is_lost_peer(error):
+                    raise
+        return combine_nodes([figures for figures in gathered if figures], self._num_nodes)
+
+
+_WINDOWS = {
+    "measured": "of the steps that the speed is of",
+    "training": "of all steps, none after the warm-up",
+    None: "not measured: no step was taken",
+}
+
+
+def combine_nodes(nodes: Sequence[dict[str, Any]], num_nodes: int) -> dict[str, Any]:
+    """Combine the figures of the nodes (`Sampler.figures`) in the report's format.
+
+    Sums are None unless every device of every node has its part.
+    """
+    if not nodes:
+        return {"devices": None, "energy_j": None, "images_per_joule": None, "source": None}
+    devices = [device for node in nodes for device in node["devices"]]
+    energies = [device["energy_j"] for device in devices]
+    complete = len(nodes) == num_nodes and None not in energies
+    energy_j = sum(energies) if complete else None
+    sources = list(dict.fromkeys(device["source"] for device in devices))
+    sources.append(f"means and energy: {_WINDOWS[nodes[0]['window']]}")
+    if len(nodes) < num_nodes:
+        sources.append(f"{num_nodes - len(nodes)} of {num_nodes} nodes did not answer")
+    return {
+        "devices": devices,
+        "energy_j": energy_j,
+        "images_per_joule": nodes[0]["images"] / energy_j if energy_j else None,
+        "source": " | ".join(sources),
+    }
 
 
 class RunRecorder:
@@ -52,8 +147,7 @@ class RunRecorder:
         # Started with stdout closed, Python has none at all.
         stdout = LastingStdout() if sys.stdout is not None else io.StringIO()
         self._console = Console(file=cast(TextIO, stdout))
-        self._sink = MultiSink([])
-        self._sinks_opened = False
+        self._sink: MultiSink | None = None
         self._results: dict[str, Any] | None = None
         self._checkpoint: str | None = None
         self._epoch = 0
@@ -61,8 +155,7 @@ class RunRecorder:
     def record_all(self, records: Iterator[Record]) -> int:
         """Consume ``records``, write the report and return the exit code.
 
-        Raises:
-            UserError: after the report was written.
+        A UserError of ``records`` is raised after the report was written.
         """
         telemetry = RunTelemetry(self._run)
         try:
@@ -74,7 +167,8 @@ class RunRecorder:
                 code = EXIT_STOPPED
                 message = f"{stopped} came; {self._how_to_continue()}"
             except DivergedError as error:
-                code, message = EXIT_DIVERGED, f"{error}; {self._kept_checkpoint()}"
+                code = EXIT_DIVERGED
+                message = f"{error}; {describe_newest(self._run.checkpoints)}"
             except UserError as error:
                 # It may be this rank's alone, so the others are not waited for.
                 self._report(error.exit_code, error.message, telemetry, alone=True)
@@ -83,15 +177,15 @@ class RunRecorder:
         finally:
             telemetry.stop()
         if code != EXIT_DONE:
-            rank = self._run.world.rank
-            if not report_outcome(Outcome(rank, code, message)) and rank == 0:
-                kind = "stopped: " if code == EXIT_STOPPED else "error: "
-                print(f"{kind}{message}", file=sys.stderr)
+            outcome = Outcome(self._run.world.rank, code, message)
+            if not report_outcome(outcome) and outcome.rank == 0:
+                outcome.show()
         return code
 
     def close(self) -> None:
         """Close the sinks; may be called twice."""
-        self._sink.close()
+        if self._sink is not None:
+            self._sink.close()
 
     def _take(self, record: Record, telemetry: RunTelemetry) -> None:
         self._epoch = record.epoch
@@ -104,15 +198,14 @@ class RunRecorder:
             return
         if record.kind == "start" and "start_step" in record.values:
             keep_for_restart("start_step", str(record.values["start_step"]))
-        if not self._sinks_opened:
+        if self._sink is None:
             # Not before the first record: a run that cannot begin leaves nothing behind.
             self._open_sinks()
         if record.kind != "start":
             self._write_telemetry(telemetry)
-        self._sink.write(record)
+        self._write(record)
 
     def _open_sinks(self) -> None:
-        """Open every sink and write ``config.yml``."""
         config, folder = self._run.config, self._run.workspace
         append = config.run.resume is not None
         parameters = {
@@ -132,7 +225,9 @@ class RunRecorder:
                 workspace=folder,
                 parameters=parameters,
                 resumed=append,
-                warn=self._warn,
+                warn=lambda message: self._write(
+                    self._run.record("warning", self._epoch, message=message)
+                ),
             )
         except UserError:
             MultiSink(sinks).close()
@@ -144,23 +239,23 @@ class RunRecorder:
             *trackers,  # last, so that they close first and can still warn
         ]
         self._sink = MultiSink(sinks)
-        self._sinks_opened = True
         for message in config.warnings:
-            self._sink.write(Record("warning", 0, 0, {"message": message}))
+            self._write(Record("warning", 0, 0, {"message": message}))
 
-    def _warn(self, message: str) -> None:
-        self._sink.write(self._run.record("warning", self._epoch, message=message))
+    def _write(self, record: Record) -> None:
+        if self._sink is not None:
+            self._sink.write(record)
 
     def _write_telemetry(self, telemetry: RunTelemetry) -> None:
         for record in telemetry.records(self._epoch):
-            self._sink.write(record)
+            self._write(record)
 
     def _report(
         self, code: int, message: str, telemetry: RunTelemetry, alone: bool = False
     ) -> None:
         """Write the report; every rank calls this unless it is ``alone``."""
         figures = telemetry.report(alone)
-        if not self._sinks_opened:
+        if self._sink is None:
             return
         self._write_telemetry(telemetry)
         self._sink.close()
@@ -175,7 +270,15 @@ class RunRecorder:
             exit_message=message,
         )
         write_report(report, run.workspace)
-        gallery = _draw(run.workspace, report)
+        gallery = None
+        try:
+            gallery = draw_run(run.workspace, report)
+        except UserError:
+            raise
+        except Exception as error:
+            # An error in the pictures must not hide how the run ended.
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"warning: the pictures could not be drawn ({reason})", file=sys.stderr)
         write_page(report, run.workspace, gallery=gallery, provenance=run.config.provenance)
         print_results(self._console, report, folder=run.workspace, checkpoint=self._checkpoint)
 
@@ -185,22 +288,6 @@ class RunRecorder:
             return "nothing was to be saved"
         options = f"--workspace {run.workspace} --resume auto"
         return f"step {run.progress.step} is saved, start again with {options} to continue"
-
-    def _kept_checkpoint(self) -> str:
-        saved = files.listed(self._run.checkpoints)
-        return f"{saved[-1].path} is kept" if saved else "no checkpoint had been saved"
-
-
-def _draw(folder: Path, report: RunReport) -> Gallery | None:
-    """Draw the pictures; an error in them must not hide how the run ended."""
-    try:
-        return draw_run(folder, report)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"warning: the pictures could not be drawn ({reason})", file=sys.stderr)
-        return None
 
 
 def torch_environment(accelerator: Accelerator) -> dict[str, Any]:

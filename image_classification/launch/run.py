@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,33 +23,49 @@ from image_classification.core.errors import (
     UserError,
     WorkspaceError,
 )
-from image_classification.core.types import DevicesFound, WorldInfo
+from image_classification.core.types import DevicesFound, Record, WorldInfo
 from image_classification.data.formats.folder import check_classes
 from image_classification.data.tools.demo import resolve_data_path
 from image_classification.devices.accelerator import Accelerator, get_accelerator, out_of_memory
 from image_classification.devices.cuda import set_affinity
-from image_classification.distributed.host_collectives import AnyRank, broadcast_text
+from image_classification.distributed.collectives import AnyRank, agree_max, broadcast_text
 from image_classification.distributed.launcher_env import detect_world, restart_count
-from image_classification.distributed.world import (
-    JoinError,
-    agree_max,
-    lost_peer_message,
-    process_group,
-)
-from image_classification.engine.modes import MODES
+from image_classification.distributed.world import JoinError, lost_peer_message, process_group
+from image_classification.engine import build
+from image_classification.engine.benchmark import benchmark_data, benchmark_inference
+from image_classification.engine.evaluate import evaluate_run
 from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
+from image_classification.engine.train import train
 from image_classification.launch.outcomes import Outcome, end_with_launcher, report_outcome
 from image_classification.launch.processes import launch
 from image_classification.launch.recorder import RunRecorder
-from image_classification.launch.restart import (
+from image_classification.launch.workspace import (
     ResumePoint,
     apply_resume_point,
     check_restarts,
     find_resume_point,
+    locked,
 )
-from image_classification.launch.workspace import locked
 from image_classification.reporting.trackers.sink import check_trackers
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A value of ``--mode``. build: adds the mode's parts to a run; records: runs it."""
+
+    build: Callable[[Run], Run]
+    records: Callable[[Any, StopRequest], Iterator[Record]]
+
+
+MODES = {
+    "convergence": Mode(build.build_training, train),
+    "benchmark_training": Mode(build.build_training, train),
+    "benchmark_training_short": Mode(build.build_training, train),
+    "evaluate": Mode(build.build_evaluation, evaluate_run),
+    "benchmark_inference": Mode(build.build_evaluation, benchmark_inference),
+    "benchmark_data": Mode(build.build_loader_benchmark, benchmark_data),
+}
 
 
 def start_run(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) -> int:
@@ -95,7 +111,7 @@ def _nodes_from_environment(layered: LayeredRun) -> Override:
 
 
 def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
-    """Raise in this one process the errors that would otherwise occur in each."""
+    """Raise here the errors that would otherwise occur in every process."""
     accelerator.check_precision(config.precision.name, config.precision.dtype)
     if config.data.backend != "synthetic":
         root = resolve_data_path(config.data.path)
@@ -128,21 +144,19 @@ def _run_rank(
 
 
 def _out_of_memory_error(config: RunConfig) -> DeviceError:
-    batch = config.batch
+    per_device, global_batch = config.batch.per_device_batch, config.batch.global_batch
     if config.run.mode == "benchmark_inference":
         remedy = f"give smaller batches than {max(config.run.inference_batches)} with --batch-size"
-    elif batch.per_device_batch > 1:
-        smaller = max(
-            d for d in range(1, batch.per_device_batch // 2 + 1) if batch.per_device_batch % d == 0
-        )
+    elif per_device > 1:
+        smaller = max(d for d in range(1, per_device // 2 + 1) if per_device % d == 0)
         remedy = (
-            f"--batch-size {smaller} --optimizer-batch-size {batch.global_batch} trains the same "
+            f"--batch-size {smaller} --optimizer-batch-size {global_batch} trains the same "
             "global batch in smaller parts"
         )
     else:
         remedy = "make --image-size smaller"
     return DeviceError(
-        f"no memory left on {config.platform.device} with {batch.per_device_batch} images of "
+        f"no memory left on {config.platform.device} with {per_device} images of "
         f"{config.data.image_size} px per device; {remedy}"
     )
 
@@ -150,7 +164,7 @@ def _out_of_memory_error(config: RunConfig) -> DeviceError:
 def _exit_at_once(outcome: Outcome) -> NoReturn:
     """Exit without leaving the process group, which would wait for the lost rank."""
     if not report_outcome(outcome):
-        print(f"error: [rank {outcome.rank}] {outcome.message}", file=sys.stderr)
+        outcome.show()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # The reader of the stream may have ended too.

@@ -19,6 +19,7 @@ from image_classification.distributed.world import process_group
 from image_classification.engine.build import build_parts, open_split
 from image_classification.engine.evaluate import evaluate
 from image_classification.engine.runs import EvaluationRun, Run
+from image_classification.engine.stop import StopRequest
 
 CLASSES = 10
 
@@ -56,7 +57,7 @@ def main(folder: str, sets: list[int], batches: list[int]) -> None:
                 base = Run(config, world, accelerator, device, Path(folder))
                 loader = open_split(base, "val")
                 run = EvaluationRun(**vars(base), parts=parts, val_loader=loader)
-                result = evaluate(run, parts.model, loader)
+                result = evaluate(run, parts.model, loader, StopRequest())
                 found[f"{images} {batch}"] = [
                     result.images,
                     round(result.top1 * result.images / 100, 9),

@@ -12,8 +12,7 @@ from torch import nn
 from image_classification.config.schema import OptimConfig
 from image_classification.devices.accelerator import get_accelerator
 from image_classification.engine.build import build_optimizer
-from image_classification.engine.precision.apex import find_apex, open_apex_amp
-from image_classification.engine.precision.torch_amp import Amp, TorchAmp
+from image_classification.engine.precision import Amp, ApexAmp, TorchAmp, find_apex
 from image_classification.optim.optimizers import param_groups
 
 APEX = find_apex()
@@ -97,7 +96,7 @@ def test_apex_amp_is_torchs_autocast(opened, implementation: str, scale: float |
     optim = optimizer(with_torch, "torch")
     steps(with_torch, optim, torch_amp(optim, "float16", scale))
     optim = optimizer(with_apex, implementation)
-    opened.append(open_apex_amp(with_apex, optim, scale, torch.device("cuda")))
+    opened.append(ApexAmp(with_apex, optim, scale, torch.device("cuda")))
     steps(with_apex, optim, opened[0])
     torch.testing.assert_close(
         list(with_apex.parameters()), list(with_torch.parameters()), rtol=1e-2, atol=1e-3
@@ -109,6 +108,6 @@ def test_apex_amp_is_torchs_autocast(opened, implementation: str, scale: float |
 def test_apex_amp_leaves_an_overflow_out(opened) -> None:
     model = net()
     optim = optimizer(model, "torch")
-    opened.append(open_apex_amp(model, optim, "dynamic", torch.device("cuda")))
+    opened.append(ApexAmp(model, optim, "dynamic", torch.device("cuda")))
     assert steps(model, optim, opened[0], boom=2) == [True, True, False, True, True, True]
     assert opened[0].state_dict()["loss_scaler0"]["loss_scale"] == 2.0**15

@@ -10,12 +10,8 @@ from image_classification.config.schema import MixingConfig, OptimConfig
 from image_classification.core.errors import DeviceError
 from image_classification.core.types import WorldInfo
 from image_classification.devices.cuda import CudaAccelerator, set_affinity
-from image_classification.distributed.world import (
-    agree_max,
-    all_reduce_sum,
-    control_group,
-    process_group,
-)
+from image_classification.distributed.collectives import agree_max, all_reduce_sum
+from image_classification.distributed.world import control_group, process_group
 from image_classification.optim.ema import Ema
 from image_classification.optim.losses import Mixer
 from image_classification.optim.optimizers import build_optimizer, param_groups
@@ -115,7 +111,7 @@ def test_mixing_on_the_gpu_equals_the_cpu(cuda: CudaAccelerator) -> None:
 
 def test_process_group_of_one_rank(cuda: CudaAccelerator) -> None:
     # With one rank, no process group is started.
-    with process_group(WorldInfo(), cuda.process_group_backend):
+    with process_group(WorldInfo(), cuda.process_group_backend, timeout_s=60.0):
         assert control_group() is None
         assert agree_max(2) == 2
         assert all_reduce_sum(torch.ones(1, device="cuda")).item() == 1.0

@@ -9,8 +9,8 @@
         manifest.json       sha256 and size of the three files above
     checkpoints/best.json   which step validated best
 
-No file is a pickle. A checkpoint exists once its folder has its final name; the manifest tells
-whether it is complete.
+No file is a pickle. A folder with a checkpoint's name is complete unless it was damaged later,
+which the manifest tells.
 """
 
 from __future__ import annotations
@@ -40,16 +40,10 @@ from image_classification.core.files import (
 from image_classification.models.weights import write_tensors
 
 FORMAT = 1
-MODEL, STATE, META, MANIFEST = (
-    "model.safetensors",
-    "state.safetensors",
-    "state.json",
-    "manifest.json",
-)
-_HASHED_FILES = (MODEL, STATE, META)
+MODEL, STATE, META = _HASHED_FILES = ("model.safetensors", "state.safetensors", "state.json")
+MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-(\d{10,})")
 _OLD_NAME = re.compile(rf"\.old-({_NAME.pattern})-\d+")
-_BEST_TEMPORARY = re.compile(r"\.best\.json\.\d+\.tmp")
 
 # Kept free on a full disk for the headers, best.json and the lines of the run's records.
 _RESERVE_BYTES = 1 << 20
@@ -59,8 +53,8 @@ _RESERVE_BYTES = 1 << 20
 class Snapshot:
     """The content of a checkpoint, on the host.
 
-    model and state: tensors by name, in any memory layout. model_header: strings for the
-    safetensors header. meta: JSON values (progress, loss scale, configuration).
+    model, state: tensors by name, in any memory layout. model_header: for the safetensors header.
+    meta: JSON values (progress, loss scale, configuration).
     """
 
     model: Mapping[str, torch.Tensor]
@@ -78,13 +72,10 @@ class Saved:
 
 
 def save(folder: Path, step: int, snapshot: Snapshot, prefix: str = "step") -> Saved:
-    """Write the checkpoint of ``step`` into ``folder`` (the run's ``checkpoints/``).
-
-    prefix: what the checkpoint folder's name starts with.
+    """Write the checkpoint of ``step`` as ``FOLDER/PREFIX-STEP``.
 
     Raises:
-        WorkspaceError: it could not be written; earlier checkpoints are untouched and nothing
-            incomplete has a checkpoint's name.
+        WorkspaceError: it could not be written; earlier checkpoints are untouched.
     """
     final = folder / f"{prefix}-{step:010d}"
     temporary = folder / f".tmp-{step:010d}-{os.getpid()}"
@@ -119,12 +110,13 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     with synced_file(folder / STATE) as file:
         write_tensors(file, snapshot.state)
     _write_json(folder / META, snapshot.meta)
-    files = {
-        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in _HASHED_FILES
-    }
+    files = {name: _fingerprint(folder / name) for name in _HASHED_FILES}
     _write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
     sync_folder(folder)
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -158,65 +150,46 @@ def clean_up(folder: Path) -> None:
     A checkpoint that was being replaced by one of the same step is restored if its replacement
     never got its name.
     """
-    if not folder.is_dir():
-        return
-    for entry in list(os.scandir(folder)):
-        if _BEST_TEMPORARY.fullmatch(entry.name):
-            Path(entry.path).unlink(missing_ok=True)
-        elif entry.name.startswith((".tmp-", ".old-")):
-            old = _OLD_NAME.fullmatch(entry.name)
-            final = folder / old[1] if old else None
-            if final and not final.exists() and _damage(Path(entry.path)) is None:
-                os.rename(entry.path, final)
-            else:
-                shutil.rmtree(entry.path, ignore_errors=True)
+    for path in list(folder.glob(".best.json.*.tmp")):
+        path.unlink(missing_ok=True)
+    for path in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
+        old = _OLD_NAME.fullmatch(path.name)
+        final = folder / old[1] if old else None
+        if final and not final.exists() and _damage(path) is None:
+            os.rename(path, final)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def verify(path: Path) -> None:
-    """Check a checkpoint folder against its manifest.
-
-    Raises:
-        CheckpointError: a file is missing, cut short or changed; the message names it.
-    """
+    """Raise CheckpointError, naming the file, unless the checkpoint matches its manifest."""
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}: give an existing folder to --resume")
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        files = manifest["files"]
-        expected = {name: (files[name]["sha256"], files[name]["bytes"]) for name in _HASHED_FILES}
         version = manifest["format"]
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} is not a whole checkpoint: {MANIFEST} cannot be read ({error.strerror}); "
-            "use another one"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"damaged checkpoint {path}: {MANIFEST} is not readable; use another one"
-        ) from error
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {version}; this release reads {FORMAT}"
-        )
-    for name, (digest, size_bytes) in expected.items():
-        file = path / name
-        try:
-            found_bytes = file.stat().st_size
-            same = found_bytes == size_bytes and sha256_of(file) == digest
-        except OSError as error:
+        expected = {name: manifest["files"][name] for name in _HASHED_FILES}
+        if version != FORMAT:
             raise CheckpointError(
-                f"damaged checkpoint {path}: {name} cannot be read ({error.strerror}); "
-                "use another one"
-            ) from error
-        if not same:
-            raise CheckpointError(
-                f"damaged checkpoint {path}: {name} does not match its hash "
-                f"({found_bytes} bytes, {size_bytes} expected); use another one"
+                f"{path} has checkpoint format {version}; this release reads {FORMAT}"
             )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(_damaged(path, f"{MANIFEST} cannot be read ({error})")) from error
+    for name, fingerprint in expected.items():
+        try:
+            found = _fingerprint(path / name)
+        except OSError as error:
+            raise CheckpointError(_damaged(path, f"{name} cannot be read ({error})")) from error
+        if found != fingerprint:
+            raise CheckpointError(_damaged(path, f"{name} does not match its hash and size"))
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"damaged checkpoint {path}: {reason}; use another one"
 
 
 def _damage(path: Path) -> str | None:
-    """Return what is wrong with the checkpoint at ``path``; None if it is complete."""
+    """Return what is wrong with the checkpoint at ``path``; None if nothing."""
     try:
         verify(path)
     except CheckpointError as error:
@@ -225,11 +198,7 @@ def _damage(path: Path) -> str | None:
 
 
 def load(path: Path) -> Snapshot:
-    """Read a checkpoint after checking every hash.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
+    """Read a checkpoint after checking every hash. Raises CheckpointError as `verify`."""
     verify(path)
     try:
         return Snapshot(
@@ -239,19 +208,28 @@ def load(path: Path) -> Snapshot:
             meta=json.loads((path / META).read_bytes()),
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"damaged checkpoint {path}: {error}; use another one") from error
+        raise CheckpointError(_damaged(path, str(error))) from error
 
 
 def listed(folder: Path) -> list[Saved]:
-    """Return the checkpoints in ``folder`` sorted by step; incomplete ones have other names."""
+    """Return the checkpoints in ``folder`` sorted by step."""
     if not folder.is_dir():
         return []
     found = []
-    for entry in os.scandir(folder):
+    for entry in os.scandir(folder):  # unlike glob, it raises where the folder cannot be read
         match = _NAME.fullmatch(entry.name)
         if match and entry.is_dir():
             found.append(Saved(Path(entry.path), int(match[1])))
     return sorted(found, key=lambda saved: saved.step)
+
+
+def describe_newest(folder: Path) -> str:
+    """Return which checkpoint is left, in words for an error message."""
+    try:
+        saved = listed(folder)
+    except OSError:
+        return "earlier checkpoints were not touched"
+    return f"{saved[-1].path} is kept" if saved else "no checkpoint had been saved"
 
 
 def newest_good(folder: Path) -> tuple[Saved | None, list[str]]:
@@ -270,51 +248,36 @@ def weights_file(path: Path) -> Path:
     return path / MODEL
 
 
-def find(target: str, own_folder: Path) -> tuple[Saved | None, list[str]]:
+def find(target: str, own_folder: Path) -> tuple[Path | None, list[str]]:
     """Find what ``--resume TARGET`` names: ``auto``, a checkpoint folder or a run's folder.
 
     own_folder: the run's ``checkpoints/``, searched for ``auto``. Returns the checkpoint (None:
     ``auto`` in a run that has none yet) and warnings.
 
     Raises:
-        CheckpointError: a named target that is missing or damaged, or ``auto`` where every
+        CheckpointError: a named target that is missing or damaged, or a folder where every
             checkpoint is damaged.
     """
-    if target == "auto":
-        saved, problems = newest_good(own_folder)
-        if saved is None and problems:
-            raise CheckpointError(
-                f"no usable checkpoint in {own_folder} ({problems[0]}); remove the folder to "
-                "start over"
-            )
-        return saved, problems
     path = Path(target)
-    try:
-        path.stat()
-    except OSError as error:
+    if target == "auto":
+        folder = own_folder
+    else:
+        try:
+            path.stat()
+        except OSError as error:
+            raise CheckpointError(
+                f"no checkpoint at {path} ({error.strerror}): give an existing folder to --resume"
+            ) from error
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        if not listed(folder):
+            verify(path)
+            return path, []
+    saved, problems = newest_good(folder)
+    if saved is None and problems:
         raise CheckpointError(
-            f"no checkpoint at {path} ({error.strerror}): give an existing folder to --resume"
-        ) from error
-    inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if path.is_dir() and listed(inner):
-        saved, problems = newest_good(inner)
-        if saved is None:
-            raise CheckpointError(f"no usable checkpoint in {inner}: {problems[0]}")
-        return saved, problems
-    verify(path)
-    return Saved(path, _step_of(path)), []
-
-
-def _step_of(path: Path) -> int:
-    match = _NAME.fullmatch(path.resolve().name)
-    if match:
-        return int(match[1])
-    try:
-        return int(json.loads((path / META).read_bytes())["progress"]["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"damaged checkpoint {path}: {META} names no step; use another one"
-        ) from error
+            f"no usable checkpoint in {folder} ({problems[0]}); remove the folder to start over"
+        )
+    return saved and saved.path, problems
 
 
 def note_best(folder: Path, saved: Saved, top1: float) -> None:
@@ -324,11 +287,7 @@ def note_best(folder: Path, saved: Saved, top1: float) -> None:
 
 
 def best_step(folder: Path) -> int | None:
-    """Return the step of ``best.json``; None without that file.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """Return the step of ``best.json``; None without that file. Raises CheckpointError."""
     try:
         return int(json.loads((folder / "best.json").read_bytes())["step"])
     except FileNotFoundError:
@@ -342,8 +301,7 @@ def best_step(folder: Path) -> int | None:
 def rotate(folder: Path, keep: int, protect: Iterable[int] = ()) -> None:
     """Delete all but the ``keep`` newest checkpoints (-1: keep all), never a protected step.
 
-    The newest one always stays, since ``--resume auto`` needs it. To be called after a save: no
-    checkpoint is deleted for one that is yet to be written. Raises OSError.
+    The newest one always stays, since ``--resume auto`` needs it. Raises OSError.
     """
     if keep < 0:
         return

@@ -1,4 +1,4 @@
-"""``launch.py`` with one thing going wrong: run by test_divergence.py and test_changed_world.py.
+"""``launch.py`` with a fault: run by test_finiteness.py and test_restore.py.
 
 FAULT=KIND:RANK:STEP in the environment. KIND is ``loss`` (NaN in the images of that step) or
 ``gradient`` (NaN in one gradient, finite loss). SAMPLES=FILE: what each rank decodes is appended.

@@ -1,4 +1,4 @@
-"""Where the time goes: windows, warm-up, percentiles."""
+"""Training speed: windows, warm-up, percentiles."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from image_classification.engine.throughput import ThroughputMeter, percentiles
 
 
 class FakeClock:
-    """Marks are the times it is told."""
+    """An accelerator whose marks are `now_s`."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

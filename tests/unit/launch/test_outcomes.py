@@ -1,4 +1,4 @@
-"""Files between a launcher and its processes, and the end of ranks whose launcher is gone."""
+"""Files exchanged by launcher and processes; ranks end when their launcher has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from image_classification.launch.outcomes import (
     OUTCOME_FOLDER,
     Outcome,
-    clear_outcomes,
     keep_for_restart,
     kept_for_restart,
     read_outcomes,
@@ -49,8 +48,6 @@ def test_outcome_that_explains_the_others_comes_first(tmp_path, monkeypatch):
     for outcome in outcomes:
         assert report_outcome(outcome)
     assert read_outcomes(tmp_path) == outcomes[::-1]
-    clear_outcomes(tmp_path)
-    assert read_outcomes(tmp_path) == []
 
 
 def test_first_value_is_kept_for_restarts(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The launcher and its agent with real processes that are small: they do not import torch."""
+"""The launcher and its agent with real, small processes that do not import torch."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_lost_rank_is_restarted_and_other_rank_is_ended(
         if number == signal.SIGKILL:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
-    # The rank that the agent kills must be told from the other one even if it dies at once.
+    # The killed rank must be recognized even if it dies at once.
     killpg = os.killpg
     monkeypatch.setattr(os, "killpg", kill_and_wait)
     argv = [str(tmp_path), "signal", str(int(number)), "ignore"]

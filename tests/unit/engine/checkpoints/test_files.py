@@ -13,7 +13,8 @@ from image_classification.core.errors import CheckpointError, WorkspaceError
 from image_classification.core.files import explained
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.checkpoints.files import Snapshot
-from image_classification.engine.checkpoints.run_state import optimizer_state, restore_optimizer
+from image_classification.engine.checkpoints.restore import restore_optimizer
+from image_classification.engine.checkpoints.save import optimizer_state
 
 
 def snapshot(value: float = 1.0) -> Snapshot:
@@ -80,7 +81,7 @@ def test_auto_takes_the_newest_by_step_not_by_time(tmp_path):
     os.utime(tmp_path / "step-0000000020", (0, 0))
     saved, warnings = checkpoint.find("auto", tmp_path)
     assert saved is not None
-    assert saved.step == 20
+    assert saved.name == "step-0000000020"
     assert warnings == []
 
 
@@ -90,7 +91,7 @@ def test_auto_skips_a_damaged_checkpoint_with_a_warning(tmp_path):
     (newest / "model.safetensors").write_bytes(b"")
     saved, warnings = checkpoint.find("auto", tmp_path)
     assert saved is not None
-    assert saved.step == 1
+    assert saved.name == "step-0000000001"
     assert "step-0000000002" in warnings[0]
 
 
@@ -109,7 +110,7 @@ def test_run_folder_means_its_newest_checkpoint(tmp_path):
     checkpoint.save(tmp_path / "checkpoints", 5, snapshot())
     saved, _ = checkpoint.find(str(tmp_path), tmp_path / "elsewhere")
     assert saved is not None
-    assert saved.step == 5
+    assert saved.name == "step-0000000005"
 
 
 def test_failed_write_keeps_earlier_checkpoints_and_leaves_nothing(tmp_path, monkeypatch):

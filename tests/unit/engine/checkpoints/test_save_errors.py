@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.engine.train import train
 from image_classification.launch.workspace import locked
+from tests.support.jobs import read_records
 
 MIB = 1 << 20
 OFTEN = {"run__validate": False, "run__save_every": "1 steps", "run__keep_checkpoints": 1}
@@ -27,7 +29,7 @@ def mount(*arguments):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mount a tmpfs of so many MiB; gone at the end of the test."""
+    """Mount a tmpfs of the given MiB; unmounted at the end of the test."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a small disk")
     with ExitStack() as stack:
@@ -45,7 +47,7 @@ def small_disk(tmp_path):
 
 
 def disk_for(small_disk, small_config, open_run, tmp_path, checkpoints):
-    """Mount a disk that holds so many checkpoints of the small run."""
+    """Mount a disk with room for this number of checkpoints of the small run."""
     parts = open_run(small_config(), workspace=str(tmp_path / "measured")).parts
     # SGD keeps one momentum buffer for each parameter.
     tensors = [*parts.model.state_dict().values(), *parts.model.parameters()]
@@ -88,7 +90,7 @@ def test_full_disk_ends_the_run_and_keeps_the_earlier_checkpoint(
     assert "\n" not in caught.value.message
     assert names(run.checkpoints) == ["step-0000000001"]
     checkpoint.verify(run.checkpoints / "step-0000000001")
-    # The half-written folder has given its space back.
+    # The incomplete checkpoint was removed.
     assert shutil.disk_usage(disk).free == pytest.approx(free_bytes, abs=2 * MIB)
 
 
@@ -164,7 +166,7 @@ def test_read_only_disk_is_one_error(small_disk, small_config, open_run, tmp_pat
 
 
 class Broken:
-    """Makes chosen writes of ``state.json`` fail half way, as the disk would."""
+    """Makes the given writes of ``state.json`` fail after the first byte."""
 
     def __init__(self, monkeypatch, code, saves):
         self.code, self.saves, self.tried = code, saves, 0
@@ -325,3 +327,52 @@ def test_failed_rename_restores_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, 3, small_snapshot(2.0))
     assert names(tmp_path) == ["step-0000000003"]
     assert checkpoint.load(tmp_path / "step-0000000003").model["w"][0] == 1.0
+
+
+@pytest.fixture
+def two_ranks(small_arguments):
+    halves = [a.replace("batch.per_device=8", "batch.per_device=4") for a in small_arguments]
+    settings = ["platform.num_devices=2", "run.save_every=1 steps", "run.validate=false"]
+    return [*halves, *(f"--set={setting}" for setting in [*settings, "schedule.epochs=1"])]
+
+
+@pytest.mark.faults(
+    "The disk is full at a save with two ranks",
+    "refused: all ranks end, one error line, earlier checkpoint intact",
+)
+@pytest.mark.slow
+def test_full_disk_ends_every_rank_with_one_error(two_ranks, small_disk, jobs):
+    disk = small_disk(8)
+    job = jobs.start(two_ranks, disk)
+    assert job.wait() == 2, job.stderr
+    (error,) = job.error_lines()
+    assert "no space left" in error
+    (left,) = checkpoint.listed(disk / "checkpoints")
+    checkpoint.verify(left.path)
+    assert str(left.path) in error
+
+
+@pytest.mark.faults(
+    "The disk is full at saves with two ranks, with run.on_save_error=warn",
+    "trained to the end with a warning at each save, then an error",
+)
+@pytest.mark.slow
+def test_full_disk_with_warn_ends_every_rank_at_the_end(two_ranks, small_disk, jobs):
+    disk = small_disk(8)
+    job = jobs.start(two_ranks, disk, "--set=run.on_save_error=warn")
+    assert job.wait() == 2, job.stderr
+    assert max(r.step for r in read_records(disk, "step")) == 4
+    warned = [r.values["message"] for r in read_records(disk, "warning")]
+    assert sum("is not saved" in message for message in warned) >= 2
+
+
+@pytest.mark.slow
+def test_every_save_of_two_ranks_is_recorded_once_and_complete(two_ranks, tmp_path, jobs):
+    folder = tmp_path / "run"
+    jobs.run(two_ranks, folder, "--set=run.keep_checkpoints=-1")
+    records = read_records(folder, "checkpoint")
+    assert [r.step for r in records] == [1, 2, 3, 4]
+    for record in records:
+        checkpoint.verify(Path(record.values["path"]))
+        assert 0 <= record.values["waited_s"] <= record.values["stall_s"]
+        assert record.values["stall_s"] <= record.values["time_s"] + 1

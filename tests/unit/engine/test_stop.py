@@ -1,6 +1,8 @@
-"""``run.stop_at_top1``: where the run ends, what it saves, what its report says."""
+"""When a run ends early: stop signals, and ``run.stop_at_top1``."""
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -8,16 +10,39 @@ from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.evaluate import EvalResult
-from image_classification.engine.stop import StopRequest
+from image_classification.engine.stop import STOP_SIGNALS, StopRequest
 from image_classification.engine.train import train
 from tests.support.cli import launch as main
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signal_is_recorded(number):
+    with StopRequest() as stop:
+        assert not stop.requested()
+        os.kill(os.getpid(), number)
+        assert stop.requested()
+        assert stop.signal_name == signal.Signals(number).name
+
+
+def test_previous_handlers_are_restored():
+    before = [signal.getsignal(n) for n in STOP_SIGNALS]
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) not in before
+    assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
+
+
+def test_signal_to_another_rank_is_a_request():
+    with StopRequest(any_rank=lambda mine: True) as stop:
+        assert stop.requested()
+        assert stop.signal_name is None
+
 
 SCORES = [40.0, 60.0, 75.9, 90.0]
 
 
 @pytest.fixture
 def scored(monkeypatch):
-    """Let validations find `SCORES`, one an epoch; the average is always 30 points worse."""
+    """Let validations return `SCORES`, one per epoch; the moving average has 30 points less."""
 
     def evaluate(run, model, loader, stop):
         epoch = run.progress.step // run.train_loader.steps_per_epoch - 1
@@ -66,7 +91,7 @@ def test_top1_not_reached(small_config, open_run, scored):
 
 
 def test_report_and_console_show_when_the_top1_was_reached(
-    small_arguments, tmp_path, capfd, scored
+    small_arguments, tmp_path, capfd, scored, no_pictures
 ):
     folder = tmp_path / "run"
     argv = [*small_arguments, f"--workspace={folder}", "--stop-at-top1=60"]

@@ -1,4 +1,4 @@
-"""Started once per rank by test_run_telemetry.py: sample and report over a process group."""
+"""Started once per rank by test_recorder.py: sample and report over a process group."""
 
 import json
 import os
@@ -12,15 +12,14 @@ import torch
 from image_classification.core.types import WorldInfo
 from image_classification.devices.accelerator import CpuAccelerator
 from image_classification.distributed.world import process_group
-from image_classification.engine.run_telemetry import RunTelemetry
 from image_classification.engine.runs import Run
+from image_classification.launch.recorder import RunTelemetry
 from image_classification.telemetry import sensors
 
-rank, nodes, port = (int(text) for text in sys.argv[1:])
+rank, nodes = int(os.environ["RANK"]), int(sys.argv[1])
 if nodes == 2:
     sensors._node = lambda: f"node {rank}"
 
-os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
 world = WorldInfo(rank, rank if nodes == 1 else 0, 2, 2 // nodes, nodes)
 held = bytearray(200 * 2**20)
 config: Any = None
@@ -31,4 +30,4 @@ with process_group(world, "gloo", timeout_s=60.0):
     time.sleep(0.5)
     run.work.note(8)
     report = telemetry.report()
-print(json.dumps({"report": report, "samples": telemetry.samples}))
+print(json.dumps({"report": report, "rank": rank, "samples": telemetry.sampler is not None}))

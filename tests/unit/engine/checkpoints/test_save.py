@@ -1,4 +1,4 @@
-"""Saving beside training: what is written is the captured step, one at a time, and complete."""
+"""Saving during training: the captured step is written, one save at a time, completely."""
 
 import errno
 import gc
@@ -14,7 +14,7 @@ import torch
 from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.devices.async_readback import HostCopy
 from image_classification.engine.checkpoints import files as checkpoint
-from image_classification.engine.checkpoints import run_state as saving
+from image_classification.engine.checkpoints import save as saving
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.engine.train import train
 
@@ -23,7 +23,7 @@ NO_VALIDATION = {"run__validate": False, "run__keep_checkpoints": -1}
 
 
 class Gate:
-    """Holds every write until `open`; counts how many are there at once."""
+    """Holds every write until `open`; counts how many wait at once."""
 
     def __init__(self, monkeypatch):
         self.open = threading.Event()
@@ -70,7 +70,7 @@ def test_training_continues_while_a_checkpoint_is_written(small_config, open_run
             gate.open.set()
     assert kinds.index(("checkpoint", 2)) > kinds.index(("step", 3))
     assert ("checkpoint", 3) in kinds
-    # What was written is step 2, not what training made of it meanwhile.
+    # The weights of step 2 were written, not those of step 3.
     written = model_in(run.checkpoints / "step-0000000002")
     assert all(torch.equal(written[name], at_step_2[name]) for name in at_step_2)
 
@@ -89,7 +89,7 @@ def test_one_save_at_a_time_and_the_wait_is_recorded(small_config, open_run, gat
     assert [r.step for r in saves] == [1, 2, 3]
     assert gate.most_at_once == 1
     assert saves[0].values["waited_s"] == 0
-    # The second save met the first still waiting for the gate.
+    # The second save waited for the first.
     assert 0.5 < saves[1].values["waited_s"] <= saves[1].values["stall_s"]
     assert saves[1].values["stall_s"] <= saves[1].values["time_s"]
     assert saves[0].values["stall_s"] < saves[0].values["time_s"]

@@ -12,20 +12,18 @@ import pytest
 
 from image_classification.core.errors import ConfigError, DivergedError
 from image_classification.core.types import Record
-from image_classification.distributed.host_collectives import AnyRank
-from image_classification.engine.modes import MODES
-from image_classification.engine.run_telemetry import combine_nodes
+from image_classification.distributed.collectives import AnyRank
 from image_classification.engine.stop import Stopped, StopRequest
-from image_classification.launch.recorder import RunRecorder
+from image_classification.launch.recorder import RunRecorder, combine_nodes
+from image_classification.launch.run import MODES
 from image_classification.reporting.sinks import read_metrics
 from image_classification.telemetry import cpu as cpu_sensor
 from image_classification.telemetry.cpu import Rapl
-from tests.support.jobs import free_port
 from tests.support.ranks import run_ranks
 
 
 @pytest.fixture
-def drive(small_config, open_run):
+def drive(small_config, open_run, no_pictures):
     """Run a mode in this process; return exit code, report and records."""
 
     def run(mode="convergence", records=None, **sections):
@@ -159,10 +157,9 @@ def test_missing_node_is_counted():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "devices"), [(1, 1), (2, 2)])
-def test_one_rank_per_node_samples(nodes, devices):
-    script, port = Path(__file__).with_name("telemetry_ranks.py"), free_port()
-    printed = run_ranks(script, 2, lambda rank: (rank, nodes, port))
-    found = [json.loads(line) for line in printed]
+def test_one_rank_per_node_samples(jobs, nodes, devices):
+    found = run_ranks(jobs, Path(__file__).with_name("telemetry_ranks.py"), 2, nodes)
+    found.sort(key=lambda rank: rank["rank"])
     assert [rank["samples"] for rank in found] == [True, nodes == 2]
     assert len(found[0]["report"]["devices"]) == devices
     memory = [d["memory_peak_bytes"] for d in found[0]["report"]["devices"]]

@@ -1,1 +1,0 @@
-"""Mixed precision by torch or NVIDIA Apex."""
