@@ -3,18 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-quick test-long test-trackers test-faults test-image lint format golden \
-  pages docs lock bench clean
+.PHONY: help setup demo test test-quick coverage test-long test-trackers test-faults test-image lint \
+  format golden pages docs lock bench clean
 
 help:
 	@echo "make demo        train ResNet-50 on a small real data set on this CPU; PRECISION=FP32 is"
 	@echo "                 faster on CPUs without bfloat16 instructions"
-	@echo "make test        the whole test suite, slow tests in a short form, with a coverage summary"
+	@echo "make test        the whole test suite, slow tests in a short form"
 	@echo "make test-quick  without the tests that take more than a few seconds"
+	@echo "make coverage    make test-quick with the coverage of lines and branches"
 	@echo "make test-long   the long form of other slow tests: every process starts anew"
 	@echo "make test-trackers  TensorBoard, Weights & Biases and MLflow with their real packages"
 	@echo "make test-faults the fault tests in full (about 25 minutes); writes docs/reliability.md"
-	@echo "make test-image  build and test the container image (needs a Docker engine; IMAGE_TESTS=full for all)"
+	@echo "make test-image  build and test the container image (a Docker engine; about 15 minutes)"
 	@echo "make lint        ruff, mypy, shellcheck, hadolint, actionlint"
 	@echo "make docs        build the documentation site into site/"
 	@echo "make golden      rewrite the golden files (review the diff)"
@@ -42,14 +43,18 @@ demo: setup
 # Two test files at a time, because most slow tests spend half of their time waiting for processes.
 # tests/conftest.py puts the files with slow tests first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
-COVERAGE := --cov --cov-report=json:build/coverage.json
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
-	@$(BIN)/python scripts/coverage_summary.py build/coverage.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
+
+# A target of its own, because measuring takes two to three times the CPU time of the quick tests.
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --cov \
+	  --cov-report=json:build/coverage.json
+	@$(BIN)/python scripts/coverage_summary.py build/coverage.json
 
 # The fault tests have a target of their own, which writes their table.
 test-long: setup

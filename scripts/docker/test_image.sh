@@ -59,4 +59,6 @@ build_s=$((SECONDS - started))
 "$python" scripts/docker/image_record.py "$build_s" build/image-inspect.json \
   build/image-history.jsonl build/image.json
 
-IMAGE="$image" DOCKER="$docker" BUILD_NETWORK="$network" "$python" -m pytest tests/image "$@"
+# Two at a time: containers spend much of their time starting, on one core.
+IMAGE="$image" DOCKER="$docker" BUILD_NETWORK="$network" \
+  "$python" -m pytest -n 2 --dist worksteal tests/image "$@"
