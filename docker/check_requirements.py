@@ -16,10 +16,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-if sys.version_info >= (3, 11):
+try:
     import tomllib
-else:  # used by some vendors' bases
-    from pip._vendor import tomli as tomllib
+except ModuleNotFoundError:  # Python 3.10, used by some vendors' bases
+    from pip._vendor import tomli as tomllib  # type: ignore[no-redef]
 
 
 def unmet(requirements: list[str]) -> Iterator[str]:

@@ -3,8 +3,8 @@
 
     python scripts/coverage_summary.py build/coverage.json
 
-Used by ``make coverage``. Only the tests' own processes are measured: code that runs in the processes
-which tests start is covered although it counts as missing here.
+Used by ``make coverage``. Only the tests' own processes are measured: code that runs in the
+processes which tests start is covered although it counts as missing here.
 """
 
 from __future__ import annotations
