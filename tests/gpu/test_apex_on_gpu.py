@@ -1,6 +1,7 @@
 """The real Apex, where it is installed: its fused SGD, and apex.amp where it still has one."""
 
 import copy
+from typing import Any
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -30,7 +31,9 @@ needs_amp = pytest.mark.skipif(APEX is None or not APEX.has_amp, reason="Apex wi
 def net() -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
-    return nn.Sequential(*layers).cuda().to(memory_format=torch.channels_last)
+    net = nn.Sequential(*layers).cuda()
+    # mypy does not know this argument of nn.Module.to.
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def optimizer(model: nn.Module, implementation: str, **settings) -> torch.optim.Optimizer:
@@ -61,7 +64,7 @@ def torch_amp(optim: torch.optim.Optimizer, dtype: str, scale: float | str | Non
 
 @pytest.mark.parametrize("settings", [{}, {"nesterov": True}, {"momentum": 0.0}])
 @pytest.mark.parametrize(("dtype", "scale"), [("float32", None), ("float16", 128.0)])
-def test_fused_sgd_is_torchs(settings: dict, dtype: str, scale: float | None) -> None:
+def test_fused_sgd_is_torchs(settings: dict[str, Any], dtype: str, scale: float | None) -> None:
     start, trained = net(), []
     for implementation in ("torch", "apex"):
         model = copy.deepcopy(start)

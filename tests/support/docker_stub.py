@@ -68,29 +68,29 @@ def run(argv: list[str]) -> int:
     print("banner", file=sys.stderr)
     image, command = HOME / argv[at], argv[at + 1 :]
     if command[0] == "launch.py":
-        return pretend(image, command, mounts)
-    here = [mapped(word, mounts) for word in command if word != "python"]
-    # As in a container: nothing of the host's environment but what finds the interpreter.
-    known = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")}
+        return imitate_launch(image, command, mounts)
+    on_host = [on_host_path(word, mounts) for word in command if word != "python"]
+    # As in a container, of the host's environment only what the interpreter needs.
+    needed = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")}
     return subprocess.run(
-        [sys.executable, *here],
+        [sys.executable, *on_host],
         cwd=CHECKOUT,
-        env={**known, "HOME": str(HOME), **environ},
+        env={**needed, "HOME": str(HOME), **environ},
         check=False,
     ).returncode
 
 
-def mapped(word: str, mounts: dict[str, str]) -> str:
+def on_host_path(word: str, mounts: dict[str, str]) -> str:
     for target, source in mounts.items():
         if word == target or word.startswith(f"{target}/"):
             return source + word.removeprefix(target)
     return word
 
 
-def pretend(image: Path, command: list[str], mounts: dict[str, str]) -> int:
+def imitate_launch(image: Path, command: list[str], mounts: dict[str, str]) -> int:
     if "--explain" in command:
         if "nothing" in command:
-            print("error: there is no model 'nothing': --list models has those there are")
+            print("error: there is no model 'nothing'; --list models shows all")
         return 2 if "nothing" in command else 0
     mode = command[command.index("--mode") + 1]
     if (image / "waits").exists():
@@ -98,13 +98,13 @@ def pretend(image: Path, command: list[str], mounts: dict[str, str]) -> int:
         print("training", flush=True)
         time.sleep(60)
     if not (image / mode).is_dir():
-        print(f"no {mode} here")
+        print(f"this image has no results of {mode}")
         return 3
-    left = Path(mapped(command[-1], mounts))
-    left.mkdir()
+    workspace = Path(on_host_path(command[-1], mounts))
+    workspace.mkdir()
     report = json.loads((image / mode / "report.json").read_text())
     report["environment"]["ended_at"] = datetime.now(timezone.utc).isoformat()
-    (left / "report.json").write_text(json.dumps(report))
+    (workspace / "report.json").write_text(json.dumps(report))
     return 0
 
 

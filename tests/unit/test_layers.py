@@ -31,13 +31,16 @@ def modules(folder: str) -> list[Path]:
     return found
 
 
+def names_type_checking(test: ast.expr) -> bool:
+    return "TYPE_CHECKING" in ast.unparse(test)
+
+
 def imported(path: Path, type_checking: bool = True) -> set[str]:
     """Every module ``path`` names in an import, at any depth of the file."""
     names: set[str] = set()
     skipped: set[ast.AST] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if guarded and not type_checking:
+        if not type_checking and isinstance(node, ast.If) and names_type_checking(node.test):
             skipped.update(child for part in node.body for child in ast.walk(part))
         if node in skipped:
             continue

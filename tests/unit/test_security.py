@@ -62,7 +62,7 @@ def ran(tmp_path: Path) -> Path:
 
 
 def dataset(argv: list[str]) -> int:
-    return exit_with_one_line(dataset_main, argv)
+    return exit_with_one_line(lambda words: dataset_main([*words]), argv)
 
 
 @pytest.fixture

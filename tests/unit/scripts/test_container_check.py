@@ -96,7 +96,7 @@ def image(bench: Bench, record_run: Callable[..., Path], run_results: Any) -> Im
     """Make an image whose runs leave reports with the given speeds and accuracy."""
 
     def make(name: str, speed: float = 100.0, top1: float = 97.0) -> Path:
-        options = {"platform": "CPU", "device": "cpu", "recipe": None}
+        options: dict[str, Any] = {"platform": "CPU", "device": "cpu", "recipe": None}
         options["environment"] = {"container": f"docker, image-classification 0.1.0 on {name}"}
         latencies = {key: 1000 / speed for key in ("mean", "p50", "p90", "p95", "p99")}
         row = {"batch": 1, "images_per_s": speed, "latency_ms": latencies}
@@ -157,9 +157,10 @@ def test_failed_run(bench, image):
     shutil.rmtree(image("b", speed=50.0) / "benchmark_inference")
     out, err = bench.check("a", "b", code=1)
     log = bench.folder / "runs/check/b/benchmark_inference.log"
-    failure = f"failed: b, benchmark_inference: exit 3, no benchmark_inference here; see {log}"
+    line = "this image has no results of benchmark_inference"
+    failure = f"failed: b, benchmark_inference: exit 3, {line}; see {log}"
     assert failure in err
-    assert log.read_text() == "banner\nno benchmark_inference here\n"
+    assert log.read_text() == f"banner\n{line}\n"
     assert "training speed: -50.0 %" in out
     assert bench.summary()["outcome"] == "failed"
 

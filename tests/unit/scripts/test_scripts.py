@@ -93,8 +93,9 @@ def test_sixteen_cards_need_a_node_rank(tmp_path):
     # With both set it gets as far as launch.py.
     (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "python").chmod(0o755)
-    there = {"NODE_RANK": "1", "MASTER_ADDR": "first", "PYTHON": str(tmp_path / "python")}
-    done = script("fp32_16cards", "--data-path", "synthetic", **there)
+    python = str(tmp_path / "python")
+    names = ["fp32_16cards", "--data-path", "synthetic"]
+    done = script(*names, NODE_RANK="1", MASTER_ADDR="first", PYTHON=python)
     assert done.returncode == 0, done.stderr
     names_given = "--model resnet50 --precision FP32 --mode convergence --platform BI-V100x16"
     assert done.stdout.split(" ", 1)[1] == f"{names_given} synthetic\n"
