@@ -1,9 +1,9 @@
 """The real Apex, where it is installed: its fused SGD, and apex.amp where it still has one."""
 
 import copy
-from typing import Any
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def net() -> nn.Module:
     layers = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
     net = nn.Sequential(*layers).cuda()
     # mypy does not know this argument of nn.Module.to.
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def optimizer(model: nn.Module, implementation: str, **settings) -> torch.optim.Optimizer:
