@@ -13,7 +13,7 @@ from image_classification.cli.command_line import CommandParser
 from image_classification.config.catalogue import load_catalogue
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError, unknown
 from image_classification.core.program import mute_stdout, show
-from image_classification.doctor.checks import Options, run_checks
+from image_classification.doctor.checks import Context, run_checks
 from image_classification.doctor.report import (
     FAIL,
     overall,
@@ -55,11 +55,11 @@ def main(argv: list[str]) -> int:
     platforms = load_catalogue().platforms
     if arguments.platform is not None and arguments.platform not in platforms:
         raise ConfigError(unknown("platform", arguments.platform, platforms))
-    options = Options(arguments.platform, arguments.data, Path(arguments.workspace))
+    context = Context(arguments.platform, arguments.data, Path(arguments.workspace))
     console = Console()
     results = []
     try:
-        for result in run_checks(options):
+        for result in run_checks(context):
             results.append(result)
             if arguments.json:
                 continue

@@ -14,26 +14,22 @@ from image_classification.doctor.probe import Prober, one_line
 from image_classification.doctor.report import CheckResult, fail
 
 
-@dataclass(frozen=True)
-class Options:
-    """The doctor's options. platform, data: None if not given. workspace: of the run."""
+@dataclass
+class Context:
+    """What checks share: the doctor's options, and what earlier checks found.
+
+    platform, data: None if not given. workspace: of the run.
+    """
 
     platform: str | None = None
     data: str | None = None
     workspace: Path = Path("runs")
-
-
-@dataclass
-class Context:
-    """What checks share: the options, and what earlier checks found."""
-
-    options: Options
     prober: Prober = field(default_factory=Prober)
     limit_s: float = 60.0
     start_wall_s: float = field(default_factory=time.time)
     start_monotonic_s: float = field(default_factory=time.monotonic)
     driver: gpu.Driver = field(default_factory=gpu.Driver)
-    torch: gpu.TorchGpus | None = None
+    torch: gpu.TorchGpus = field(default_factory=gpu.TorchGpus)
     needs: requirements.RunNeeds = field(default_factory=requirements.RunNeeds)
     largest_model: str = ""
     checkpoint_bytes: int | None = None
@@ -45,15 +41,15 @@ class Context:
     @property
     def num_gpus(self) -> int:
         """Number of GPUs that torch sees."""
-        return 0 if self.torch is None else len(self.torch.gpus)
+        return len(self.torch.gpus)
 
     @property
     def platform_settings(self) -> Mapping[str, Any]:
         """The platform's own settings by key; none without a platform."""
-        if self.options.platform is None:
+        if self.platform is None:
             return {}
-        block = load_catalogue().platforms[self.options.platform]
-        return {key: setting.value for key, setting in block.settings.items()}
+        block = load_catalogue().platforms[self.platform]
+        return {key: value for key, (value, _) in block.settings.items()}
 
 
 @dataclass(frozen=True)
@@ -90,9 +86,8 @@ CHECKS = (
 )
 
 
-def run_checks(options: Options) -> Iterator[CheckResult]:
-    """Yield the results of all checks as they are made."""
-    context = Context(options)
+def run_checks(context: Context) -> Iterator[CheckResult]:
+    """Yield the results of all checks as they are made, and end the child process."""
     try:
         for check in CHECKS:
             yield from run_check(check, context)

@@ -27,7 +27,7 @@ _NUM_SAMPLES = 50
 def check_data_set(context: Context) -> Iterator[CheckResult]:
     """Yield data-set, data-sample."""
     needs = context.needs
-    path = context.options.data or needs.data_path
+    path = context.data or needs.data_path
     if path is None or path == "synthetic":
         why = "neither --data nor --platform given" if path is None else "synthetic data"
         yield skipped("data-set", why)

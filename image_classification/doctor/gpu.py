@@ -124,7 +124,7 @@ def check_gpus(context: Context) -> Iterator[CheckResult]:
     yield check_driver(driver, needs_gpu and not context.num_gpus)
     yield from _check_health(driver)
     torch = context.torch
-    if torch is None:
+    if error:
         remedy = "see nvidia-smi and dmesg (Xid) for the GPU, python -c 'import torch' for torch"
         yield fail("gpus", f"torch cannot list them: {error}", remedy)
         return
@@ -223,10 +223,10 @@ class TorchGpu:
 
 @dataclass(frozen=True)
 class TorchGpus:
-    """torch and its GPUs. cuda: the release it is built with; None for a build without CUDA."""
+    """torch's version and GPUs. cuda: the release it is built with; None without CUDA."""
 
-    torch: str
-    cuda: str | None
+    version: str = ""
+    cuda: str | None = None
     gpus: tuple[TorchGpu, ...] = ()
 
     @property
@@ -308,7 +308,7 @@ def _check_kernels(torch: TorchGpus) -> CheckResult:
     """Judge whether torch's kernels run on every GPU."""
     name = "gpu-kernels"
     if not torch.gpus:
-        return skipped(name, f"no GPU to run them on (torch {torch.torch}, CUDA {torch.cuda})")
+        return skipped(name, f"no GPU to run them on (torch {torch.version}, CUDA {torch.cuda})")
     lacking = next((gpu.lacks for gpu in torch.gpus if gpu.lacks), "")
     if lacking:
         found, _, remedy = lacking.rpartition("; ")

@@ -228,7 +228,7 @@ class WriteTest:
 
 def check_disk(context: Context) -> Iterator[CheckResult]:
     """Yield file-system, disk-space, disk-speed of the workspace or its first parent there is."""
-    workspace = context.options.workspace.absolute()
+    workspace = context.workspace.absolute()
     folder = next(path for path in (workspace, *workspace.parents) if path.exists())
     yield _check_file_system(folder)
     try:

@@ -91,15 +91,16 @@ def call_together(
 def _collect(children: Sequence[_Child], limit_s: float) -> list[Any]:
     """Return the answers of ``children``. The first failure ends it, since others may wait."""
     deadline_s = time.monotonic() + limit_s
-    waiting = {child.connection: child for child in children}
     results: dict[_Child, Any] = {}
-    while waiting:
-        ready = connection.wait(waiting, max(0.0, deadline_s - time.monotonic()))
+    while len(results) < len(children):
+        waiting = [child for child in children if child not in results]
+        limit = max(0.0, deadline_s - time.monotonic())
+        ready = connection.wait([child.connection for child in waiting], limit)
         if not ready:
             raise ProbeError(f"no answer within {limit_s:g} s", is_late=True)
-        for each in ready:
-            child = waiting.pop(each)
-            results[child] = child.answer()
+        for child in waiting:
+            if child.connection in ready:
+                results[child] = child.answer()
     return [results[child] for child in children]
 
 
@@ -162,12 +163,11 @@ def serve(socket: int) -> None:
     while True:
         function, arguments = calls.get()
         try:
-            answer = (function(*arguments), None, False)
+            parent.send((function(*arguments), None, False))
         except UserError as error:
-            answer = (None, error.message, True)
+            parent.send((None, error.message, True))
         except BaseException as error:
-            answer = (None, one_line(error), False)
-        parent.send(answer)
+            parent.send((None, one_line(error), False))
 
 
 def _read_calls(parent: connection.Connection, calls: SimpleQueue[Any]) -> None:

@@ -60,21 +60,21 @@ class RunNeeds:
 
 def check_platform(context: Context) -> Iterator[CheckResult]:
     """Resolve the platform's runs on the devices found; later checks use what they need."""
-    name = context.options.platform
+    name = context.platform
     if name is None:
         yield skipped("platform", "none given: the needs of a run are not compared")
         return
     remedy = f"choose another one: {command('launch')} --list platforms"
     device = str(context.platform_settings.get("platform.device"))
     found = None  # as published
-    if device == "cuda" and context.torch is not None and context.torch.gpus:
-        gpus = context.torch.gpus
+    gpus = context.torch.gpus
+    if device == "cuda" and gpus:
         capabilities = tuple("{}.{}".format(*gpu.capability) for gpu in gpus)
         found = DevicesFound("cuda", tuple(gpu.name for gpu in gpus), capabilities)
     try:
         if device not in ("cuda", "cpu"):
             context.probe(get_accelerator, device)
-        needs = context.needs = platform_needs(name, found, context.options.data)
+        needs = context.needs = platform_needs(name, found, context.data)
     except ProbeError as error:
         yield fail("platform", f"{name}: {error}", remedy)
         return

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -49,32 +50,24 @@ def own_location(device: torch.device, name: str) -> RankLocation:
     if device.type != "cuda":
         return RankLocation(node, pid, cpus, name)
     properties: Any = torch.cuda.get_device_properties(device)
-    try:
-        uuids, bus_id = cuda_ids(properties, os.environ)
-    except AttributeError:  # other vendors' builds of torch
-        uuids, bus_id = (), ""
+    uuids: tuple[str, ...] = ()
+    bus_id = ""
+    with suppress(AttributeError):  # other vendors' builds of torch
+        bus_id = pci_bus_id(properties)
+        uuids = (f"MIG-{properties.uuid}", f"GPU-{properties.uuid}")
+        # A process can use only one MIG slice, and torch may report the id of the whole GPU.
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+        if first.startswith("MIG-"):
+            uuids = (first, *uuids)
     return RankLocation(node, pid, cpus, str(properties.name), uuids, bus_id)
 
 
 def _node() -> str:
     # Containers on one machine number their processes separately.
-    try:
+    namespace = ""
+    with suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = ""
     return f"{socket.gethostname()} {namespace}"
-
-
-def cuda_ids(properties: Any, environ: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """Return UUIDs and PCI bus id of a CUDA device. Its index depends on the environment.
-
-    properties: from `torch.cuda.get_device_properties`. The UUID of a MIG slice comes first: a
-    process can use only one, and torch may report the id of the whole GPU.
-    """
-    uuid = str(properties.uuid)
-    first = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    slices = (first,) if first.startswith("MIG-") else ()
-    return (*slices, f"MIG-{uuid}", f"GPU-{uuid}"), pci_bus_id(properties)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from image_classification.core.errors import UserError
-from image_classification.doctor.checks import Context, Options
+from image_classification.doctor.checks import Context
 from image_classification.doctor.probe import ProbeError, Prober, one_line
 
 
@@ -37,4 +37,4 @@ class ScriptedProber(Prober):
 def context(*answers: Any, **options: Any) -> Context:
     """Return a context whose probes give ``answers``; without any, they run in this process."""
     prober = ScriptedProber(*answers) if answers else InProcessProber()
-    return Context(Options(**options), prober)
+    return Context(**options, prober=prober)

@@ -12,7 +12,7 @@ import pytest
 from image_classification.cli import doctor
 from image_classification.cli.doctor import main
 from image_classification.core.errors import ConfigError
-from image_classification.doctor.checks import Options
+from image_classification.doctor.checks import Context
 from image_classification.doctor.report import CheckResult, fail, ok, warn
 
 ROOT = Path(__file__).parents[3]
@@ -20,7 +20,7 @@ DOCTOR = [sys.executable, "-m", "image_classification", "doctor"]
 
 
 @pytest.mark.slow
-def test_a_cpu_machine_from_end_to_end(tmp_path: Path) -> None:
+def test_cpu_machine_from_end_to_end(tmp_path: Path) -> None:
     arguments = ["--platform", "CPU", "--json", "--workspace", str(tmp_path / "runs")]
     out = subprocess.run([*DOCTOR, *arguments], cwd=ROOT, capture_output=True, text=True)
     content = json.loads(out.stdout)
@@ -43,7 +43,7 @@ def test_a_cpu_machine_from_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_and_its_processes(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_doctor_and_its_processes(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*DOCTOR, "--workspace", str(tmp_path)],
         cwd=ROOT,
@@ -81,7 +81,7 @@ def _group_exists(group: int) -> bool:
         (["CPU"], "--help"),
     ],
 )
-def test_an_invalid_command_line_is_refused(argv: list[str], words: str) -> None:
+def test_invalid_command_line(argv: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         main(argv)
 
@@ -104,7 +104,7 @@ def test_only_a_failure_exits_with_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run_checks(options: Options) -> Iterator[CheckResult]:
+    def run_checks(context: Context) -> Iterator[CheckResult]:
         yield result
 
     monkeypatch.setattr(doctor, "run_checks", run_checks)
@@ -115,12 +115,12 @@ def test_only_a_failure_exits_with_2(
     assert json.loads(capsys.readouterr().out)["status"] == result.status
 
 
-def test_a_closed_pipe_does_not_change_the_exit_code() -> None:
+def test_closed_pipe_does_not_change_the_exit_code() -> None:
     code = (
         "import sys\n"
         "from image_classification.cli import doctor\n"
         "from image_classification.doctor.report import fail\n"
-        "doctor.run_checks = lambda options: (fail('a', 'x' * 9999, 'y') for _ in range(99))\n"
+        "doctor.run_checks = lambda context: (fail('a', 'x' * 9999, 'y') for _ in range(99))\n"
         "sys.exit(doctor.main([]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)

@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_splits_of_different_formats(
     for file in (tmp_path / "packed").glob("*train*"):
         file.unlink()
     (tmp_path / "packed" / "train").symlink_to(own_image_folder / "train")
-    monkeypatch.setattr(data_set.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     layout, _ = run(tmp_path / "packed")
     assert layout.found.endswith(": train as folder, val as tfrecord, 3 classes, read-only")
 

@@ -38,7 +38,7 @@ def run(
     *devices: FakeDevice,
     platform: str | None = None,
     seen: TorchGpus | None = None,
-    **driver: int,
+    **driver: Any,
 ) -> dict[str, CheckResult]:
     """Run the check with a fake driver and the GPUs that torch sees; results by name."""
     fake = FakeDriver(*devices, **driver)
@@ -68,7 +68,8 @@ def test_healthy_machine() -> None:
 )
 @pytest.mark.parametrize("kind", ["init_error", "system_error"])
 def test_driver_that_fails(error: int, words: str, kind: str) -> None:
-    check = run(v100(), **{kind: error})["driver"]
+    options: dict[str, Any] = {kind: error}
+    check = run(v100(), **options)["driver"]
     assert check.status == "fail" and words in check.remedy
     assert str(pynvml.NVMLError(error)) in check.found
 
@@ -144,7 +145,7 @@ def test_remedy_for_an_old_driver_names_a_build_that_it_runs() -> None:
 
 def test_kernels_run_on_this_machine() -> None:
     found = try_kernels()
-    assert found.torch == torch.__version__ and found.cuda == torch.version.cuda
+    assert found.version == torch.__version__ and found.cuda == torch.version.cuda
     assert len(found.gpus) == torch.cuda.device_count()
     assert found.kernels_run == (len(found.gpus) > 0)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -23,9 +24,9 @@ ONE_PROCESS = RunNeeds(platform="CPU", device="cpu")
 
 
 @pytest.fixture
-def cgroup(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+def cgroup(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Limits of the control group, by field of `CgroupLimits`; none by default."""
-    limits: dict[str, float] = {}
+    limits: dict[str, Any] = {}
     monkeypatch.setattr(host, "read_cgroup", lambda: CgroupLimits(2, **limits))
     return limits
 
@@ -47,7 +48,7 @@ def test_cores(
     processes: int,
     loader_threads: int | None,
     status: str,
-    cgroup: dict[str, float],
+    cgroup: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(allowed)))
@@ -146,7 +147,7 @@ def test_memory(
     headroom: int | None,
     checkpoint: int | None,
     status: str,
-    cgroup: dict[str, float],
+    cgroup: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
@@ -203,7 +204,7 @@ def test_each_limit(
     value: int,
     status: str,
     remedy: str,
-    cgroup: dict[str, float],
+    cgroup: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -216,7 +217,7 @@ def test_each_limit(
 
 
 def test_process_limit_of_the_control_group(
-    cgroup: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    cgroup: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cgroup["processes"] = 50
     assert limits(monkeypatch, {})["processes"].status == "fail"

@@ -1,9 +1,10 @@
 import os
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-from image_classification.telemetry.sensors import RankLocation, cuda_ids, own_location
+from image_classification.telemetry.sensors import RankLocation, own_location
 
 ONE = "00000000-0000-0000-0000-000000000001"
 TWO = "00000000-0000-0000-0000-000000000002"
@@ -16,9 +17,20 @@ def test_location_as_text():
         assert RankLocation.from_text(location.to_text()) == location
 
 
-def test_cuda_ids():
-    properties = SimpleNamespace(uuid=ONE, pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
-    uuids, bus_id = cuda_ids(properties, {"CUDA_VISIBLE_DEVICES": "3,1"})
-    assert uuids == (f"MIG-{ONE}", f"GPU-{ONE}") and bus_id == "00000000:3B:00.0"
-    uuids, _ = cuda_ids(properties, {"CUDA_VISIBLE_DEVICES": f"MIG-{TWO}"})
-    assert uuids == (f"MIG-{TWO}", f"MIG-{ONE}", f"GPU-{ONE}")
+@pytest.mark.parametrize(
+    ("visible", "slices"), [("3,1", ()), (f"MIG-{TWO}", (f"MIG-{TWO}",))], ids=["index", "slice"]
+)
+def test_location_of_a_gpu(
+    visible: str, slices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = SimpleNamespace(
+        name="V100", uuid=ONE, pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    location = own_location(torch.device("cuda", 0), "")
+    assert location.uuids == (*slices, f"MIG-{ONE}", f"GPU-{ONE}")
+    assert location.bus_id == "00000000:3B:00.0" and location.device_name == "V100"
+    del properties.pci_bus_id  # other vendors' builds of torch
+    location = own_location(torch.device("cuda", 0), "")
+    assert location.uuids == () and location.bus_id == ""
