@@ -25,7 +25,7 @@ from image_classification.doctor.software import (
     judge_all_reduce,
     torchvision_wants,
 )
-from image_classification.engine.precision import apex as apex_module
+from image_classification.engine import precision
 from image_classification.launch.recorder import torch_environment
 from tests.support.doctor import context
 
@@ -107,9 +107,9 @@ def test_apex_is_described_as_in_the_report(apex_standin: None) -> None:
 
 
 def test_apex_without_kernels(apex_standin: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = apex_module.find_apex()
+    found = precision.find_apex()
     assert found is not None
-    monkeypatch.setattr(apex_module, "find_apex", lambda: replace(found, has_kernels=False))
+    monkeypatch.setattr(precision, "find_apex", lambda: replace(found, has_kernels=False))
     check = apex()
     assert check.status == "skipped" and "are refused" in check.found
 
