@@ -1,7 +1,7 @@
 """Send records to experiment trackers: TensorBoard, Weights & Biases and MLflow.
 
-Each tracker is an optional extra and runs in its own thread: a slow disk or network delays no
-training step, and a tracker that fails costs the run a warning and nothing else.
+Each tracker runs in its own thread: a slow disk or network delays no training step, and a tracker
+that fails costs the run a warning and nothing else.
 """
 
 from __future__ import annotations
@@ -10,83 +10,26 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from image_classification.core.errors import ConfigError, WorkspaceError
-from image_classification.core.files import write_atomically
-from image_classification.core.registry import Registry
 from image_classification.core.types import Record
+from image_classification.reporting.trackers.writers import TRACKERS, TrackedRun
 
-FOLDER = "trackers"
-"""Subfolder of the run for the trackers' files and the ids of their runs."""
-
-_CURVE_PREFIXES = {
-    "step": "train",
-    "epoch": "epoch",
-    "validation": "validation",
-    "validation_ema": "validation_ema",
-    "checkpoint": "checkpoint",
-    "telemetry": "telemetry",
-    "inference": "inference",
-    "data": "data",
-}
+# Kinds of records that become curves. Their names begin with the kind, but for ``step``.
+_CURVES = (
+    "step",
+    "epoch",
+    "validation",
+    "validation_ema",
+    "checkpoint",
+    "telemetry",
+    "inference",
+    "data",
+)
 # Positions on the x axis and constants.
 _NO_CURVE = frozenset({"batch", "epoch_step", "steps_per_epoch", "total_steps", "unix_time_s"})
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """The run that a tracker records.
-
-    name: the run's name in the tracker. folder: the tracker's folder within the run's.
-    parameters: the resolved configuration as ``section.key`` -> value. resumed: continue the
-    tracker's earlier run in ``folder``, if there is one.
-    """
-
-    name: str
-    folder: Path
-    parameters: Mapping[str, Any]
-    resumed: bool
-
-    def saved_id(self) -> str | None:
-        """Return the tracker's id of the run to continue, or None for a new one."""
-        path = self.folder / "run-id"
-        return path.read_text().strip() if self.resumed and path.exists() else None
-
-    def save_id(self, run_id: str) -> None:
-        """Save the tracker's id of the run, so that a resumed run continues it."""
-        write_atomically(self.folder / "run-id", run_id + "\n")
-
-
-class Tracker(Protocol):
-    """One open run of a tracker. Any method may raise any exception."""
-
-    def __init__(self, run: TrackedRun) -> None: ...
-
-    @staticmethod
-    def load() -> Any:
-        """Import the tracker's package."""
-        ...
-
-    def start(self, values: Mapping[str, Any]) -> None:
-        """Record the ``start`` record's values: sizes, device, first step."""
-        ...
-
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Add one point to each named curve. step: optimizer step, or batch size of inference."""
-        ...
-
-    def close(self, *, finished: bool) -> None:
-        """Write what is left. finished: the run was not stopped early."""
-        ...
-
-
-TRACKERS: Registry[type[Tracker]] = Registry("tracker")
-TRACKERS.add("tensorboard", f"{__package__}.tensorboard:TensorBoardTracker")
-TRACKERS.add("wandb", f"{__package__}.wandb:WandbTracker")
-TRACKERS.add("mlflow", f"{__package__}.mlflow:MlflowTracker")
 
 
 def check_trackers(names: Iterable[str]) -> None:
@@ -101,7 +44,7 @@ def check_trackers(names: Iterable[str]) -> None:
 
 def _check(name: str) -> None:
     try:
-        TRACKERS.get(name).load()
+        TRACKERS[name].load()
     # Incompatible packages raise any exception.
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(name)
@@ -120,7 +63,7 @@ def open_trackers(
     resumed: bool,
     warn: Callable[[str], None],
 ) -> list[TrackerSink]:
-    """Open the trackers for the run in ``workspace``.
+    """Open the trackers for the run in ``workspace``; their files go to its ``trackers/``.
 
     warn: called once for a tracker that fails, in the thread that writes or closes.
 
@@ -129,9 +72,9 @@ def open_trackers(
     """
     sinks: list[TrackerSink] = []
     for name in dict.fromkeys(names):
-        folder = workspace / FOLDER / name
+        folder = workspace / "trackers" / name
         run = TrackedRun(workspace.resolve().name, folder, parameters, resumed)
-        sink = TrackerSink(name, TRACKERS.get(name), run, warn)
+        sink = TrackerSink(name, TRACKERS[name], run, warn)
         if sink.failure is not None and not resumed:
             for opened in sinks:
                 opened.close()
@@ -148,14 +91,14 @@ def curve_points(record: Record) -> tuple[dict[str, float], int]:
     Names are ``train/loss``, ``validation/top1``, ``telemetry/power_w`` and so on. Values that
     were not measured or are not finite are left out.
     """
-    values = record.values
-    if record.kind == "end":
+    values, kind = record.values, record.kind
+    if kind == "end":
         return _numbers("results", values.get("results") or {}), record.step
-    if record.kind not in _CURVE_PREFIXES:
+    if kind not in _CURVES:
         return {}, record.step
     curves = {name: value for name, value in values.items() if name not in _NO_CURVE}
-    step = values["batch"] if record.kind == "inference" else record.step
-    return _numbers(_CURVE_PREFIXES[record.kind], curves), step
+    step = values["batch"] if kind == "inference" else record.step
+    return _numbers("train" if kind == "step" else kind, curves), step
 
 
 def _numbers(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
@@ -168,6 +111,19 @@ def _numbers(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
         elif math.isfinite(value):
             found[f"{prefix}/{name}"] = float(value)
     return found
+
+
+class Tracker(Protocol):
+    """What a sink calls of a tracker's run. Any method may raise any exception."""
+
+    def start(self, values: Mapping[str, Any]) -> None:
+        """Record the ``start`` record's values: sizes, device, first step."""
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Add one point to each named curve. step: optimizer step, or batch size of inference."""
+
+    def close(self, *, finished: bool) -> None:
+        """Write what is left. finished: the run was not stopped early."""
 
 
 class TrackerSink:
@@ -200,7 +156,7 @@ class TrackerSink:
         self.failure: str | None = None
         # A daemon, so that a tracker that hangs does not keep the process alive.
         self._thread = threading.Thread(
-            target=self._run, args=(opener, run), name=f"track-{name}", daemon=True
+            target=self._pass_records, args=(opener, run), name=f"track-{name}", daemon=True
         )
         self._thread.start()
         if not self._opened.wait(timeout_s):
@@ -238,28 +194,25 @@ class TrackerSink:
             self._warned = True
             self._warn(f"{self._name} stopped recording: {self.failure}; the run continues")
 
-    def _run(self, opener: Callable[[TrackedRun], Tracker], run: TrackedRun) -> None:
+    def _pass_records(self, opener: Callable[[TrackedRun], Tracker], run: TrackedRun) -> None:
+        finished = False
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
             tracker = opener(run)
             self._opened.set()
-            self._pass_records(tracker)
+            while (record := self._records.get()) is not None:
+                if self.failure is not None:
+                    return
+                if record.kind == "start":
+                    tracker.start(record.values)
+                figures, step = curve_points(record)
+                if figures:
+                    tracker.log(figures, step)
+                finished = finished or record.kind == "end"
+            tracker.close(finished=finished)
         except Exception as error:
             self.failure = _one_line(error)
             self._opened.set()
-
-    def _pass_records(self, tracker: Tracker) -> None:
-        finished = False
-        while (record := self._records.get()) is not None:
-            if self.failure is not None:
-                return
-            if record.kind == "start":
-                tracker.start(record.values)
-            figures, step = curve_points(record)
-            if figures:
-                tracker.log(figures, step)
-            finished = finished or record.kind == "end"
-        tracker.close(finished=finished)
 
 
 def _one_line(error: Exception) -> str:

@@ -122,7 +122,8 @@ def read_wandb(files):
     """Return the logged rows and the exit codes of offline runs' files."""
     from wandb.proto import wandb_internal_pb2
 
-    logged, exits = [], []
+    logged: list[dict[str, str]] = []
+    exits: list[int] = []
     for data in (data for file in files for data in wandb_records(file.read_bytes())):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
@@ -143,7 +144,8 @@ def test_wandb_has_both_parts_under_one_id(twice):
     run_id = (folder / "run-id").read_text().strip()
     files = sorted(folder.glob(f"offline-run-*/run-{run_id}.wandb"))
     assert len(files) == 2
-    logged, exits = [], []
+    logged: list[dict[str, str]] = []
+    exits: list[int] = []
     end_s = time.monotonic() + 30
     # wandb's service process may write the end of a file after the run has finished.
     while len(exits) < 2 and time.monotonic() < end_s:

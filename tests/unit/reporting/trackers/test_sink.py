@@ -1,8 +1,13 @@
 """Tracker sinks: what trackers receive, and the effect of their failures."""
 
+from __future__ import annotations
+
 import sys
 import threading
 import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,14 +16,12 @@ from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.core.types import Record
 from image_classification.reporting.sinks import MultiSink
 from image_classification.reporting.trackers.sink import (
-    TRACKERS,
-    TrackedRun,
     TrackerSink,
     check_trackers,
     curve_points,
     open_trackers,
 )
-from image_classification.reporting.trackers.wandb import chosen_mode
+from image_classification.reporting.trackers.writers import TRACKERS, TrackedRun, wandb_mode
 
 END = Record("end", 8, 1, {"results": {"validation": {"top1": 50.0, "top5": None}}})
 OUTSIDE = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI")
@@ -37,25 +40,28 @@ def no_account(monkeypatch, tmp_path):
 class Kept:
     """A tracker that keeps what it receives."""
 
-    def __init__(self):
-        self.started, self.points, self.finished, self.thread = None, [], None, None
+    def __init__(self) -> None:
+        self.started: dict[str, Any] = {}
+        self.points: list[tuple[int, dict[str, float]]] = []
+        self.finished: bool | None = None
+        self.thread = ""
 
-    def start(self, values):
+    def start(self, values: Mapping[str, Any]) -> None:
         self.started, self.thread = dict(values), threading.current_thread().name
 
-    def log(self, figures, step):
+    def log(self, figures: Mapping[str, float], step: int) -> None:
         self.points.append((step, dict(figures)))
 
-    def close(self, *, finished):
+    def close(self, *, finished: bool) -> None:
         self.finished = finished
 
 
 @pytest.fixture
-def tracked(tmp_path):
+def tracked(tmp_path: Path) -> TrackedRun:
     return TrackedRun("run", tmp_path / "trackers" / "kept", {"optim.lr": 2.0}, resumed=False)
 
 
-def write_all(sink, records):
+def write_all(sink: TrackerSink, records: Iterable[Record]) -> None:
     for record in records:
         sink.write(record)
     sink.close()
@@ -79,7 +85,7 @@ def test_curve_points_of_each_kind_of_record():
 
 
 def test_records_arrive_in_order_on_another_thread(tracked, records):
-    kept, warnings = Kept(), []
+    kept, warnings = Kept(), list[str]()
     write_all(TrackerSink("kept", lambda run: kept, tracked, warnings.append), [*records, END])
     assert kept.started["world_size"] == 8
     assert kept.thread == "track-kept"
@@ -98,7 +104,7 @@ def test_a_stopped_run_is_not_finished(tracked, records):
 class Failing(Kept):
     """Fails at its second record."""
 
-    def log(self, figures, step):
+    def log(self, figures: Mapping[str, float], step: int) -> None:
         super().log(figures, step)
         if len(self.points) == 2:
             raise OSError(28, "No space left on device")
@@ -106,23 +112,22 @@ class Failing(Kept):
 
 def test_a_failing_tracker_warns_once_and_other_sinks_continue(tracked, records):
     failing, kept = Failing(), Kept()
-    others = []
+    others: list[Record] = []
 
     class Other:
-        def write(self, record):
+        def write(self, record: Record) -> None:
             others.append(record)
 
-        def close(self):
+        def close(self) -> None:
             pass
 
-    sinks = []
-    multi = None
-
-    def warn(message):
+    def warn(message: str) -> None:
         multi.write(Record("warning", 0, 0, {"message": message}))
 
-    for name, tracker in (("failing", failing), ("kept", kept)):
-        sinks.append(TrackerSink(name, lambda run, t=tracker: t, tracked, warn))
+    sinks = [
+        TrackerSink("failing", lambda run: failing, tracked, warn),
+        TrackerSink("kept", lambda run: kept, tracked, warn),
+    ]
     multi = MultiSink([Other(), *sinks])
     for record in records[:4]:
         multi.write(record)
@@ -141,10 +146,10 @@ def test_a_failing_tracker_warns_once_and_other_sinks_continue(tracked, records)
 
 def test_a_failure_on_closing_warns(tracked):
     class Last(Kept):
-        def close(self, *, finished):
+        def close(self, *, finished: bool) -> None:
             raise ConnectionError("no route to host")
 
-    warnings = []
+    warnings: list[str] = []
     sink = TrackerSink("last", lambda run: Last(), tracked, warnings.append)
     sink.write(END)
     sink.close()
@@ -158,10 +163,14 @@ def test_a_hanging_tracker_delays_neither_writing_nor_closing(tracked, records):
     answer = threading.Event()
 
     class Hanging(Kept):
-        def start(self, values):
+        def start(self, values: Mapping[str, Any]) -> None:
             answer.wait(60)
 
-    warnings = []
+    def never_open(run: TrackedRun) -> Kept:
+        answer.wait(60)
+        return Kept()
+
+    warnings: list[str] = []
     try:
         sink = TrackerSink(
             "slow", lambda run: Hanging(), tracked, warnings.append, timeout_s=0.2, max_waiting=4
@@ -175,9 +184,7 @@ def test_a_hanging_tracker_delays_neither_writing_nor_closing(tracked, records):
         write_all(sink, records)
         assert warnings == ["slow stopped recording: not done after 0.2 s; the run continues"]
         warnings.clear()
-        never = TrackerSink(
-            "slow", lambda run: answer.wait(60), tracked, warnings.append, timeout_s=0.2
-        )
+        never = TrackerSink("slow", never_open, tracked, warnings.append, timeout_s=0.2)
         assert never.failure == "not open after 0.2 s"
     finally:
         answer.set()
@@ -208,17 +215,19 @@ def test_without_trackers_nothing_is_created(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def fake_wandb(monkeypatch, run=None, error=None):
+def fake_wandb(
+    monkeypatch: pytest.MonkeyPatch, run: FakeRun | None = None, error: Exception | None = None
+) -> list[dict[str, Any]]:
     """Replace the module wandb; return the arguments of each call of ``init``."""
-    module, calls = types.ModuleType("wandb"), []
+    calls: list[dict[str, Any]] = []
 
-    def init(**kwargs):
+    def init(**kwargs: Any) -> FakeRun | None:
         calls.append(kwargs)
         if error is not None:
             raise error
         return run
 
-    module.init, module.Settings = init, dict
+    module = types.SimpleNamespace(init=init, Settings=dict)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return calls
 
@@ -226,19 +235,21 @@ def fake_wandb(monkeypatch, run=None, error=None):
 class FakeRun:
     """The methods of wandb's run that the tracker calls."""
 
-    def __init__(self):
-        self.config, self.logged, self.exit_code = self, [], None
+    def __init__(self) -> None:
+        self.config = self
+        self.logged: list[Mapping[str, Any]] = []
+        self.exit_code: int | None = None
 
-    def update(self, values, allow_val_change):
+    def update(self, values: Mapping[str, Any], allow_val_change: bool) -> None:
         self.logged.append(values)
 
-    def define_metric(self, name, step_metric):
+    def define_metric(self, name: str, step_metric: str) -> None:
         pass
 
-    def log(self, values):
+    def log(self, values: Mapping[str, Any]) -> None:
         self.logged.append(values)
 
-    def finish(self, exit_code):
+    def finish(self, exit_code: int) -> None:
         self.exit_code = exit_code
 
 
@@ -260,13 +271,13 @@ def test_wandb_stays_offline_and_continues_its_run(monkeypatch, tmp_path):
 
 def test_a_tracker_that_cannot_be_opened_fails_only_a_new_run(monkeypatch, tmp_path):
     fake_wandb(monkeypatch, error=RuntimeError("server\nunreachable"))
-    options = {"workspace": tmp_path, "parameters": {}}
+    options: dict[str, Any] = {"workspace": tmp_path, "parameters": {}}
     with pytest.raises(WorkspaceError) as caught:
         open_trackers(["wandb"], resumed=False, warn=pytest.fail, **options)
     assert caught.value.message == (
         "--track wandb: RuntimeError: server unreachable; fix that, or leave wandb out of --track"
     )
-    warnings = []
+    warnings: list[str] = []
     (sink,) = open_trackers(["wandb"], resumed=True, warn=warnings.append, **options)
     write_all(sink, [END, END])
     assert len(warnings) == 1
@@ -282,7 +293,7 @@ def test_a_tracker_that_cannot_be_opened_fails_only_a_new_run(monkeypatch, tmp_p
     ],
 )
 def test_wandb_is_online_only_after_a_login(environ, mode, tmp_path):
-    assert chosen_mode({"NETRC": str(tmp_path / "none"), **environ}) == mode
+    assert wandb_mode({"NETRC": str(tmp_path / "none"), **environ}) == mode
 
 
 def test_wandb_login_is_found_in_the_netrc_file(tmp_path):
@@ -290,5 +301,5 @@ def test_wandb_login_is_found_in_the_netrc_file(tmp_path):
     path.write_text("machine api.wandb.ai\n  login user\n  password k\n")
     path.chmod(0o600)
     environ = {"NETRC": str(path)}
-    assert chosen_mode(environ) == "online"
-    assert chosen_mode({**environ, "WANDB_BASE_URL": "https://wandb.example.org"}) == "offline"
+    assert wandb_mode(environ) == "online"
+    assert wandb_mode({**environ, "WANDB_BASE_URL": "https://wandb.example.org"}) == "offline"
