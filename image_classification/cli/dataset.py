@@ -12,25 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
 from image_classification.cli.command_line import CommandParser
 from image_classification.core.errors import EXIT_DONE, ConfigError, DataError
 from image_classification.core.program import mute_stdout, show
 from image_classification.data.tools import quarantine
-from image_classification.data.tools.demo import write_demo
 from image_classification.data.tools.parallel import default_workers
 
-# `check`, `pack` and `prepare` import torch: only when they run, so that help, completion and the
-# other commands start faster.
+# What a command needs (torch, numpy, rich) is imported when it runs, so that help and completion
+# answer at once.
 if TYPE_CHECKING:
     from image_classification.data.tools.check import CheckReport, SplitReport
 
@@ -55,7 +44,7 @@ def main(argv: list[str]) -> int:
     try:
         arguments.run(arguments)
     except KeyboardInterrupt:
-        # Half-written folders are removed by now. End as SIGINT ends a program: no traceback.
+        # Half-written folders have been removed. End by SIGINT, without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
         raise
@@ -154,7 +143,7 @@ def build_parser() -> CommandParser:
         description="Write scikit-learn's handwritten digits as JPEG folders: OUT/train/<digit>/ "
         "(1,437 images) and OUT/val/<digit>/ (360).",
     )
-    demo.set_defaults(run=lambda arguments: show(f"demo data set: {write_demo(arguments.out)}"))
+    demo.set_defaults(run=_demo)
     demo.add_argument("out", metavar="OUT", type=Path, help="folder to write; new or empty")
     return parser
 
@@ -188,7 +177,7 @@ def _add_count(
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    help = "how many work in parallel (default: as many as there are processors)"
+    help = "workers in parallel (default: one per processor)"
     _add_count(parser, "--workers", "N", help, default=default_workers())
 
 
@@ -204,10 +193,10 @@ def _check(arguments: argparse.Namespace) -> None:
     assert list_file is not None
     listed = quarantine_list(folder, report)
     failure: DataError | None = None
-    # An empty list replaces an old one, which would go on leaving out repaired images.
+    # An empty list replaces an old one, or training would still leave out repaired images.
     if arguments.no_quarantine or not (listed or list_file.exists()):
         list_file = None
-    else:  # written before the output, whose reader may be gone
+    else:  # before printing, which may fail
         try:
             quarantine.save(list_file, listed)
         except DataError as error:
@@ -348,9 +337,25 @@ def _fake(arguments: argparse.Namespace) -> None:
     )
 
 
+def _demo(arguments: argparse.Namespace) -> None:
+    from image_classification.data.tools.demo import write_demo
+
+    show(f"demo data set: {write_demo(arguments.out)}")
+
+
 @contextmanager
 def _progress_bars(what: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show one progress bar per label on standard error."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

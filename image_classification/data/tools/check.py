@@ -24,6 +24,7 @@ from image_classification.data.formats.folder import (
     IMAGE_EXTENSIONS,
     SHARD_FORMATS,
     SPLITS,
+    has_split,
     index_folder,
     recognize,
 )
@@ -120,13 +121,11 @@ def inspect_image(content: Bytes, name: str) -> ImageFacts:
 def _read_header(data: bytes) -> tuple[str, bool]:
     """Return Pillow's mode and whether EXIF asks for a rotation; ('', False) if unreadable."""
     mode = ""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and damaged EXIF
-            with Image.open(io.BytesIO(data), formats=_PIL_FORMATS) as image:
-                mode = image.mode
-                orientation = image.getexif().get(_EXIF_ORIENTATION, 0)
     # Pillow raises exceptions of every kind. Damaged EXIF does not make the pixels unusable.
+    try:
+        image = _open_with_pillow(data)
+        mode = image.mode
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 0)
     except Exception:
         return mode, False
     return mode, isinstance(orientation, int) and 2 <= orientation <= 8
@@ -134,12 +133,14 @@ def _read_header(data: bytes) -> tuple[str, bool]:
 
 def _is_truncated(data: bytes) -> bool:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(data), formats=_PIL_FORMATS).load()
+        _open_with_pillow(data).load()
     except Exception as error:
         return "truncated" in str(error).lower()
     return False
+
+
+def _open_with_pillow(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_PIL_FORMATS)
 
 
 @dataclass(frozen=True)
@@ -239,29 +240,22 @@ def quarantine_list(root: Path, report: CheckReport) -> dict[str, str]:
 def _open_splits(root: Path, report: CheckReport) -> dict[str, tuple[str, Index]]:
     """Return (format, index) of each split that can be indexed; note the others in ``report``."""
     opened: dict[str, tuple[str, Index]] = {}
-    missing: dict[str, DataError] = {}
+    present = [split for split in SPLITS if has_split(root, split)]
     for split in SPLITS:
-        try:
-            layout = recognize(root, split)
-        except DataError as error:
-            if not root.is_dir():
-                raise
-            missing[split] = error
+        if split == "train" and present == ["val"]:
+            report.notes.append("there are no train images: good for evaluating alone")
             continue
         try:
+            layout = recognize(root, split)
             if layout == FOLDER:
                 opened[split] = (layout, index_folder(root, split, None))
             else:
                 opened[split] = (layout, open_shards(SHARD_FORMATS[layout], root, split, None))
         except DataError as error:
+            if not present:
+                raise
             if error.message not in report.problems:  # both splits may have the same problem
                 report.problems.append(error.message)
-    if len(missing) == len(SPLITS):
-        raise missing["train"]
-    if "train" in missing:
-        report.notes.append("there are no train images: good for evaluating alone")
-    elif "val" in missing:
-        report.problems.append(missing["val"].message)
     return opened
 
 
@@ -322,7 +316,9 @@ def _inspect(index: Index, i: int) -> ImageFacts:
         if isinstance(index, FolderIndex) and path.is_file() and not path.stat().st_size:
             return ImageFacts(broken="empty", reason="the file is empty")
         return ImageFacts(broken="unreadable", reason=error.message)
-    return inspect_image(content, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about large images and damaged EXIF
+        return inspect_image(content, name)
 
 
 def _recognize_imagenet(report: CheckReport) -> None:

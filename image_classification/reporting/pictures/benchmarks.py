@@ -24,7 +24,6 @@ from image_classification.reporting.pictures.picture import (
     Panel,
     Picture,
     Series,
-    published_look,
     run_looks,
 )
 from image_classification.reporting.pictures.source import RunData
@@ -32,6 +31,7 @@ from image_classification.reporting.published.load import PublishedRow, load_pub
 
 # images/s, latency in ms, images per batch
 _LatencyPoint = tuple[float, float, int]
+_Points = list[tuple[float, float]]
 
 
 def latency(runs: Sequence[RunData]) -> Picture | LeftOut:
@@ -41,16 +41,17 @@ def latency(runs: Sequence[RunData]) -> Picture | LeftOut:
     for run, look in zip(runs, run_looks(len(runs)), strict=True):
         label = run.label if len(runs) > 1 else "measured"
         if means := _measured_latency(run, "mean"):
-            series.append(_latency_series(f"{label}, mean", means, look, named=True))
-            if tails := _measured_latency(run, "p99"):
-                dashed = look.with_line("--", filled=False)
-                series.append(_latency_series(f"{label}, p99", tails, dashed))
+            batches = tuple(str(batch) for *_, batch in means)
+            series.append(_series(f"{label}, mean", means, look, names=batches))
+        if means and (tails := _measured_latency(run, "p99")):
+            dashed = Look(look.color, "--", look.marker, filled=False)
+            series.append(_series(f"{label}, p99", tails, dashed))
     if not series:
         return LeftOut(name, title, "no inference was measured")
     kinds = {(run.text("name", "model"), run.text("name", "precision")) for run in runs}
     published = _published_latency(kinds, {run.text("name", "platform") for run in runs})
     for i, (label, points) in enumerate(published.items()):
-        series.append(_latency_series(f"published, {label}, mean", points, published_look(i)))
+        series.append(_series(f"published, {label}, mean", points, _published_look(i)))
     notes = ["Numbers beside the points are batch sizes."]
     if not published:
         names = ", ".join(sorted(f"{model} {precision}" for model, precision in kinds))
@@ -59,11 +60,15 @@ def latency(runs: Sequence[RunData]) -> Picture | LeftOut:
     return Picture(name, title, "images/s", (panel,), tuple(notes))
 
 
-def _latency_series(
-    label: str, points: Sequence[_LatencyPoint], look: Look, named: bool = False
+def _series(
+    label: str, points: Sequence[tuple[float, ...]], look: Look, names: tuple[str, ...] = ()
 ) -> Series:
-    speeds, latencies, batches = zip(*points, strict=True)
-    return Series(label, speeds, latencies, look, names=tuple(map(str, batches)) if named else ())
+    x, y, *_ = zip(*points, strict=True)
+    return Series(label, x, y, look, names=names)
+
+
+def _published_look(index: int) -> Look:
+    return Look(INK, ":", "*ph8<>"[index % 6], filled=False, width=1.0)
 
 
 def _measured_latency(run: RunData, quantile: str) -> list[_LatencyPoint]:
@@ -82,36 +87,27 @@ def _published_latency(
 
     Those of the runs' platforms, or of all platforms if these have none.
     """
-    rows = [
-        row
-        for row in _of_configurations()
-        if (row.model, row.precision) in kinds and row.batch is not None and row.requests is None
-    ]
+    # figure -> id -> batch -> value
+    values: dict[str, dict[str, dict[int, float]]] = {}
     # The first publication of a figure is the newest.
-    newest: dict[tuple[str | None, ...], PublishedRow] = {}
-    for row in rows:
-        if row.figure == "latency_ms_mean":
-            newest.setdefault((row.model, row.precision, row.platform), row)
-    here = [row for key, row in newest.items() if key[2] in platforms]
+    newest: dict[tuple[str, str | None, str | None], PublishedRow] = {}
+    for row in _of_configurations():
+        if (row.model, row.precision) in kinds and row.batch is not None and row.requests is None:
+            by_batch = values.setdefault(row.figure, {}).setdefault(row.id, {})
+            by_batch[row.batch] = row.value
+            if row.figure == "latency_ms_mean":
+                newest.setdefault((row.model, row.precision, row.platform), row)
+    here = [row for (*_, platform), row in newest.items() if platform in platforms]
+    has_models = len({model for model, _ in kinds}) > 1
+    has_precisions = len({precision for _, precision in kinds}) > 1
     tables: dict[str, list[_LatencyPoint]] = {}
-    for first in here or newest.values():
-        by_figure = {
-            figure: {
-                row.batch: row.value for row in rows if (row.id, row.figure) == (first.id, figure)
-            }
-            for figure in ("inference_images_per_s", "latency_ms_mean")
-        }
-        speeds, means = by_figure.values()
-        parts = (
-            first.model if len({model for model, _ in kinds}) > 1 else None,
-            first.precision if len({precision for _, precision in kinds}) > 1 else None,
-            first.hardware.name,
-        )
-        batches = sorted(batch for batch in speeds.keys() & means.keys() if batch is not None)
-        if batches:
-            tables.setdefault(
-                " ".join(filter(None, parts)), [(speeds[b], means[b], b) for b in batches]
-            )
+    for row in here or newest.values():
+        speeds = values.get("inference_images_per_s", {}).get(row.id, {})
+        means = values["latency_ms_mean"][row.id]
+        points = [(speeds[b], means[b], b) for b in sorted(speeds.keys() & means.keys())]
+        parts = (has_models and row.model, has_precisions and row.precision, row.hardware.name)
+        if points:
+            tables.setdefault(" ".join(part for part in parts if part), points)
     return tables
 
 
@@ -121,19 +117,14 @@ def _of_configurations() -> Iterator[PublishedRow]:
 
 
 COSTS_NAME = "model_costs.yml"
-_AREA_PER_MILLION_PARAMETERS = 2.6
 _SHORT_EPOCHS = 100
-_IMAGENET_CLASSES = 1000
-# Shapes that leave a published ring below them visible.
-_RUN_SHAPES = (
-    (INK, "X"),
-    (PURPLE, "P"),
-    (ORANGE, "*"),
-    (SKY, "D"),
-    (INK, "v"),
-    (PURPLE, "<"),
-    (ORANGE, ">"),
-)
+# Markers that leave a published ring below them visible.
+_RUN_LOOKS = [
+    Look(color, "", marker)
+    for color, marker in zip(
+        (INK, PURPLE, ORANGE, SKY, INK, PURPLE, ORANGE), "XP*Dv<>", strict=True
+    )
+]
 _LENGTHS = (
     (f"published, up to {_SHORT_EPOCHS} epochs", Look(BLUE, "", "o", filled=False)),
     (f"published, more than {_SHORT_EPOCHS} epochs", Look(VERMILION, "", "s", filled=False)),
@@ -156,8 +147,8 @@ class Cost:
 
     @property
     def area(self) -> float:
-        """Area of the model's marker."""
-        return _AREA_PER_MILLION_PARAMETERS * self.num_parameters / 1e6
+        """Area of the model's marker in square points."""
+        return 2.6 * self.num_parameters / 1e6
 
 
 @cache
@@ -174,9 +165,8 @@ def accuracy_cost(runs: Sequence[RunData]) -> Picture | LeftOut:
     measured: list[Series] = []
     reasons: dict[str, None] = {}
     for i, run in enumerate(runs):
-        color, marker = _RUN_SHAPES[i % len(_RUN_SHAPES)]
         label = run.label if len(runs) > 1 else "this run"
-        found = _measured_accuracy(run, label, Look(color, "", marker))
+        found = _measured_accuracy(run, label, _RUN_LOOKS[i % len(_RUN_LOOKS)])
         if isinstance(found, Series):
             measured.append(found)
         else:
@@ -200,7 +190,7 @@ def _measured_accuracy(run: RunData, label: str, look: Look) -> Series | str:
     if top1 is None:
         return "no top-1 was measured"
     if run.text("config", "data", "path") in ("demo", "synthetic") or (
-        run.number("config", "model", "num_classes") != _IMAGENET_CLASSES
+        run.number("config", "model", "num_classes") != 1000
     ):
         return "its data set is not ImageNet"
     cost = load_costs().get(model)
@@ -215,23 +205,20 @@ def _published_accuracy() -> Iterator[Series]:
     """Yield a series for each range of epochs, and a line for each model's spread in it."""
     costs = load_costs()
     values: dict[tuple[str, int], list[float]] = {}
+    longest: dict[str, int] = {}
+    top1 = [row for row in load_published() if row.figure == "top1" and row.elsewhere is None]
     for model in costs:
-        rows = [
-            row
-            for row in load_published()
-            if row.figure == "top1" and row.model == model and row.elsewhere is None
-        ]
+        rows = [row for row in top1 if row.model == model]
         # Results of other recipes and frameworks only if no named configuration has one.
         rows = [row for row in rows if row.run.named] or rows
-        stated = [row for row in rows if _length(row) != _NOT_STATED]
-        for row in stated or rows:
+        for row in [row for row in rows if _length(row) != _NOT_STATED] or rows:
             values.setdefault((model, _length(row)), []).append(row.value)
+            longest[model] = max(longest.get(model, 0), _length(row))
     for length, (label, look) in enumerate(_LENGTHS):
         models = [model for model in costs if (model, length) in values]
         if not models:
             continue
         x = tuple(costs[model].multiply_adds[224] / 1e9 for model in models)
-        longest = {model: max(n for m, n in values if m == model) for model in models}
         yield Series(
             label,
             x,
@@ -264,9 +251,6 @@ class _Kind:
         return f"{self.model} {self.precision}, {self.device}"
 
 
-_ScalingPoints = list[tuple[float, float]]
-
-
 def scaling(runs: Sequence[RunData]) -> Picture | LeftOut:
     """Plot training images/s over the number of devices, beside ideal and published scaling."""
     name, title = "scaling", "Scaling over devices"
@@ -274,7 +258,9 @@ def scaling(runs: Sequence[RunData]) -> Picture | LeftOut:
     for run in runs:
         speed = run.number("results", "train", "images_per_s")
         if speed is not None and run.num_devices:
-            kind = _Kind(run.text("name", "model"), run.text("name", "precision"), run.device)
+            devices = run.report.environment.device_names if run.report else ()
+            device = devices[0] if devices else run.text("name", "platform")
+            kind = _Kind(run.text("name", "model"), run.text("name", "precision"), device)
             by_kind.setdefault(kind, []).append((run.num_devices, speed, run))
     kinds = {kind: found for kind, found in by_kind.items() if len({n for n, *_ in found}) > 1}
     if not kinds:
@@ -283,41 +269,33 @@ def scaling(runs: Sequence[RunData]) -> Picture | LeftOut:
     one = len(kinds) == 1
     series: list[Series] = []
     notes = [f"{kind}." for kind in kinds if one]
+    published: dict[str, _Points] = {}
     for (kind, found), look in zip(kinds.items(), run_looks(len(kinds)), strict=True):
         points = sorted((float(n), speed) for n, speed, _ in found)
-        series.append(_scaling_series("measured" if one else f"{kind}, measured", points, look))
+        series.append(_series("measured" if one else f"{kind}, measured", points, look))
         fewest, most = points[0][0], points[-1][0]
         speeds = [speed for n, speed in points if n == fewest]
         per_device = sum(speeds) / len(speeds) / fewest
         ideal = [(n, per_device * n) for n in (fewest, most)]
-        series.append(_scaling_series("ideal" if one else "", ideal, Look(BAND, "--", width=1.2)))
+        series.append(_series("ideal" if one else "", ideal, Look(BAND, "--", width=1.2)))
         batches = sorted({run.text("config", "batch", "per_device") for _, _, run in found})
         if len(batches) > 1:
-            notes.append(
-                f"{kind}: images per device differ between the runs: {', '.join(batches)}."
-            )
+            listed = ", ".join(batches)
+            notes.append(f"{kind}: images per device differ between the runs: {listed}.")
+        platforms = {run.text("name", "platform") for _, _, run in found}
+        for hardware, points in _published_scaling(kind, platforms).items():
+            published[hardware if one else f"{kind}, {hardware}"] = points
     if not one:
         notes.append("Gray lines are ideal: proportional to the throughput at the fewest devices.")
-    published = {
-        hardware if one else f"{kind}, {hardware}": points
-        for kind, found in kinds.items()
-        for hardware, points in _published_scaling(kind, [run for _, _, run in found]).items()
-    }
     for i, (label, points) in enumerate(published.items()):
-        series.append(_scaling_series(f"published, {label}", points, published_look(i)))
+        series.append(_series(f"published, {label}", points, _published_look(i)))
     ticks = tuple(sorted({x for each in series for x in each.x}))
     panel = Panel("images/s", tuple(series), scale="log", x_ticks=ticks)
     return Picture(name, title, "devices", (panel,), tuple(notes))
 
 
-def _scaling_series(label: str, points: _ScalingPoints, look: Look) -> Series:
-    x, y = zip(*points, strict=True)
-    return Series(label, x, y, look)
-
-
-def _published_scaling(kind: _Kind, runs: list[RunData]) -> dict[str, _ScalingPoints]:
-    """Return the newest published points of each hardware that the runs' kind or platform names."""
-    platforms = {run.text("name", "platform") for run in runs}
+def _published_scaling(kind: _Kind, platforms: set[str]) -> dict[str, _Points]:
+    """Return the newest published points of each hardware that is the kind's or the platforms'."""
     rows: dict[str, list[PublishedRow]] = {}
     for row in _of_configurations():
         device = (row.hardware.device_name or "").casefold()
@@ -328,11 +306,10 @@ def _published_scaling(kind: _Kind, runs: list[RunData]) -> dict[str, _ScalingPo
             and (row.platform in platforms or (device and device in kind.device.casefold()))
         ):
             rows.setdefault(row.id, []).append(row)
-    tables: dict[str, _ScalingPoints] = {}
+    tables: dict[str, _Points] = {}
     for found in rows.values():
         if len(found) > 1:
             hardware = found[-1].hardware.name or found[-1].platform or "?"
-            tables.setdefault(
-                hardware, sorted((float(row.num_devices or 0), row.value) for row in found)
-            )
+            points = sorted((float(row.num_devices or 0), row.value) for row in found)
+            tables.setdefault(hardware, points)
     return tables

@@ -5,30 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from statistics import median
+from itertools import groupby, pairwise
+from statistics import fmean, median
 
 from image_classification.reporting.pictures.picture import (
-    AVERAGED,
+    BLUE,
+    GREEN,
     INK,
-    RAW,
-    RESUMED,
-    TRAINING,
+    VERMILION,
     Bars,
     LeftOut,
     Look,
     Panel,
     Picture,
-    Points,
     Series,
     VerticalLine,
     run_looks,
-    thinned,
-    thinning_note,
 )
 from image_classification.reporting.pictures.source import RunData, real
 
-_CLOSE_UP_MARGIN = 0.5
+MAX_POINTS = 1200
+"""More than the width of a picture in pixels: longer curves are averaged down to this many."""
+
+Points = list[tuple[float, float]]
+
+_TRAINING = Look(BLUE)
+_AVERAGED = Look(GREEN, ":", "s")
+_RESUMED = Look(INK, ":", width=0.9)
+_FROM_ZERO = (0.0, None)
 
 
 @dataclass(frozen=True)
@@ -44,56 +48,54 @@ class _Quantity:
     look: Look
 
 
-_LOSS = (
-    _Quantity("step", "loss", "training", TRAINING),
-    _Quantity("validation", "loss", "validation", RAW),
-    _Quantity("validation_ema", "loss", "validation, EMA", AVERAGED),
-)
-_LEARNING_RATE = (_Quantity("step", "lr", "learning rate", TRAINING),)
-_THROUGHPUT = (
-    _Quantity("epoch", "images_per_s", "data wait included", TRAINING),
-    _Quantity("epoch", "compute_images_per_s", "data wait excluded", RAW),
-)
-
-
-def _accuracy(key: str) -> tuple[_Quantity, ...]:
-    return (
-        _Quantity("validation", key, "weights as trained", RAW.with_line("-")),
-        _Quantity("validation_ema", key, "EMA of the weights", AVERAGED),
-    )
-
-
 def loss(runs: Sequence[RunData]) -> Picture | LeftOut:
     """Plot training and validation loss, of the weights and of their moving average."""
-    panel = _panel(runs, "cross-entropy", _LOSS)
-    return _over_epochs(runs, "loss", "Loss", (panel,), _LOSS, "no loss was recorded")
+    quantities = (
+        _Quantity("step", "loss", "training", _TRAINING),
+        _Quantity("validation", "loss", "validation", Look(VERMILION, "--", "o")),
+        _Quantity("validation_ema", "loss", "validation, EMA", _AVERAGED),
+    )
+    panel = _panel(runs, "cross-entropy", quantities)
+    return _over_epochs(runs, "loss", "Loss", (panel,), quantities, "no loss was recorded")
 
 
 def accuracy(runs: Sequence[RunData]) -> Picture | LeftOut:
     """Plot top-1 and top-5 with the published values of comparable runs as bands."""
     top1, top5 = (
-        _panel(runs, f"{name}, percent", _accuracy(key), band=key)
-        for key, name in (("top1", "top-1"), ("top5", "top-5"))
+        (
+            _Quantity("validation", key, "weights as trained", Look(VERMILION, "-", "o")),
+            _Quantity("validation_ema", key, "EMA of the weights", _AVERAGED),
+        )
+        for key in ("top1", "top5")
     )
-    panels = (top1, *_close_up(top1), top5)
+    panels = [_panel(runs, "top-1, percent", top1, band="top1")]
+    if panels[0].bands and panels[0].series:
+        panels.append(_close_up(panels[0]))
+    panels.append(_panel(runs, "top-5, percent", top5, band="top5"))
     drawn = tuple(panel for panel in panels if panel.series)
     title, why = "Validation accuracy", "no validation was recorded"
-    return _over_epochs(runs, "accuracy", title, drawn, _accuracy("top1"), why)
+    return _over_epochs(runs, "accuracy", title, drawn, top1, why)
 
 
 def learning_rate(runs: Sequence[RunData]) -> Picture | LeftOut:
     """Plot the recorded learning rate."""
-    panel = replace(_panel(runs, "learning rate", _LEARNING_RATE), y_from_zero=True)
+    quantities = (_Quantity("step", "lr", "learning rate", _TRAINING),)
+    panel = replace(_panel(runs, "learning rate", quantities), y_limits=_FROM_ZERO)
     why = "no learning rate was recorded"
-    return _over_epochs(runs, "learning_rate", "Learning rate", (panel,), _LEARNING_RATE, why)
+    return _over_epochs(runs, "learning_rate", "Learning rate", (panel,), quantities, why)
 
 
 def throughput(runs: Sequence[RunData]) -> Picture | LeftOut:
     """Plot the mean images/s of each epoch, with the published value as a band."""
-    panel = _panel(runs, "images/s", _THROUGHPUT, band="train_images_per_s")
-    panel = replace(panel, y_from_zero=True)
+    without_wait = Look(VERMILION, "--", "o")
+    quantities = (
+        _Quantity("epoch", "images_per_s", "data wait included", _TRAINING),
+        _Quantity("epoch", "compute_images_per_s", "data wait excluded", without_wait),
+    )
+    panel = _panel(runs, "images/s", quantities, band="train_images_per_s")
+    panel = replace(panel, y_limits=_FROM_ZERO)
     title, why = "Training throughput of each epoch", "no epoch was finished"
-    return _over_epochs(runs, "throughput", title, (panel,), _THROUGHPUT, why)
+    return _over_epochs(runs, "throughput", title, (panel,), quantities, why)
 
 
 def _panel(
@@ -108,26 +110,24 @@ def _panel(
             label, look = quantity.label, quantity.look
             if len(runs) > 1:
                 label = f"{run.label}, {label}"
-                look = run_look.with_line(look.line, filled=look.line == "-")
+                look = replace(run_look, line=look.line, filled=look.line == "-")
             x, y = zip(*points, strict=True)
             series.append(Series(label, x, y, look))
     bands = tuple(dict.fromkeys(each for run in runs for each in run.bands(band)))
     lines: tuple[VerticalLine, ...] = ()
     # The lines of several runs would be indistinguishable.
     if len(runs) == 1 and (steps := runs[0].steps_per_epoch):
-        lines = tuple(VerticalLine("resumed", at / steps, RESUMED) for at in runs[0].resumed_at)
+        lines = tuple(VerticalLine("resumed", at / steps, _RESUMED) for at in runs[0].resumed_at)
     return Panel(y_label, tuple(series), bands, lines=lines, x_from_zero=True)
 
 
-def _close_up(panel: Panel) -> tuple[Panel, ...]:
+def _close_up(panel: Panel) -> Panel:
     """Return the panel zoomed in on its bands, which are too narrow to see beside whole curves."""
-    if not panel.bands or not panel.series:
-        return ()
     last = [each.y[-1] for each in panel.series]
     low = min([*last, *(band.low for band in panel.bands)])
     high = max([*last, *(band.high for band in panel.bands)])
-    room = max(high - low, 2 * _CLOSE_UP_MARGIN) / 2
-    return (replace(panel, y_label="top-1, close-up", y_limits=(low - room, high + room)),)
+    room = max(high - low, 1.0) / 2
+    return replace(panel, y_label="top-1, close-up", y_limits=(low - room, high + room))
 
 
 def _over_epochs(
@@ -141,7 +141,7 @@ def _over_epochs(
     labels = {series.label for panel in panels for series in panel.series}
     if not labels:
         return LeftOut(name, title, why)
-    notes = thinning_note(
+    notes = _thinning_note(
         [thinned(run.over_epochs(q.kind, q.key))[1] for run in runs for q in quantities]
     )
     legend = None
@@ -159,28 +159,52 @@ def _over_epochs(
     return Picture(name, title, "epochs done", panels, tuple(notes), legend)
 
 
-_TIME_UNITS = ((600.0, 1.0, "s"), (3.0 * 3600, 60.0, "min"), (math.inf, 3600.0, "h"))
+def thinned(points: Points) -> tuple[Points, int]:
+    """Return about `MAX_POINTS` means of neighboring points, and the most points in one mean.
+
+    A point with NaN in y is a gap: it is kept, and no mean spans it.
+    """
+    size = -(-len(points) // MAX_POINTS)
+    if size <= 1:
+        return points, 1
+    means: Points = []
+    for is_finite, group in groupby(points, key=lambda point: math.isfinite(point[1])):
+        run = list(group)
+        if not is_finite:
+            means += run
+            continue
+        for start in range(0, len(run), size):
+            x, y = zip(*run[start : start + size], strict=True)
+            means.append((fmean(x), fmean(y)))
+    return means, size
+
+
+def _thinning_note(sizes: list[int]) -> list[str]:
+    most = max(sizes)
+    return [f"Long curves are drawn as means of up to {most} records."] if most > 1 else []
 
 
 def over_time(runs: Sequence[RunData]) -> Picture | LeftOut:
     """Plot images/s, and power where it was measured, over the time since the run began."""
-    name, title = "over_time", "Throughput over time"
-    speeds = [_speed(run) for run in runs]
-    powers = [_telemetry(run, "power_w") for run in runs]
-    times_s = [x for points in (*speeds, *powers) for x, y in points if math.isfinite(y)]
+    name, title = "over_time", "Throughput and power over time"
+    curves = {
+        "images/s": [_speed(run) for run in runs],
+        "power, W": [_telemetry(run, "power_w") for run in runs],
+    }
+    times_s = [
+        x for points in curves.values() for each in points for x, y in each if math.isfinite(y)
+    ]
     if not times_s:
-        why = "no record of throughput or power has a time"
-        return LeftOut(name, "Throughput and power over time", why)
-    _, unit_s, unit = next(entry for entry in _TIME_UNITS if max(times_s) < entry[0])
+        return LeftOut(name, title, "no record of throughput or power has a time")
+    units = ((600.0, 1.0, "s"), (3.0 * 3600, 60.0, "min"), (math.inf, 3600.0, "h"))
+    _, unit_s, unit = next(entry for entry in units if max(times_s) < entry[0])
     starts = _restarts_s(runs[0]) if len(runs) == 1 else []
-    lines = tuple(VerticalLine("restarted", at / unit_s, RESUMED) for at in starts)
-    notes, panels, sizes = [], [], [1]
-    for y_label, all_points, missing in (
-        ("images/s", speeds, "images/s over time: not measured."),
-        ("power, W", powers, "power: not measured."),
-    ):
+    lines = tuple(VerticalLine("restarted", at / unit_s, _RESUMED) for at in starts)
+    looks = run_looks(len(runs)) if len(runs) > 1 else [_TRAINING]
+    panels: dict[str, Panel] = {}
+    sizes = [1]
+    for y_label, all_points in curves.items():
         series = []
-        looks = run_looks(len(runs)) if len(runs) > 1 else [TRAINING]
         for run, points, look in zip(runs, all_points, looks, strict=True):
             if any(math.isfinite(y) for _, y in points):
                 kept, size = thinned(points)
@@ -188,16 +212,18 @@ def over_time(runs: Sequence[RunData]) -> Picture | LeftOut:
                 x, y = tuple(x / unit_s for x, _ in kept), tuple(y for _, y in kept)
                 series.append(Series(run.label if len(runs) > 1 else "measured", x, y, look))
         if series:
-            panels.append(
-                Panel(y_label, tuple(series), lines=lines, x_from_zero=True, y_from_zero=True)
+            panels[y_label] = Panel(
+                y_label, tuple(series), lines=lines, x_from_zero=True, y_limits=_FROM_ZERO
             )
-        else:
-            notes.append(missing)
-    notes += thinning_note(sizes)
-    if panels[-1].y_label.startswith("power"):
-        title = "Throughput and power over time"
+    notes = [] if "images/s" in panels else ["images/s over time: not measured."]
+    notes += _thinning_note(sizes)
+    if "power, W" in panels:
         notes.append("Power is the sum over the devices of rank 0's node.")
-    return Picture(name, title, f"time since the start, {unit}", tuple(panels), tuple(notes))
+    else:
+        title = "Throughput over time"
+        notes.insert(0, "power: not measured.")
+    x_label = f"time since the start, {unit}"
+    return Picture(name, title, x_label, tuple(panels.values()), tuple(notes))
 
 
 def _speed(run: RunData) -> Points:
@@ -232,7 +258,6 @@ def _restarts_s(run: RunData) -> list[float]:
 
 
 _MIN_STEP_TIMES = 3
-_MIN_BINS, _MAX_BINS = 5, 40
 _CUTOFF_MEDIANS = 3.0
 """Longer times are counted in the last bar; on the axis, they would squeeze all others into one."""
 
@@ -245,27 +270,24 @@ def step_time(runs: Sequence[RunData]) -> Picture | LeftOut:
     shown = [(run, ms) for run, ms in times_ms if len(ms) >= _MIN_STEP_TIMES]
     if not shown:
         return LeftOut(name, title, too_few)
+    edges = _edges(shown)
     all_ms = [value for _, ms in shown for value in ms]
-    highest = max(all_ms)
-    p99_s = shown[0][0].number("results", "train", "step_time_s", "p99")
-    end = max(highest, 1000 * p99_s) if p99_s is not None and len(shown) == 1 else highest
-    end = min(end, _CUTOFF_MEDIANS * max(median(ms) for _, ms in shown))
-    edges = _edges(min(all_ms), end, len(all_ms))
-    bars = []
-    lines: tuple[VerticalLine, ...] = ()
     notes = []
     if beyond := sum(value > edges[-1] for value in all_ms):
-        notes.append(f"The last bar includes longer times: {beyond}, up to {highest:,.1f} ms.")
+        longest = f"{max(all_ms):,.1f} ms"
+        notes.append(f"The last bar includes longer times: {beyond}, up to {longest}.")
+    bars = []
+    lines: tuple[VerticalLine, ...] = ()
     for i, ((run, ms), look) in enumerate(zip(shown, run_looks(len(shown)), strict=True)):
         if len(shown) == 1:
-            look, label = Look(look.color, width=0.8, hatch=look.hatch), "recorded step times"
+            look, label = replace(look, width=0.8, marker=""), "recorded step times"
             lines = _percentiles(run, edges[-1], notes)
         else:
             look, label = Look(look.color, ("-", "--", ":", "-.")[i % 4]), run.label
-        bars.append(Bars(label, edges, _shares(ms, edges), look, outline=len(shown) > 1))
+        bars.append(Bars(label, edges, _shares(ms, edges), look))
     if len(runs) > 1:
         notes += [f"{run.label}: {too_few}." for run, ms in times_ms if len(ms) < _MIN_STEP_TIMES]
-    panel = Panel("records, percent", bars=tuple(bars), lines=lines, y_from_zero=True)
+    panel = Panel("records, percent", bars=tuple(bars), lines=lines, y_limits=_FROM_ZERO)
     x_label = f"step time, ms ({_record_span([run for run, _ in shown])})"
     return Picture(name, title, x_label, (panel,), tuple(notes))
 
@@ -291,10 +313,17 @@ def _record_span(runs: Sequence[RunData]) -> str:
     return f"means of {about}{typical} steps"
 
 
-def _edges(low: float, high: float, count: int) -> tuple[float, ...]:
+def _edges(shown: Sequence[tuple[RunData, list[float]]]) -> tuple[float, ...]:
+    """Return the edges of equal bins over the step times in ms, at most up to the cutoff."""
+    all_ms = [value for _, ms in shown for value in ms]
+    low, high = min(all_ms), max(all_ms)
+    p99_s = shown[0][0].number("results", "train", "step_time_s", "p99")
+    if len(shown) == 1 and p99_s is not None:
+        high = max(high, 1000 * p99_s)
+    high = min(high, _CUTOFF_MEDIANS * max(median(ms) for _, ms in shown))
     if high <= low:
         low, high = 0.95 * low, 1.05 * low
-    bins = max(_MIN_BINS, min(_MAX_BINS, round(2 * count**0.5)))
+    bins = max(5, min(40, round(2 * len(all_ms) ** 0.5)))
     return tuple(low + (high - low) / bins * i for i in range(bins + 1))
 
 

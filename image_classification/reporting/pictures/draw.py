@@ -1,19 +1,40 @@
-"""Draw all pictures of one run or several, as files and as SVG elements of an HTML page."""
+"""Draw all pictures of one run or several, as files and as SVG elements of an HTML page.
+
+matplotlib is imported on first use.
+"""
 
 from __future__ import annotations
 
+import io
+import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from image_classification.core.files import explained
 from image_classification.reporting.pictures import benchmarks, curves
-from image_classification.reporting.pictures.paint import paint
-from image_classification.reporting.pictures.picture import COLORS, LeftOut, Picture
+from image_classification.reporting.pictures.picture import (
+    BAND,
+    COLORS,
+    GRID,
+    GROUND,
+    INK,
+    LeftOut,
+    Look,
+    Panel,
+    Picture,
+    Series,
+)
 from image_classification.reporting.pictures.source import RunData, with_labels, with_records
 from image_classification.reporting.report import RunReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
 
@@ -28,6 +49,35 @@ _KINDS: tuple[Callable[[Sequence[RunData]], Picture | LeftOut], ...] = (
     benchmarks.accuracy_cost,
     benchmarks.scaling,
 )
+
+_WIDTH_IN, _FIRST_PANEL_IN, _NEXT_PANEL_IN, _TALL_IN, _LEGEND_LINE_IN = 5.4, 3.1, 1.9, 1.5, 0.21
+_MAX_MARKERS, _TWO_COLUMN_CHARS, _MAX_LABEL_CHARS = 25, 24, 62
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), GROUND),
+    **dict.fromkeys(("text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor"), INK),
+    # A dollar sign in a folder's name does not start a formula.
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 12,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.xmargin": 0.06,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.markersize": 5.0,
+}
 
 
 @dataclass(frozen=True)
@@ -56,27 +106,26 @@ def plan(runs: Sequence[RunData]) -> list[Picture | LeftOut]:
 def draw(runs: Sequence[RunData], folder: Path, formats: Sequence[str] = FORMATS) -> Gallery:
     """Write ``NAME.png`` and ``NAME.svg`` of every picture that ``runs`` have data for.
 
-    folder: created if missing. formats: any of `FORMATS`.
+    folder: created if missing. formats: any of `FORMATS`. The same runs give the same bytes.
 
     Raises:
         WorkspaceError: the folder cannot be written.
     """
+    planned = plan(runs)
     drawn: list[Drawn] = []
-    left_out: list[LeftOut] = []
     files: list[Path] = []
-    for picture in plan(runs):
+    for picture in planned:
         if isinstance(picture, LeftOut):
-            left_out.append(picture)
             continue
-        contents = paint(picture, formats)
+        contents = _render(picture, formats)
         drawn.append(Drawn(picture, contents.get("svg", b"").decode("utf-8")))
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for kind, content in contents.items():
-                path = folder / f"{picture.name}.{kind}"
-                path.write_bytes(content)
-                files.append(path)
-    return Gallery(tuple(drawn), tuple(left_out), tuple(files))
+                files.append(folder / f"{picture.name}.{kind}")
+                files[-1].write_bytes(content)
+    left_out = tuple(each for each in planned if isinstance(each, LeftOut))
+    return Gallery(tuple(drawn), left_out, tuple(files))
 
 
 def draw_run(folder: Path, report: RunReport) -> Gallery:
@@ -88,20 +137,171 @@ def draw_run(folder: Path, report: RunReport) -> Gallery:
     return draw([with_records(folder, report)], folder / "plots")
 
 
-_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
-_ID = re.compile(r'(?<= id=")(?=[^"])|(?<=href="#)|(?<=url\(#)')
-_COLOR = re.compile("|".join(COLORS.values()), re.IGNORECASE)
-_VARIABLES = {value: f"var(--p-{name}, {value})" for name, value in COLORS.items()}
-
-
 def inline_svg(drawn: Drawn) -> str:
     """Return the ``<svg>`` element with alternative text and ids unique within a page.
 
     Each color of `COLORS` becomes the CSS variable ``--p-NAME``, which a page may set for dark
     mode.
     """
-    element = _METADATA.sub("", drawn.svg[drawn.svg.index("<svg") :])
-    element = _ID.sub(f"{drawn.picture.name}-", element)
-    element = _COLOR.sub(lambda match: _VARIABLES[match[0].lower()], element)
+    element = drawn.svg[drawn.svg.index("<svg") :]
+    element = re.sub("<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    ids = r'(?<= id=")(?=[^"])|(?<=href="#)|(?<=url\(#)'
+    element = re.sub(ids, f"{drawn.picture.name}-", element)
+    for name, value in COLORS.items():
+        element = re.sub(value, f"var(--p-{name}, {value})", element, flags=re.IGNORECASE)
     alt = escape(drawn.picture.alt)
     return f'<svg role="img" aria-label="{alt}"{element.removeprefix("<svg")}'
+
+
+def _render(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
+    """Return the picture's files: format -> content."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # One salt per picture keeps ids unique when several SVGs share a page.
+    style: Any = {**_STYLE, "svg.hashsalt": picture.name}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # Folder names may hold scripts that the font lacks; matplotlib draws boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        labels = [label for label, _ in picture.entries]
+        labels += {band.label for panel in picture.panels for band in panel.bands}
+        columns = 2 if max(map(len, labels), default=0) <= _TWO_COLUMN_CHARS else 1
+        height_in = (
+            _FIRST_PANEL_IN
+            + _NEXT_PANEL_IN * (len(picture.panels) - 1)
+            + _TALL_IN * picture.tall
+            + _LEGEND_LINE_IN * math.ceil(len(labels) / columns)
+        )
+        figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=150, layout="constrained")
+        _draw_picture(figure, picture, columns)
+        files = {}
+        for kind in formats:
+            content = io.BytesIO()
+            # Without a date, the same run gives the same bytes.
+            metadata: Any = {"Date": None, "Title": picture.title} if kind == "svg" else None
+            figure.savefig(content, format=kind, metadata=metadata)
+            files[kind] = content.getvalue()
+    return files
+
+
+def _draw_picture(figure: Figure, picture: Picture, columns: int) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    all_axes = figure.subplots(len(picture.panels), 1, sharex=True, squeeze=False)[:, 0]
+    all_axes[0].set_title(picture.title)
+    all_axes[-1].set_xlabel(picture.x_label)
+    bands: dict[str, Patch] = {}
+    filled: set[str] = set()
+    for axes, panel in zip(all_axes, picture.panels, strict=True):
+        for band in panel.bands:
+            fill: Any = {"facecolor": BAND, "alpha": 0.3, "hatch": "//"}
+            axes.axhspan(band.low, band.high, linewidth=0, **fill)
+            axes.axhline((band.low + band.high) / 2, color=BAND, linewidth=1.0)
+            bands[band.label] = Patch(label=band.label, **fill)
+        for index, series in enumerate(panel.series):
+            _draw_series(axes, series, index / len(panel.series))
+        for bars in panel.bars:
+            look = bars.look
+            # Filled bars of several runs would hide each other.
+            is_filled = len(panel.bars) == 1
+            axes.stairs(
+                bars.heights,
+                bars.edges,
+                fill=is_filled,
+                facecolor=GROUND,
+                edgecolor=look.color,
+                linestyle=look.line,
+                linewidth=look.width,
+                hatch=look.hatch if is_filled else None,
+            )
+            filled |= {bars.label} if is_filled else set()
+        for line in panel.lines:
+            look = line.look
+            axes.axvline(line.x, color=look.color, linestyle=look.line, linewidth=look.width)
+        axes.set_ylabel(panel.y_label)
+        _set_scales(axes, panel)
+    figure.align_ylabels(all_axes)
+    handles = [
+        Patch(facecolor=GROUND, edgecolor=look.color, hatch=look.hatch, label=_shortened(label))
+        if label in filled
+        else Line2D([], [], label=_shortened(label), **_pen(look))
+        for label, look in picture.entries
+    ]
+    if len(handles) + len(bands) > 1:
+        figure.legend(handles=[*handles, *bands.values()], loc="outside lower left", ncols=columns)
+
+
+def _shortened(label: str) -> str:
+    # matplotlib leaves out labels that begin with an underscore.
+    text = label.lstrip("_")
+    half = _MAX_LABEL_CHARS // 2
+    return text if len(text) <= _MAX_LABEL_CHARS else f"{text[:half]}…{text[-half:]}"
+
+
+def _pen(look: Look) -> dict[str, Any]:
+    return {
+        "color": look.color,
+        "linestyle": look.line or "none",
+        "linewidth": look.width,
+        "marker": look.marker or None,
+        "markerfacecolor": look.color if look.filled else GROUND,
+        "markeredgecolor": look.color,
+    }
+
+
+def _draw_series(axes: Axes, series: Series, shift: float) -> None:
+    look = series.look
+    if series.areas:
+        axes.scatter(
+            series.x,
+            series.y,
+            s=series.areas,
+            marker=look.marker,
+            facecolors=look.color if look.filled else GROUND,
+            edgecolors=look.color,
+            linewidths=1.4,
+            zorder=3,
+        )
+    else:
+        pen = _pen(look)
+        # A single point has no line and needs a marker.
+        if len(series.x) == 1 and not look.marker:
+            pen["marker"] = "o"
+        # Markers on every point of a long curve would hide it.
+        every = max(1, len(series.x) // _MAX_MARKERS)
+        axes.plot(series.x, series.y, markevery=(int(shift * every), every), **pen)
+    for index, name in enumerate(series.names):
+        # Beside a sized marker; below and right of a point on a curve.
+        radius_pt = math.sqrt(series.areas[index]) / 2 if series.areas else 2.5
+        above = name in series.names_above
+        axes.annotate(
+            name,
+            (series.x[index], series.y[index]),
+            (0 if above else radius_pt + 3, radius_pt + 2 if above else -3 if series.areas else -9),
+            textcoords="offset points",
+            fontsize=9,
+            ha="center" if above else "left",
+        ).set_in_layout(False)
+
+
+def _set_scales(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(xscale=panel.scale, yscale=panel.scale)
+    for axis in (axes.xaxis, axes.yaxis):
+        if panel.scale == "log":
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter("{x:,.10g}")
+    if panel.x_ticks:
+        axes.set_xticks(panel.x_ticks)
+        axes.set_xticks([], minor=True)
+    if panel.x_from_zero:
+        axes.set_xlim(0, 1.02 * axes.dataLim.xmax or 1.0)
+    if panel.y_limits is not None:
+        low, high = panel.y_limits
+        axes.set_ylim(low, high or 1.08 * axes.dataLim.ymax or 1.0)
+    if panel.scale == "linear" and any(each.names for each in panel.series):
+        left, right = axes.get_xlim()
+        axes.set_xlim(left, right + 0.3 * (right - left))  # room for the names of the last points

@@ -57,12 +57,6 @@ class RunData:
         return None if per_node is None else int(per_node * (nodes or 1))
 
     @property
-    def device(self) -> str:
-        """Name of the run's devices, or else of its platform."""
-        names = self.report.environment.device_names if self.report else []
-        return names[0] if names else self.text("name", "platform")
-
-    @property
     def steps_per_epoch(self) -> int | None:
         """As stated by the first record that has it."""
         values = (real(timed.record.values.get("steps_per_epoch")) for timed in self.records)
@@ -99,13 +93,14 @@ class RunData:
             for entry in (self.report.published if self.report else ())
             if entry.comparable and entry.figure == figure
         }
-        if not comparable:
-            return ()
-        for row in load_published():
-            if with_batch(row.figure, row.batch) == figure and (row.id, row.value) in comparable:
-                # Only the newest publication: several bands would hide the curve.
-                return (band_of(row),)
-        return ()
+        rows = (
+            row
+            for row in (load_published() if comparable else ())
+            if with_batch(row.figure, row.batch) == figure and (row.id, row.value) in comparable
+        )
+        # Only the newest publication: several bands would hide the curve.
+        newest = next(rows, None)
+        return () if newest is None else (band_of(newest),)
 
 
 def real(value: Any) -> float | None:
@@ -128,8 +123,7 @@ def read_run(path: Path) -> RunData:
             f"{printable(str(path))} has neither {REPORT_NAME} nor {METRICS_NAME}; "
             "give the folder of a run"
         )
-    checked = run_folder.read_run(report).report if report.exists() else None
-    return with_records(folder, checked)
+    return with_records(folder, run_folder.read_run(report).report if report.exists() else None)
 
 
 def with_records(folder: Path, report: RunReport | None) -> RunData:
@@ -143,25 +137,21 @@ def with_records(folder: Path, report: RunReport | None) -> RunData:
     return RunData(printable(folder.resolve().name), report, records)
 
 
-_LABEL_KEYS = ("model", "precision", "platform", "recipe", "mode")
-
-
 def with_labels(runs: Sequence[RunData]) -> list[RunData]:
     """Label each run by its names, seed and devices where they differ, or else by its folder."""
-    columns = [[run.text("name", key) or "?" for run in runs] for key in _LABEL_KEYS]
+    keys = ("model", "precision", "platform", "recipe", "mode")
+    columns = [[run.text("name", key) or "?" for run in runs] for key in keys]
     columns.append([f"seed {run.text('config', 'run', 'seed') or '?'}" for run in runs])
     counts = [run.num_devices for run in runs]
     columns.append([f"{count or '?'} device{'' if count == 1 else 's'}" for count in counts])
     differing = [column for column in columns if len(set(column)) > 1]
     labels = [" ".join(column[i] for column in differing) for i in range(len(runs))]
-    labels = [
-        label if label and labels.count(label) == 1 else f"{label} {run.label}".strip()
-        for run, label in zip(runs, labels, strict=True)
-    ]
-    # Equal runs in folders of the same name are numbered.
+    labeled = []
     seen: Counter[str] = Counter()
-    numbered = []
-    for run, label in zip(runs, labels, strict=True):
+    for run, names in zip(runs, labels, strict=True):
+        is_unique = names and labels.count(names) == 1
+        label = names if is_unique else f"{names} {run.label}".strip()
+        # Equal runs in folders of the same name are numbered.
         seen[label] += 1
-        numbered.append(replace(run, label=f"{label} ({n})" if (n := seen[label]) > 1 else label))
-    return numbered
+        labeled.append(replace(run, label=f"{label} ({n})" if (n := seen[label]) > 1 else label))
+    return labeled

@@ -5,27 +5,27 @@ from pathlib import Path
 import pytest
 
 from image_classification.reporting.pictures.benchmarks import COSTS_NAME, load_costs
-from tests.support.pictures import drawn_names, planned, series_of
+from tests.support.pictures import drawn, drawn_names, planned, series_of, why_left_out
 from tests.support.runs import write_inference
 
 ROOT = Path(__file__).parents[4]
 
 
 def test_latency_beside_the_published_table_of_the_platform(tmp_path, make_config):
-    pictures = planned(write_inference(tmp_path / "amp", make_config()))
-    series = series_of(pictures["latency"])
+    run = write_inference(tmp_path / "amp", make_config())
+    series = series_of(drawn("latency", run))
     published = "published, DGX-1 V100 16GB, mean"
     assert list(series) == ["measured, mean", "measured, p99", published]
     mean = series["measured, mean"]
     assert (mean.names[0], mean.y[0]) == ("1", pytest.approx(6.7))
     assert series["measured, p99"].y[0] == pytest.approx(1.2 * 6.7)
     assert len(series[published].x) >= 8
-    assert drawn_names(pictures) == ["latency"]
+    assert drawn_names(planned(run)) == ["latency"]
 
 
 def test_latency_without_published_figures_has_a_note(tmp_path, make_config):
     config = make_config(names={"model": "resnet18"}, model={"name": "resnet18"})
-    picture = planned(write_inference(tmp_path / "r", config))["latency"]
+    picture = drawn("latency", write_inference(tmp_path / "r", config))
     assert picture.notes[-1] == "There is no published latency of resnet18 AMP."
 
 
@@ -39,11 +39,11 @@ def test_latency_labels_differ_between_precisions(tmp_path, make_config):
         "FP32, mean",
         "published, AMP DGX-1 V100 16GB, mean",
         "published, FP32 DGX-1 V100 16GB, mean",
-    } <= set(series_of(planned(*runs)["latency"]))
+    } <= set(series_of(drawn("latency", *runs)))
 
 
 def test_accuracy_cost_has_every_published_model_and_the_run(trained):
-    series = series_of(planned(trained(epochs=90))["accuracy_cost"])
+    series = series_of(drawn("accuracy_cost", trained(epochs=90)))
     run = series["this run: resnet50"]
     assert (run.x, run.y) == ((4.089184256,), (76.8,))
     names = {name for each in series.values() for name in each.names if name}
@@ -62,7 +62,7 @@ def test_accuracy_cost_has_every_published_model_and_the_run(trained):
     ],
 )
 def test_accuracy_cost_is_left_out_for_other_data_and_unknown_costs(trained, changes, why):
-    assert planned(trained("run", changes))["accuracy_cost"].why == why
+    assert why_left_out("accuracy_cost", trained("run", changes)) == why
 
 
 def test_scaling_has_the_ideal_line_and_the_published_points(trained):
@@ -70,7 +70,7 @@ def test_scaling_has_the_ideal_line_and_the_published_points(trained):
         trained(f"n{n}", {"platform": {"num_devices": n}}, devices=n, images_per_s=speed)
         for n, speed in ((1, 1150.0), (2, 2260.0), (8, 8300.0))
     ]
-    picture = planned(*runs)["scaling"]
+    picture = drawn("scaling", *runs)
     series = series_of(picture)
     assert (series["measured"].x, series["measured"].y) == ((1, 2, 8), (1150, 2260, 8300))
     assert (series["ideal"].x, series["ideal"].y) == ((1, 8), (1150, 9200))
@@ -88,7 +88,7 @@ def test_scaling_notes_unequal_batches(trained):
         )
         for n, batch in ((1, 128), (8, 256))
     ]
-    notes = planned(*runs)["scaling"].notes
+    notes = drawn("scaling", *runs).notes
     assert any("images per device differ between the runs: 128, 256" in note for note in notes)
 
 
@@ -108,9 +108,9 @@ def test_every_model_has_its_costs():
 def test_script_writes_the_lines_of_the_costs_file(monkeypatch):
     import image_classification.models as models
 
-    spec = importlib.util.spec_from_file_location(
-        "model_costs", ROOT / "scripts" / "model_costs.py"
-    )
+    path = ROOT / "scripts" / "model_costs.py"
+    spec = importlib.util.spec_from_file_location("model_costs", path)
+    assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.setattr(models, "list_models", lambda: ["resnet18", "se-resnet50"])

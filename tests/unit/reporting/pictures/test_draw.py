@@ -1,18 +1,26 @@
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from image_classification.core.errors import WorkspaceError
-from image_classification.reporting.pictures.draw import draw, draw_run, plan
+from image_classification.reporting.pictures.draw import Gallery, draw, draw_run
 from image_classification.reporting.pictures.source import read_run
 from tests.support import runs as made
+from tests.support.pictures import why_left_out
 from tests.support.runs import TRAINING_PICTURES, Writer, write_inference
+
+
+def draw_with_report(run: Path) -> Gallery:
+    report = read_run(run).report
+    assert report is not None
+    return draw_run(run, report)
 
 
 def test_each_picture_is_written_as_png_and_svg(trained):
     run = trained(epochs=90)
-    gallery = draw_run(run, read_run(run).report)
+    gallery = draw_with_report(run)
     assert [path.name for path in gallery.files] == [
         f"{name}.{kind}" for name in TRAINING_PICTURES for kind in ("png", "svg")
     ]
@@ -42,9 +50,9 @@ def test_missing_inference_and_an_unknown_model_leave_their_pictures_out(trained
     run = trained()
     made.change_report(run, "environment", devices=None)
     made.change_report(run, "name", model="7")
-    pictures = {each.name: each for each in plan([read_run(run)])}
-    assert pictures["latency"].why == "no inference was measured"
-    assert pictures["accuracy_cost"].why == "the multiply-adds of 7 at 224 pixels are unknown"
+    assert why_left_out("latency", run) == "no inference was measured"
+    unknown = "the multiply-adds of 7 at 224 pixels are unknown"
+    assert why_left_out("accuracy_cost", run) == unknown
 
 
 def test_damaged_report_is_an_error(trained):
@@ -63,7 +71,7 @@ def test_unwritable_folder_is_an_error(trained):
     run = trained()
     (run / "plots").write_text("a file where the folder should be")
     with pytest.raises(WorkspaceError, match=r"cannot write .*plots.*give another --workspace"):
-        draw_run(run, read_run(run).report)
+        draw_with_report(run)
 
 
 def test_records_of_a_killed_run_are_enough(tmp_path):
@@ -117,5 +125,6 @@ def test_a_long_legend_does_not_shrink_the_axes(tmp_path):
     axes = re.search(
         r'id="patch_2">\s*<path d="M [0-9.]+ ([0-9.]+)[^z]* ([0-9.]+) ', gallery.drawn[0].svg
     )
+    assert axes is not None
     low, high = sorted(map(float, axes.groups()))
     assert high - low > 2 * 72, "less than two inches"
