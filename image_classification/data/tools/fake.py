@@ -66,7 +66,7 @@ class _Task(NamedTuple):
     """One image to make. kind: '' for an ordinary JPEG."""
 
     split: str
-    index: int
+    number: int
     kind: str = ""
 
 
@@ -191,7 +191,7 @@ def _random(seed: int, stream: str, number: int) -> np.random.Generator:
 def _write_image(shared: tuple[FakeSpec, Path], task: _Task) -> int:
     """Write one file; return its size in bytes."""
     spec, root = shared
-    path = root / relative_path(task.split, task.index, spec.num_classes)
+    path = root / relative_path(task.split, task.number, spec.num_classes)
     return path.write_bytes(_encode(spec, *task))
 
 

@@ -163,8 +163,9 @@ class Picture:
             return self.legend
         looks: dict[str, Look] = {}
         for panel in self.panels:
-            for part in (*panel.series, *panel.bars, *panel.lines):
-                looks.setdefault(part.label, part.look)
+            looks |= {each.label: each.look for each in panel.series}
+            looks |= {each.label: each.look for each in panel.bars}
+            looks |= {each.label: each.look for each in panel.lines}
         looks.pop("", None)
         return tuple(looks.items())
 
