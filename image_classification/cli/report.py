@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from image_classification.cli.command_line import CommandParser
+from image_classification.config.keys import find_key
 from image_classification.core.errors import (
     EXIT_DONE,
     EXIT_REGRESSED,
@@ -21,19 +22,14 @@ from image_classification.core.errors import (
 )
 from image_classification.core.files import write_atomically
 from image_classification.core.program import command, mute_stdout, show
-from image_classification.reporting.compare.combine import group_runs
-from image_classification.reporting.compare.combined import (
-    Combined,
-    combined_json,
-    print_combined,
-)
+from image_classification.reporting.compare.combine import Combined, combined_json, print_combined
+from image_classification.reporting.compare.groups import group_runs
 from image_classification.reporting.compare.history import (
     AGAINST,
     history_json,
     print_history,
     read_history,
 )
-from image_classification.reporting.compare.identity import check_ignored
 from image_classification.reporting.compare.regression import (
     THRESHOLDS,
     Thresholds,
@@ -41,14 +37,12 @@ from image_classification.reporting.compare.regression import (
     compare_runs,
     comparison_json,
     folders_json,
-    holds_runs,
     print_comparison,
     print_folders,
 )
+from image_classification.reporting.report import REPORT_NAME
 from image_classification.reporting.run_folder import read_run
 
-COMBINED_JSON = "combined.json"
-COMBINED_PAGE = "combined.html"
 PICTURE_FORMATS = ("png", "svg")
 
 
@@ -82,7 +76,7 @@ def _combine(argv: list[str]) -> int:
         "--output",
         metavar="DIR",
         type=Path,
-        help=f"write {COMBINED_JSON} and {COMBINED_PAGE} to this folder",
+        help="write combined.json and combined.html to this folder",
     )
     parser.add_argument(
         "--vendor", action="store_true", help="print the vendor table too (always in -o)"
@@ -90,30 +84,27 @@ def _combine(argv: list[str]) -> int:
     _add_json(parser)
     _add_ignore(parser)
     arguments = parser.parse_args(argv)
-    ignored = check_ignored(arguments.ignore)
-    combined = Combined.of(group_runs([read_run(path) for path in arguments.runs], ignored))
+    runs = [read_run(path) for path in arguments.runs]
+    combined = Combined.of(group_runs(runs, arguments.ignore))
     content = combined_json(combined)
     if arguments.output is not None:
-        _write_combined(arguments.output, combined, content)
-    if arguments.json:
-        _show_json(content)
-    else:
-        _show_tables(lambda console: print_combined(console, combined, vendor=arguments.vendor))
+        from image_classification.reporting.page import combined_page
+
+        folder = arguments.output
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkspaceError(
+                f"cannot make {folder}: {error.strerror or error}; give another -o"
+            ) from error
+        write_atomically(folder / "combined.json", _json_text(content) + "\n")
+        write_atomically(folder / "combined.html", combined_page(combined))
+    _show(
+        arguments,
+        content,
+        lambda console: print_combined(console, combined, vendor=arguments.vendor),
+    )
     return EXIT_DONE
-
-
-def _write_combined(folder: Path, combined: Combined, content: object) -> None:
-    from image_classification.reporting.page.combined_page import combined_page
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkspaceError(
-            f"cannot make {folder}: {error.strerror or error}; give another -o"
-        ) from error
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_atomically(folder / COMBINED_JSON, text)
-    write_atomically(folder / COMBINED_PAGE, combined_page(combined))
 
 
 def _compare(argv: list[str]) -> int:
@@ -131,21 +122,15 @@ def _compare(argv: list[str]) -> int:
     _add_thresholds(parser)
     _add_ignore(parser)
     arguments = parser.parse_args(argv)
-    options = (_thresholds(arguments), check_ignored(arguments.ignore))
     old, new = arguments.old, arguments.new
-    if holds_runs(old) and holds_runs(new):
+    options = (_thresholds(arguments), arguments.ignore)
+    if all(path.is_dir() and not (path / REPORT_NAME).exists() for path in (old, new)):
         folders = compare_folders(old, new, *options)
-        if arguments.json:
-            _show_json(folders_json(folders))
-        else:
-            _show_tables(lambda console: print_folders(console, folders))
+        _show(arguments, folders_json(folders), lambda console: print_folders(console, folders))
         return EXIT_REGRESSED if folders.regressed else EXIT_DONE
-    comparison = compare_runs(read_run(old), read_run(new), *options)
-    if arguments.json:
-        _show_json(comparison_json(comparison))
-    else:
-        _show_tables(lambda console: print_comparison(console, comparison))
-    return EXIT_REGRESSED if comparison.regressed else EXIT_DONE
+    found = compare_runs(read_run(old), read_run(new), *options)
+    _show(arguments, comparison_json(found), lambda console: print_comparison(console, found))
+    return EXIT_REGRESSED if found.regressed else EXIT_DONE
 
 
 def _history(argv: list[str]) -> int:
@@ -167,18 +152,16 @@ def _history(argv: list[str]) -> int:
     _add_thresholds(parser)
     _add_ignore(parser)
     arguments = parser.parse_args(argv)
-    ignored = check_ignored(arguments.ignore)
-    history = read_history(arguments.folder, _thresholds(arguments), ignored, arguments.against)
-    if arguments.json:
-        _show_json(history_json(history))
-    else:
-        _show_tables(lambda console: print_history(console, history))
+    history = read_history(
+        arguments.folder, _thresholds(arguments), arguments.ignore, arguments.against
+    )
+    _show(arguments, history_json(history), lambda console: print_history(console, history))
     return EXIT_REGRESSED if history.regressed else EXIT_DONE
 
 
 def _plots(argv: list[str]) -> int:
     """Draw; print every file written and what was left out."""
-    from image_classification.reporting.page.run_page import write_pictures_page
+    from image_classification.reporting.page import write_pictures_page
     from image_classification.reporting.pictures.draw import draw
     from image_classification.reporting.pictures.source import read_run
 
@@ -188,11 +171,14 @@ def _plots(argv: list[str]) -> int:
         "power, step times, latency, accuracy against arithmetic, scaling. Pictures that a run "
         "has no data for are left out, with the reason.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or a report.json")
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="folder of a run, or a report.json"
+    )
     parser.add_argument(
         "-o",
         "--output",
         metavar="DIR",
+        type=Path,
         help="where to write NAME.png, NAME.svg and pictures.html (default for one run: its "
         "plots folder)",
     )
@@ -204,12 +190,20 @@ def _plots(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     formats = _picture_formats(arguments.format)
-    runs = [read_run(Path(name)) for name in arguments.runs]
-    gallery = draw(runs, _picture_folder(arguments.output, arguments.runs), formats)
+    runs = [read_run(path) for path in arguments.runs]
+    folder = arguments.output
+    if folder is None:
+        first, *others = arguments.runs
+        if others:
+            raise ConfigError(
+                f"pictures of {len(runs)} runs have no default folder: give one with -o"
+            )
+        folder = (first if first.is_dir() else first.parent) / "plots"
+    gallery = draw(runs, folder, formats)
     files = [*gallery.files]
     if gallery.drawn and "svg" in formats:
         title = "Pictures of " + ", ".join(run.label for run in runs)
-        files.append(write_pictures_page(gallery, files[0].parent, title))
+        files.append(write_pictures_page(gallery, folder, title))
     left_out = [f"not drawn: {entry.title}: {entry.why}" for entry in gallery.left_out]
     _show_text("\n".join([*map(str, files), *left_out]))
     return EXIT_DONE
@@ -223,15 +217,6 @@ def _picture_formats(text: str) -> list[str]:
     if not names:
         raise ConfigError(f"--format names no format: give {' or '.join(PICTURE_FORMATS)}")
     return [name for name in PICTURE_FORMATS if name in names]
-
-
-def _picture_folder(output: str | None, runs: list[str]) -> Path:
-    if output is not None:
-        return Path(output)
-    if len(runs) > 1:
-        raise ConfigError(f"pictures of {len(runs)} runs have no default folder: give one with -o")
-    run = Path(runs[0])
-    return (run if run.is_dir() else run.parent) / "plots"
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
@@ -253,6 +238,7 @@ def _add_ignore(parser: CommandParser) -> None:
     parser.add_argument(
         "--ignore",
         metavar="KEY",
+        type=lambda key: find_key(key, "--ignore").name,
         action="append",
         default=[],
         help="a setting that may differ, such as data.workers; can be repeated",
@@ -285,16 +271,21 @@ def _thresholds(arguments: argparse.Namespace) -> Thresholds:
     return {name: getattr(arguments, f"threshold_{name}") for name in THRESHOLDS}
 
 
-def _show_json(content: Any) -> None:
-    _show_text(json.dumps(content, indent=1, allow_nan=False))
-
-
-def _show_tables(draw: Callable[[Console], None]) -> None:
-    """Print what ``draw`` prints to a console as wide as the terminal, in color only there."""
+def _show(
+    arguments: argparse.Namespace, content: Any, print_tables: Callable[[Console], None]
+) -> None:
+    """Print JSON with ``--json``, else tables as wide as the terminal, in color only there."""
+    if arguments.json:
+        _show_text(_json_text(content))
+        return
     console = Console(highlight=False)
     with console.capture() as captured:
-        draw(console)
+        print_tables(console)
     _show_text(captured.get().rstrip("\n"))
+
+
+def _json_text(content: Any) -> str:
+    return json.dumps(content, indent=1, allow_nan=False)
 
 
 def _show_text(text: str) -> None:

@@ -1,268 +1,385 @@
-"""Combine runs of one name: mean and spread of every figure, and the verdict on the mean."""
+"""``report combine``: groups of runs, the ratios between them, and the vendor table.
+
+The vendor table has the columns in which vendors of accelerators publish their results.
+"""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from image_classification.core.units import number, rate
-from image_classification.reporting.compare.identity import (
-    Identity,
-    check_distinct,
-    check_finished,
-    check_same,
-    device_names,
-)
+from rich.console import Console
+from rich.text import Text
+
+from image_classification.core.units import duration, number, percent, rate
+from image_classification.reporting.compare.groups import Group, figure_table, inference_table
+from image_classification.reporting.compare.identity import Identity, run_json
 from image_classification.reporting.figures import (
-    ACCURACY,
-    LATENCY_NAMES,
     figure_of,
     label_of,
-    order,
     plain_spread,
-    plain_value,
     split_batch,
-    unit_text,
-    with_batch,
+    value_text,
 )
-from image_classification.reporting.published.load import PublishedRow, load_published
-from image_classification.reporting.published.verdict import judge
-from image_classification.reporting.report import PublishedComparison, RunReport
-from image_classification.reporting.run_folder import RecordedRun
-from image_classification.reporting.table import Table, columns
+from image_classification.reporting.published.load import THROUGHPUT_TOLERANCE, load_published
+from image_classification.reporting.published.verdict import grade, newest, published_table
+from image_classification.reporting.report import VerdictWord
+from image_classification.reporting.table import (
+    Cell,
+    Column,
+    Table,
+    columns,
+    marked,
+    pairs,
+    print_table,
+)
+
+SPEED = "train_images_per_s"
+FULL_PRECISION = ("FP32", "TF32")
+REDUCED_PRECISION = ("AMP", "BF16")
+RATIO_TOLERANCE = math.sqrt(2) * THROUGHPUT_TOLERANCE
+"""Allowed relative difference of a ratio of two speeds, each with its own tolerance."""
+
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean, sample standard deviation (None for one value), minimum and maximum of ``n`` values."""
+class Ratio:
+    """A ratio of two groups' training speeds, and the published one.
 
-    mean: float
-    std: float | None
-    n: int
-    least: float
-    most: float
+    kind: ``speedup`` or ``scaling``. value: None if the two cannot be compared; ``why`` says what
+    differs. published_from: the publications that the published ratio is calculated from.
+    """
+
+    kind: str
+    over: Identity
+    of: Identity
+    value: float | None
+    published: float | None
+    published_from: str | None
+    verdict: str
+    why: str
+
+    @property
+    def label(self) -> str:
+        """The two groups in words: ``resnet50 DGX1V, 8 devices, AMP over FP32``."""
+        of, over = self.of, self.over
+        if self.kind == "speedup":
+            return (
+                f"{of.model} {of.platform}, {of.devices_text}, {of.precision} over {over.precision}"
+            )
+        return f"{of.model} {of.precision} {of.platform}, {over.num_devices} -> {of.num_devices}"
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Groups of runs, and the ratios between them."""
+
+    groups: Sequence[Group]
+    speedups: Sequence[Ratio]
+    scalings: Sequence[Ratio]
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of at least one value."""
-        std = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.fmean(values), std, len(values), min(values), max(values))
+    def of(cls, groups: Sequence[Group]) -> Combined:
+        """Calculate the ratios between ``groups``."""
+        return cls(groups, _speedups(groups), _scalings(groups))
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A published figure and the mean of the runs, in the figure's unit.
+def _speedups(groups: Sequence[Group]) -> list[Ratio]:
+    """Return the speed-ups of AMP and BF16 over FP32 and TF32, where both are given.
 
-    spread: printed with the published value, or None. n: the number of seeds (accuracy) or runs in
-    the mean. tolerance: None if not comparable.
+    Both groups have the same model, mode, platform, recipe and number of devices. Batches may
+    differ, as they do in the published runs.
     """
-
-    id: str
-    figure: str
-    unit: str
-    published: float
-    spread: float | None
-    measured: float | None
-    n: int
-    tolerance: float | None
-    comparable: bool
-    why: str
-    verdict: str
-
-    @property
-    def ratio(self) -> float | None:
-        """Measured divided by published."""
-        if self.measured is None or self.published == 0:
-            return None
-        return self.measured / self.published
-
-
-@dataclass(frozen=True)
-class Group:
-    """The given runs of one name and number of devices, sorted by seed and time."""
-
-    identity: Identity
-    runs: tuple[RecordedRun, ...]
-    figures: Mapping[str, Spread]
-    published: tuple[Judged, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def report(self) -> RunReport:
-        """The first run's report, for what all runs have in common."""
-        return self.runs[0].report
-
-    @property
-    def device_names(self) -> str:
-        """The names of the devices, without their number."""
-        return device_names(self.runs[0])
-
-    @property
-    def title(self) -> str:
-        """The name and the number of runs."""
-        count = len(self.runs)
-        return f"{self.identity.text}, {count} {'run' if count == 1 else 'runs'}"
-
-    @property
-    def note(self) -> str:
-        """The devices and the seeds in words."""
-        seeds = ", ".join(str(run.seed) for run in self.runs)
-        return f"{self.device_names}; {'seed' if len(self.runs) == 1 else 'seeds'} {seeds}"
+    found = []
+    for slow in groups:
+        for fast in groups:
+            if (
+                slow.identity.precision in FULL_PRECISION
+                and fast.identity.precision in REDUCED_PRECISION
+                and replace(slow.identity, precision="") == replace(fast.identity, precision="")
+                and _has_speed(slow)
+                and _has_speed(fast)
+            ):
+                # From the two published speeds: a printed speed-up may be over another precision
+                # than the runs' own. Publications of both groups say nothing about one of them.
+                count = fast.identity.num_devices
+                fast_rates, slow_rates = (_published_rates(each, count) for each in (fast, slow))
+                shared = fast_rates.keys() & slow_rates.keys()
+                for rates in (fast_rates, slow_rates):
+                    for key in shared:
+                        del rates[key]
+                found.append(_ratio("speedup", slow, fast, slow_rates, fast_rates))
+    return found
 
 
-def group_runs(runs: Sequence[RecordedRun], ignored: Collection[str] = ()) -> list[Group]:
-    """Group runs by name and number of devices, in the order given.
+def _scalings(groups: Sequence[Group]) -> list[Ratio]:
+    """Return weak scaling: images/s of n devices divided by n/n0 times those of the fewest, n0.
 
-    ignored: settings that may differ within a group.
-
-    Raises:
-        WorkspaceError: a report is given twice, a run ended early, or two runs of one name have
-            different settings; the message says which.
+    Both groups have the same model, mode, precision, recipe and kind of device; their platforms
+    may be different sizes of one machine.
     """
-    check_distinct(runs)
-    members: dict[Identity, list[RecordedRun]] = {}
-    for run in runs:
-        check_finished(run)
-        group = members.setdefault(Identity.of(run), [])
-        if group:
-            check_same(group[0], run, ignored, "combine them separately")
-        group.append(run)
-    return [_group(identity, group) for identity, group in members.items()]
+    families: dict[tuple[str, ...], list[Group]] = {}
+    for group in filter(_has_speed, groups):
+        names = group.identity
+        key = (names.model, names.precision, names.mode, names.recipe, group.device_names)
+        families.setdefault(key, []).append(group)
+    found = []
+    for family in families.values():
+        base, *others = sorted(family, key=lambda group: group.identity.num_devices)
+        few = base.identity.num_devices
+        for other in others:
+            many = other.identity.num_devices
+            if many == few:
+                continue
+            # Two speeds of one publication where there are any: those of two publications would
+            # compare two releases as well.
+            base_rates, rates = _published_rates(other, few), _published_rates(other, many)
+            shared = [key for key in base_rates if key in rates]
+            if shared:
+                base_rates = {key: base_rates[key] for key in shared}
+                rates = {key: rates[key] for key in rates if key in base_rates}
+            else:
+                base_rates = _published_rates(base, few)
+            found.append(_ratio("scaling", base, other, base_rates, rates))
+    return found
 
 
-def _group(identity: Identity, runs: list[RecordedRun]) -> Group:
-    runs = sorted(runs, key=lambda run: (run.seed, run.ended_at))
-    warnings = list(_repeated_seeds(runs)) if identity.mode == "convergence" else []
-    figures = {}
-    for key in sorted({key for run in runs for key in run.figures}, key=order):
-        values = [(run.seed, run.figures[key]) for run in runs if key in run.figures]
-        figures[key] = spread(values, by_seed=figure_of(key).varies_with_seed)
-        if len(values) < len(runs):
-            warnings.append(f"{key} is measured in {len(values)} of {len(runs)} runs")
-    return Group(identity, tuple(runs), figures, tuple(_judged(runs)), tuple(warnings))
+def _has_speed(group: Group) -> bool:
+    return (group.mean(SPEED) or 0) > 0
 
 
-def spread(values: Iterable[tuple[int, float]], *, by_seed: bool) -> Spread:
-    """Return the spread of (seed, value) pairs.
+def _published_rates(group: Group, num_devices: int) -> dict[str, float]:
+    """Return published images/s on ``num_devices``, by the id of the published run."""
+    ids = {entry.id for entry in group.published}
+    return {
+        row.id: row.value
+        for row in load_published()
+        if row.figure == SPEED and row.num_devices == num_devices and row.id in ids
+    }
 
-    by_seed: average the values of each seed first. Runs with the same seed are not independent
-    samples of a figure that varies with the seed, and would make its spread too small.
+
+def _ratio(
+    kind: str,
+    over: Group,
+    of: Group,
+    over_rates: Mapping[str, float],
+    of_rates: Mapping[str, float],
+) -> Ratio:
+    """Compare the ratio of two speeds per device with that of the newest published rates."""
+    times = of.identity.num_devices / over.identity.num_devices
+    value = of.figures[SPEED].mean / (times * over.figures[SPEED].mean)
+    published, source = None, None
+    if of_rates and over_rates:
+        of_id, over_id = next(iter(of_rates)), next(iter(over_rates))
+        published = of_rates[of_id] / (times * over_rates[over_id])
+        source = of_id if of_id == over_id else f"{of_id}, {over_id}"
+    verdict: VerdictWord = "not-comparable"
+    obstacles = _obstacles(over, of, batches_may_differ=kind == "speedup")
+    if obstacles:
+        why = "; ".join(obstacles)
+    elif published is None:
+        why = "no published ratio of these runs"
+    else:
+        why = _speed_obstacle(over) or _speed_obstacle(of)
+        if not why:
+            change = value / published - 1
+            verdict = grade(change, RATIO_TOLERANCE)
+            why = f"{100 * change:+.1f} %, tolerance {100 * RATIO_TOLERANCE:.0f} %"
+    shown = None if obstacles else value
+    return Ratio(kind, over.identity, of.identity, shown, published, source, verdict, why)
+
+
+def _obstacles(one: Group, other: Group, *, batches_may_differ: bool) -> list[str]:
+    """Return why the speeds of two groups have no meaningful ratio."""
+    obstacles = []
+    if one.device_names != other.device_names:
+        obstacles.append(f"ran on {one.device_names} and on {other.device_names}")
+    configs = [group.report.config for group in (one, other)]
+    batches = [config["batch"]["per_device"] for config in configs]
+    if not batches_may_differ and batches[0] != batches[1]:
+        obstacles.append(f"{batches[0]} and {batches[1]} images per device: not weak scaling")
+    for key in ("backend", "image_size"):
+        values = [config["data"].get(key) for config in configs]
+        if values[0] != values[1]:
+            obstacles.append(f"data.{key} {values[0]} and {values[1]}")
+    return obstacles
+
+
+def _speed_obstacle(group: Group) -> str:
+    """Return why the group's speed cannot be compared with a published one; '' if it can."""
+    for entry in newest(group.published):
+        if entry.figure == SPEED:
+            return "" if entry.comparable else entry.why
+    return f"no published speed of {group.identity.text}"
+
+
+def ratio_table(ratios: Sequence[Ratio], *, with_reasons: bool = False) -> Table:
+    """Return measured and published ratios with their verdicts, and the reasons if asked for.
+
+    A speed-up is written as a factor, a scaling efficiency in percent.
     """
-    pairs = list(values)
-    if not by_seed:
-        return Spread.of([value for _, value in pairs])
-    seeds: dict[int, list[float]] = {}
-    for seed, value in pairs:
-        seeds.setdefault(seed, []).append(value)
-    return Spread.of([statistics.fmean(repeats) for repeats in seeds.values()])
+    heads = [*columns("of", "measured", "published", numbers=(1, 2)), Column("verdict", wrap=False)]
+    rows: list[list[Cell | str]] = []
+    for ratio in ratios:
+        text = percent if ratio.kind == "scaling" else number
+        values = (text(ratio.value), text(ratio.published))
+        rows.append([ratio.label, *values, marked(ratio.verdict)])
+    if with_reasons:
+        heads.append(Column("why", css="why"))
+        for row, ratio in zip(rows, ratios, strict=True):
+            row.append(ratio.why)
+    return Table(heads, rows)
 
 
-def _repeated_seeds(runs: Sequence[RecordedRun]) -> Iterable[str]:
-    seeds: dict[int, list[str]] = {}
-    for run in runs:
-        seeds.setdefault(run.seed, []).append(run.label)
-    for seed, labels in seeds.items():
-        if len(labels) > 1:
-            yield (
-                f"seed {seed} was run {len(labels)} times ({', '.join(labels)}): one seed in the "
-                "accuracy, as their mean"
-            )
+def vendor_row(group: Group, scalings: Sequence[Ratio]) -> dict[str, str]:
+    """Return the text of every column of the vendor table; ``not measured`` if unknown."""
+    batch = group.report.config["batch"]["per_device"]
+    devices = f"{group.identity.num_devices} x {group.device_names}"
+    row = {
+        "convergence criterion": _criterion(group),
+        "configuration": f"{devices}, batch {batch} per device, {group.identity.precision}",
+        "performance": _performance(group),
+        "accuracy": _accuracy(group),
+        "power": _per_device(group, "power_w_per_device"),
+        "scalability": _scalability(group, scalings),
+        "memory": _per_device(group, "memory_g_per_device"),
+        "stability": _stability(group),
+    }
+    return {column: text or NOT_MEASURED for column, text in row.items()}
 
 
-def _judged(runs: Sequence[RecordedRun]) -> Iterable[Judged]:
-    entries: dict[tuple[str, str, float], list[tuple[RecordedRun, PublishedComparison]]] = {}
-    for run in runs:
-        for entry in run.report.published:
-            key = (entry.id, entry.figure, float(entry.published))
-            entries.setdefault(key, []).append((run, entry))
-    return map(_judge_mean, entries.values())
-
-
-def _judge_mean(same: Sequence[tuple[RecordedRun, PublishedComparison]]) -> Judged:
-    """Judge the mean of what runs measured against one published figure."""
-    first = same[0][1]
-    values = [
-        (run.seed, float(entry.measured)) for run, entry in same if entry.measured is not None
+def vendor_table(combined: Combined) -> Table:
+    """Return one row per group."""
+    rows = [
+        {"run": group.identity.text, **vendor_row(group, combined.scalings)}
+        for group in combined.groups
     ]
-    mean = spread(values, by_seed=first.figure in ACCURACY) if values else None
-    measured, n = (None, 0) if mean is None else (mean.mean, mean.n)
-    row = _published_row(first)
-    verdict = judge(row, measured, _obstacles(same), mean_of=n)
-    return Judged(
-        id=first.id,
-        figure=first.figure,
-        unit=first.unit,
-        published=float(first.published),
-        spread=None if row is None else row.spread,
-        measured=measured,
-        n=n,
-        tolerance=verdict.tolerance,
-        comparable=verdict.comparable,
-        why=verdict.why,
-        verdict=verdict.verdict,
-    )
+    return Table(columns(*rows[0]), [tuple(row.values()) for row in rows])
 
 
-def _obstacles(same: Sequence[tuple[RecordedRun, PublishedComparison]]) -> list[str]:
-    """Return why some of the runs are not comparable, and which, if not all of them."""
-    barred = [(run, entry) for run, entry in same if not entry.comparable]
-    reasons = list(dict.fromkeys(entry.why for _, entry in barred))
-    if barred and len(barred) < len(same):
-        reasons[0] = f"{', '.join(run.label for run, _ in barred)}: {reasons[0]}"
-    return reasons
+def _criterion(group: Group) -> str:
+    wanted = group.report.results.target.stop_at_top1
+    if wanted is None:
+        if group.identity.mode != "convergence":
+            return f"none ({group.identity.mode})"
+        epochs = group.report.config.get("schedule", {}).get("epochs")
+        return f"none, trained for {epochs} epochs" if epochs else "none"
+    text = f"top-1 {number(wanted)} %"
+    epoch, time_s = group.mean("target_epoch"), group.mean("target_time_s")
+    if epoch is None:
+        return f"{text}: not reached"
+    runs = sum("target_epoch" in run.figures for run in group.runs)
+    share = "" if runs == len(group.runs) else f" in {runs} of {len(group.runs)} runs"
+    after = "" if time_s is None else f", {duration(time_s)}"
+    return f"{text}: reached{share} after epoch {epoch:.4g}{after}"
 
 
-def _published_row(entry: PublishedComparison) -> PublishedRow | None:
-    """Return the published figure of an entry; None if this release does not have it."""
-    for row in load_published():
-        is_it = row.id == entry.id and with_batch(row.figure, row.batch) == entry.figure
-        if is_it and math.isclose(row.value, entry.published, rel_tol=1e-9):
-            return row
-    return None
+def _performance(group: Group) -> str:
+    """Return the speed of training, or of inference at its best batch size, or of loading."""
+    if SPEED in group.figures:
+        return f"{rate(group.mean(SPEED))} images/s, training"
+    inference = [key for key in group.figures if key.startswith("inference_images_per_s")]
+    if inference:
+        best = max(inference, key=lambda key: group.figures[key].mean)
+        speed = rate(group.mean(best))
+        return f"{speed} images/s, inference, batch {split_batch(best)[1]}"
+    loading = group.mean("data_images_per_s")
+    return "" if loading is None else f"{rate(loading)} images/s, loading"
 
 
-def figure_table(group: Group) -> Table:
-    """Return every figure of the group except those of one batch size."""
-    return Table(
-        (
-            *columns("figure", "unit"),
-            *columns("mean", "± std", "min", "max", "n", numbers=range(5)),
-        ),
-        [
-            (
-                label_of(key),
-                unit_text(key),
-                plain_value(key, spread.mean),
-                plain_spread(key, spread.std),
-                plain_value(key, spread.least if spread.n > 1 else None),
-                plain_value(key, spread.most if spread.n > 1 else None),
-                str(spread.n),
-            )
-            for key, spread in group.figures.items()
-            if split_batch(key)[1] is None
+def _accuracy(group: Group) -> str:
+    parts = []
+    for key in ("top1", "top5", "top1_ema"):
+        if figure := group.figures.get(key):
+            text = f"{label_of(key)} {value_text(key, figure.mean)}"
+            if figure.std is not None:
+                text += f" ± {plain_spread(key, figure.std)} (n = {figure.n})"
+            parts.append(text)
+    return ", ".join(parts)
+
+
+def _per_device(group: Group, key: str) -> str:
+    mean = group.mean(key)
+    return "" if mean is None else f"{value_text(key, mean)} x {group.identity.num_devices}"
+
+
+def _scalability(group: Group, scalings: Sequence[Ratio]) -> str:
+    for ratio in scalings:
+        if ratio.of == group.identity and ratio.value is not None:
+            few, many = ratio.over.num_devices, ratio.of.num_devices
+            return f"{number(ratio.value)} from {few} to {many} devices"
+    return ""
+
+
+def _stability(group: Group) -> str:
+    parts = []
+    steps = [group.mean(f"step_time_ms_{name}") for name in ("p50", "p95", "p99")]
+    if None not in steps:
+        parts.append(f"step p50 / p95 / p99 {' / '.join(number(step, 1) for step in steps)} ms")
+    train = group.figures.get(SPEED)
+    if train is not None and train.std is not None and train.mean > 0:
+        parts.append(f"speed ± {100 * train.std / train.mean:.1f} % over {train.n} runs")
+    return ", ".join(parts)
+
+
+def combined_json(combined: Combined) -> dict[str, Any]:
+    """Return the content of ``combined.json``; docs/reports.md describes its keys."""
+    return {
+        "schema_version": 1,
+        "groups": [
+            {
+                "name": asdict(group.report.name),
+                "num_devices": group.identity.num_devices,
+                "devices": group.device_names,
+                "runs": [{**run_json(run), "figures": dict(run.figures)} for run in group.runs],
+                "figures": {
+                    key: {"unit": figure_of(key).unit, **asdict(spread)}
+                    for key, spread in group.figures.items()
+                },
+                "published": [asdict(entry) for entry in group.published],
+                "vendor": vendor_row(group, combined.scalings),
+                "warnings": list(group.warnings),
+            }
+            for group in combined.groups
         ],
-    )
+        "speedups": [asdict(ratio) for ratio in combined.speedups],
+        "scalings": [asdict(ratio) for ratio in combined.scalings],
+    }
 
 
-def inference_table(group: Group) -> Table:
-    """Return mean speed and latency of every batch size."""
-    heads = ("batch", "images/s", "± std", *LATENCY_NAMES, "n")
-    batches = {batch for key in group.figures if (batch := split_batch(key)[1]) is not None}
-    rows = []
-    for batch in sorted(batches):
-        speed = group.figures.get(with_batch("inference_images_per_s", batch))
-        latencies = (
-            group.figures.get(with_batch(f"latency_ms_{name}", batch)) for name in LATENCY_NAMES
-        )
-        rows.append(
-            (
-                str(batch),
-                rate(None if speed is None else speed.mean),
-                number(None if speed is None else speed.std, 1),
-                *(number(None if latency is None else latency.mean) for latency in latencies),
-                "-" if speed is None else str(speed.n),
-            )
-        )
-    return Table(columns(*heads, numbers=range(len(heads))), rows)
+def print_combined(console: Console, combined: Combined, *, vendor: bool) -> None:
+    """Print every group's figures and verdicts, then the ratios. vendor: the vendor table too."""
+    for group in combined.groups:
+        _print_group(console, group)
+        if vendor:
+            row = vendor_row(group, combined.scalings)
+            print_table(console, pairs(row.items(), "\nVendor table"))
+        console.print()
+    for title, ratios in (("Speed-up", combined.speedups), ("Weak scaling", combined.scalings)):
+        if ratios:
+            print_table(console, replace(ratio_table(ratios), title=title))
+            for ratio in ratios:
+                console.print(Text.assemble((f"{ratio.label}: ", "dim"), ratio.why))
+            console.print()
+
+
+def _print_group(console: Console, group: Group) -> None:
+    figures, inference = figure_table(group), inference_table(group)
+    if figures.rows:
+        print_table(console, replace(figures, title=group.title, notes=[group.note]))
+    else:
+        console.print(Text.assemble((group.title, "bold"), f"\n{group.note}"))
+    if inference.rows:
+        print_table(console, replace(inference, title="\nInference, means; latency in ms"))
+    if group.published:
+        first = newest(group.published)
+        console.print()
+        print_table(console, published_table(first))
+        for entry in first:
+            label = f"{entry.id}, {label_of(entry.figure)}: "
+            console.print(Text.assemble((label, "dim"), entry.why))
+    for warning in group.warnings:
+        console.print(Text.assemble(("warning: ", "bold yellow"), warning))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -19,6 +19,8 @@ from image_classification.reporting.compare.identity import (
     Identity,
     differences,
     environment_of,
+    group_equal,
+    read_below,
     run_json,
     short_commit,
 )
@@ -28,22 +30,17 @@ from image_classification.reporting.compare.regression import (
     Thresholds,
     compare_figure,
 )
-from image_classification.reporting.figures import (
-    figure_of,
-    label_of,
-    plain_value,
-    split_batch,
-    value_text,
-)
-from image_classification.reporting.run_folder import RecordedRun, find_reports, read_run
-from image_classification.reporting.table import Cell, Column, Table, print_table
-
-SCHEMA_VERSION = 1
+from image_classification.reporting.figures import figure_of, plain_value, split_batch, value_text
+from image_classification.reporting.run_folder import RecordedRun
+from image_classification.reporting.table import Cell, Column, Row, Table, print_table
 
 AGAINST = ("best", "previous")
-Against = Literal["best", "previous"]
 
-_HEADLINES = ("top1", "train_images_per_s", "data_images_per_s")
+_HEADLINES = {
+    "top1": "top-1\n%",
+    "train_images_per_s": "training\nimages/s",
+    "data_images_per_s": "loading\nimages/s",
+}
 _VERSIONS = ("device", "container", "driver", "cuda", "torch", "dali", "git")
 
 
@@ -52,19 +49,7 @@ class Flag:
     """A figure that is worse than that of the run ``earlier``."""
 
     change: Change
-    against: Against
     earlier: RecordedRun
-
-    @property
-    def text(self) -> str:
-        """The flag in words."""
-        what = "the best" if self.against == "best" else "the previous"
-        key = self.change.figure
-        old = value_text(key, self.earlier.figures[key])
-        return (
-            f"{label_of(key)}: {self.change.reason} than {what}: {old} "
-            f"({self.earlier.label}, {self.earlier.time_text})"
-        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +57,7 @@ class Entry:
     """One run of a line, with the figures in which it is worse than earlier ones."""
 
     run: RecordedRun
-    flags: tuple[Flag, ...]
+    flags: Sequence[Flag]
 
 
 @dataclass(frozen=True)
@@ -83,8 +68,8 @@ class Line:
     """
 
     identity: Identity
-    entries: tuple[Entry, ...]
-    settings: tuple[str, ...]
+    entries: Sequence[Entry]
+    settings: Sequence[str]
 
     @property
     def latest(self) -> Entry | None:
@@ -101,134 +86,108 @@ class Line:
 
 @dataclass(frozen=True)
 class History:
-    """All lines below a folder. left_out: reports that could not be read, and why."""
+    """All lines below a folder.
 
-    lines: tuple[Line, ...]
-    left_out: tuple[str, ...]
+    left_out: reports that could not be read, and why. against: ``best`` or ``previous``, the
+    earlier run that each is compared with.
+    """
+
+    lines: Sequence[Line]
+    left_out: Sequence[str]
+    against: str
 
     @property
-    def regressed(self) -> list[Line]:
+    def regressed(self) -> list[str]:
         """The lines whose newest run is worse than an earlier one, or diverged."""
-        return [line for line in self.lines if line.regressed]
+        return [line.identity.text for line in self.lines if line.regressed]
 
 
 def read_history(
     folder: Path,
     thresholds: Thresholds = DEFAULTS,
     ignored: Collection[str] = (),
-    against: Against = "best",
+    against: str = "best",
 ) -> History:
     """Read all reports below ``folder``.
 
-    ignored: settings in which the runs of one line may differ. against: the earlier run that each
-    is compared with. The best of all finds slow drifts; the previous one accepts earlier losses.
+    ignored: settings in which the runs of one line may differ. against: one of `AGAINST`. The
+    best of all finds slow drifts; the previous one accepts earlier losses.
 
     Raises:
         WorkspaceError: the folder cannot be listed or has no report that can be read.
     """
-    runs: list[RecordedRun] = []
-    left_out: list[str] = []
-    for path in find_reports(folder):
-        try:
-            run = read_run(path)
-        except WorkspaceError as error:
-            left_out.append(error.message)
-            continue
-        runs.append(run)
+    runs, left_out = read_below(folder)
     if not runs:
         more = "" if len(left_out) == 1 else f" (and {len(left_out) - 1} more)"
         raise WorkspaceError(
             f"no report below {printable(str(folder))} can be read: {left_out[0]}{more}"
         )
-    return History(tuple(_lines(runs, thresholds, ignored, against)), tuple(left_out))
-
-
-def _lines(
-    runs: Sequence[RecordedRun],
-    thresholds: Thresholds,
-    ignored: Collection[str],
-    against: Against,
-) -> list[Line]:
-    """Sort runs into lines, by name; of each name the line with the oldest run comes first."""
-    lines: dict[Identity, list[list[RecordedRun]]] = {}
+    by_name: dict[Identity, list[RecordedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.ended_at, str(run.path))):
-        same_name = lines.setdefault(Identity.of(run), [])
-        for line in same_name:
-            if not differences(line[0], run, ignored):
-                line.append(run)
-                break
-        else:
-            same_name.append([run])
-    return [
-        Line(
-            identity,
-            tuple(_entries(line, thresholds, against)),
-            tuple(differences(same_name[0][0], line[0], ignored)),
-        )
-        for identity, same_name in sorted(lines.items(), key=lambda item: item[0].text)
-        for line in same_name
+        by_name.setdefault(Identity.of(run), []).append(run)
+    lines = [
+        Line(identity, _entries(line, thresholds, against), differences(same[0], line[0], ignored))
+        for identity, same in sorted(by_name.items(), key=lambda item: item[0].text)
+        for line in group_equal(same, ignored)
     ]
+    return History(lines, left_out, against)
 
 
-def _entries(line: Sequence[RecordedRun], thresholds: Thresholds, against: Against) -> list[Entry]:
-    entries = []
+def _entries(line: Sequence[RecordedRun], thresholds: Thresholds, against: str) -> list[Entry]:
+    """Compare every finished run with the finished ones before it."""
+    entries: list[Entry] = []
     finished: list[RecordedRun] = []
     for run in line:
-        flags: list[Flag] = []
+        flags = []
+        for key, value in run.figures.items() if run.finished else ():
+            known = [earlier for earlier in finished if key in earlier.figures]
+            if not known:
+                continue
+            earlier = known[-1]
+            if against == "best":
+                best = min if figure_of(key).lower_is_better else max
+                earlier = best(known, key=lambda other: other.figures[key])
+            change = compare_figure(key, earlier.figures[key], value, thresholds)
+            if change is not None and change.verdict == "regressed":
+                flags.append(Flag(change, earlier))
         if run.finished:
-            flags = _flags(finished, run, thresholds, against)
             finished.append(run)
-        entries.append(Entry(run, tuple(flags)))
+        entries.append(Entry(run, flags))
     return entries
-
-
-def _flags(
-    before: Sequence[RecordedRun], run: RecordedRun, thresholds: Thresholds, against: Against
-) -> list[Flag]:
-    found = []
-    for key, value in run.figures.items():
-        figure = figure_of(key)
-        known = [earlier for earlier in before if key in earlier.figures]
-        if figure.threshold is None or not known:
-            continue
-        earlier = known[-1]
-        if against == "best":
-            best = min if figure.lower_is_better else max
-            earlier = best(known, key=lambda other: other.figures[key])
-        change = compare_figure(key, earlier.figures[key], value, thresholds)
-        if change.verdict == "regressed":
-            found.append(Flag(change, against, earlier))
-    return found
 
 
 def history_json(history: History) -> dict[str, Any]:
     """Return what ``--json`` prints; docs/reports.md describes its keys."""
+
+    def entry_json(entry: Entry) -> dict[str, Any]:
+        return {
+            **run_json(entry.run),
+            "status": entry.run.report.exit.status,
+            "figures": dict(entry.run.figures),
+            "environment": environment_of(entry.run),
+            "flags": [
+                {
+                    **asdict(flag.change),
+                    "against": history.against,
+                    "earlier": str(flag.earlier.path),
+                }
+                for flag in entry.flags
+            ],
+        }
+
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "lines": [
             {
                 "name": asdict(line.identity),
                 "settings": list(line.settings),
                 "regressed": line.regressed,
-                "runs": [_entry_json(entry) for entry in line.entries],
+                "runs": [entry_json(entry) for entry in line.entries],
             }
             for line in history.lines
         ],
         "left_out": list(history.left_out),
-        "regressed": [line.identity.text for line in history.regressed],
-    }
-
-
-def _entry_json(entry: Entry) -> dict[str, Any]:
-    return {
-        **run_json(entry.run),
-        "status": entry.run.report.exit.status,
-        "figures": dict(entry.run.figures),
-        "environment": environment_of(entry.run),
-        "flags": [
-            {**asdict(flag.change), "against": flag.against, "earlier": str(flag.earlier.path)}
-            for flag in entry.flags
-        ],
+        "regressed": history.regressed,
     }
 
 
@@ -239,12 +198,18 @@ def print_history(console: Console, history: History) -> None:
         for entry in line.entries:
             style = "bold red" if entry is line.latest else "yellow"
             for flag in entry.flags:
-                console.print(Text(f"{entry.run.label}, {flag.text}", style=style))
+                change, earlier = flag.change, flag.earlier
+                text = (
+                    f"{entry.run.label}, {change.reason} than the {history.against}: "
+                    f"{value_text(change.figure, change.old)} "
+                    f"({earlier.label}, {earlier.time_text})"
+                )
+                console.print(Text(text, style=style))
         console.print()
     for reason in history.left_out:
         console.print(Text.assemble(("left out: ", "bold yellow"), reason))
     if history.regressed:
-        names = "; ".join(line.identity.text for line in history.regressed)
+        names = "; ".join(history.regressed)
         console.print(Text(f"The newest run has regressed: {names}", style="bold red"))
     else:
         console.print("No newest run has regressed.")
@@ -252,69 +217,41 @@ def print_history(console: Console, history: History) -> None:
 
 def _line_table(line: Line) -> Table:
     """Return a row per run: its headline figures, and the versions that changed in the line."""
-    versions = [_versions(entry.run) for entry in line.entries]
-    changed = [key for key in _VERSIONS if len({each[key] for each in versions}) > 1]
-    unchanged = [f"{key} {versions[0][key]}" for key in _VERSIONS if key not in changed]
+    runs = [entry.run for entry in line.entries]
+    environments = [environment_of(run) for run in runs]
+    for environment in environments:
+        environment["git"] = short_commit(environment["git_commit"])
+    first = environments[0]
+    changed = [key for key in _VERSIONS if any(each[key] != first[key] for each in environments)]
     notes = [f"other settings: {'; '.join(line.settings)}"] if line.settings else []
-    numbers = _numbered([each["container"] for each in versions])
-    if numbers and "container" in changed:
+    containers = list(dict.fromkeys(each["container"] for each in environments))
+    if "container" in changed and any("," in text for text in containers):
         # Names of images are too long for a column.
-        notes += [f"container {at}: {text}" for text, at in numbers.items()]
-        versions = [each | {"container": numbers[each["container"]]} for each in versions]
+        notes += [f"container {at}: {text}" for at, text in enumerate(containers, 1)]
+        for environment in environments:
+            environment["container"] = str(containers.index(environment["container"]) + 1)
+    unchanged = [f"{key} {first[key]}" for key in _VERSIONS if key not in changed]
     notes.append(", ".join(text for text in unchanged if not text.endswith(" -")))
-    keys = _headline_figures(line)
-    return Table(
-        (
-            Column("ended", wrap=False),
-            Column("run"),
-            *(Column(_head(key), "number") for key in keys),
-            *map(Column, changed),
-            Column(wrap=False),
-        ),
-        [
-            (
-                f"{'' if entry.run.time_is_known else '~'}{entry.run.ended_at:%Y-%m-%d}",
-                entry.run.label,
-                *(plain_value(key, entry.run.figures.get(key)) for key in keys),
-                *(each[key] for key in changed),
-                _status(entry),
-            )
-            for entry, each in zip(line.entries, versions, strict=True)
-        ],
-        title=line.identity.text,
-        notes=notes,
-        look="compact",
-    )
 
-
-def _headline_figures(line: Line) -> list[str]:
-    """Return the figures that get a column; of inference only the largest batch."""
-    found = {key: None for entry in line.entries for key in entry.run.figures}
+    heads = {key: text for key, text in _HEADLINES.items() if any(key in r.figures for r in runs)}
+    found = {key: None for run in runs for key in run.figures}
     inference = [key for key in found if key.startswith("inference_images_per_s")]
-    return [key for key in _HEADLINES if key in found] + inference[-1:]
-
-
-def _head(key: str) -> str:
-    figure, batch = split_batch(key)
-    if figure == "top1":
-        return "top-1\n%"
-    if batch is not None:
-        return f"batch {batch}\nimages/s"
-    return f"{'loading' if figure == 'data_images_per_s' else 'training'}\nimages/s"
-
-
-def _versions(run: RecordedRun) -> dict[str, str]:
-    environment = environment_of(run)
-    environment["git"] = short_commit(environment["git_commit"])
-    return {key: environment[key] for key in _VERSIONS}
-
-
-def _numbered(containers: Sequence[str]) -> dict[str, str]:
-    """Return a number per container if one of them has the name of an image, else nothing."""
-    found = dict.fromkeys(containers)
-    if all("," not in text for text in found):
-        return {}
-    return {text: str(at) for at, text in enumerate(found, 1)}
+    for key in inference[-1:]:  # only the largest batch
+        heads[key] = f"batch {split_batch(key)[1]}\nimages/s"
+    columns = [Column("ended", wrap=False), Column("run")]
+    columns += [Column(head, "number") for head in heads.values()]
+    columns += [*map(Column, changed), Column(wrap=False)]
+    rows: list[Row] = [
+        (
+            f"{'' if entry.run.time_is_known else '~'}{entry.run.ended_at:%Y-%m-%d}",
+            entry.run.label,
+            *(plain_value(key, entry.run.figures.get(key)) for key in heads),
+            *(environment[key] for key in changed),
+            _status(entry),
+        )
+        for entry, environment in zip(line.entries, environments, strict=True)
+    ]
+    return Table(columns, rows, line.identity.text, notes, look="compact")
 
 
 def _status(entry: Entry) -> Cell:

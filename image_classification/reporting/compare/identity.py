@@ -1,22 +1,22 @@
-"""Which runs are the same named run, where two runs differ, and what each ran on."""
+"""Which runs are the same named run, in what two runs differ, and what a run ran on."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from image_classification.config.keys import KEYS, find_key
+from image_classification.config.keys import KEYS
 from image_classification.core.errors import WorkspaceError
-from image_classification.core.units import printable
-from image_classification.reporting.report import to_json
-from image_classification.reporting.run_folder import RecordedRun
+from image_classification.core.units import finite, printable
+from image_classification.reporting.run_folder import RecordedRun, find_reports, read_run
 
-# Settings that affect neither what is learned nor how fast.
+# Settings that affect neither what is learned nor how fast. The folder of the data set differs
+# between machines, so `_settings` compares the kind of data set instead.
 _IRRELEVANT = frozenset(
     {
-        "data.path",  # replaced by the kind of data set: the folder differs between machines
+        "data.path",
         "run.seed",
         "run.workspace",
         "run.resume",
@@ -35,7 +35,8 @@ _IRRELEVANT = frozenset(
     }
 )
 _SHOWN_DIFFERENCES = 4
-_SOFTWARE = (
+_ENVIRONMENT_KEYS = (
+    "cpu",
     "container",
     "driver",
     "cuda",
@@ -76,54 +77,80 @@ class Identity:
         return f"{' '.join(name for name in names if name)}, {self.devices_text}"
 
 
-def check_ignored(keys: Collection[str]) -> frozenset[str]:
-    """Return the settings given with ``--ignore``.
+def read_below(
+    folder: Path, check: Callable[[RecordedRun], None] = lambda run: None
+) -> tuple[list[RecordedRun], list[str]]:
+    """Read every report below ``folder``; return the runs, and why other reports are left out.
+
+    check: raises WorkspaceError for a run to leave out.
 
     Raises:
-        ConfigError: there is no such setting.
+        WorkspaceError: the folder cannot be listed or has no report.
     """
-    for key in keys:
-        find_key(key, "--ignore")
-    return frozenset(keys)
+    runs: list[RecordedRun] = []
+    left_out: list[str] = []
+    for path in find_reports(folder):
+        try:
+            run = read_run(path)
+            check(run)
+        except WorkspaceError as error:
+            left_out.append(error.message)
+            continue
+        runs.append(run)
+    return runs, left_out
+
+
+def group_equal(
+    runs: Iterable[RecordedRun], ignored: Collection[str] = ()
+) -> list[list[RecordedRun]]:
+    """Group runs that have the same name and settings, in the order of each group's first run."""
+    groups: list[list[RecordedRun]] = []
+    for run in runs:
+        for group in groups:
+            if not differences(group[0], run, ignored):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return groups
 
 
 def differences(
     before: RecordedRun, after: RecordedRun, ignored: Collection[str] = ()
 ) -> list[str]:
     """Return in words why two runs are not the same named run: ``optim.lr 2.048 -> 1.0``."""
-    old_settings, new_settings = _settings(before), _settings(after)
     names = _changed_names(before, after)
-    # Settings that follow from a name that differs anyway.
-    implied = {f"{section}.name" for section in names} | {f"run.{section}" for section in names}
     changed = [f"{name} {old} -> {new}" for name, (old, new) in names.items()]
+    # These settings follow from a name that differs anyway.
+    implied = {f"{name}.name" for name in names} | {f"run.{name}" for name in names}
+    old_settings, new_settings = _settings(before), _settings(after)
     for key in sorted({*old_settings, *new_settings} - implied - set(ignored)):
         old, new = old_settings.get(key), new_settings.get(key)
         if old != new:
             changed.append(f"{key} {_text(old)} -> {_text(new)}")
-    old, new = _changed_midway(before), _changed_midway(after)
-    if old != new:
-        changed.append(f"settings changed midway: {old} -> {new}")
-    counts = [run.report.results.validation.images for run in (before, after)]
-    if None not in counts and counts[0] != counts[1]:
-        changed.append(f"validation images {counts[0]:,} -> {counts[1]:,}")
+    midway = [_changed_midway(run) for run in (before, after)]
+    if midway[0] != midway[1]:
+        changed.append(f"settings changed midway: {midway[0]} -> {midway[1]}")
+    images = [run.report.results.validation.images for run in (before, after)]
+    if None not in images and images[0] != images[1]:
+        changed.append(f"validation images {images[0]:,} -> {images[1]:,}")
     return changed
+
+
+def _changed_names(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[str, str]]:
+    old, new = asdict(before.report.name), asdict(after.report.name)
+    return {key: (old[key] or "none", new[key] or "none") for key in old if old[key] != new[key]}
 
 
 def _settings(run: RecordedRun) -> dict[str, Any]:
     """Return the settings that affect the run's figures, by ``section.key``.
 
     A setting that did not exist when the report was made has its default, which is what the older
-    release did. ``data set`` is the kind of data set, not its folder.
+    release did.
     """
-    found = {
-        f"{section}.{key}": value
-        for section, values in run.report.config.items()
-        for key, value in values.items()
-    }
-    for name, key in KEYS.items():
-        if name not in found and key.has_default:
-            default = key.default
-            found[name] = list(default) if isinstance(default, tuple) else default
+    found = {name: finite(key.default) for name, key in KEYS.items() if key.has_default}
+    for section, values in run.report.config.items():
+        found |= {f"{section}.{key}": value for key, value in values.items()}
     path = found["data.path"]
     relevant = {name: value for name, value in found.items() if name not in _IRRELEVANT}
     return relevant | {"data set": path if path in ("demo", "synthetic") else "a folder"}
@@ -137,11 +164,6 @@ def _changed_midway(run: RecordedRun) -> str:
         for change in start.changes
     ]
     return ", ".join(changes) or "none"
-
-
-def _changed_names(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[str, str]]:
-    old, new = asdict(before.report.name), asdict(after.report.name)
-    return {key: (old[key] or "none", new[key] or "none") for key in old if old[key] != new[key]}
 
 
 def _text(value: Any) -> str:
@@ -162,27 +184,19 @@ def listed(changes: Sequence[str]) -> str:
 def check_same(
     before: RecordedRun, after: RecordedRun, ignored: Collection[str], remedy: str
 ) -> None:
-    """Refuse two runs that are not the same named run.
-
-    Raises:
-        WorkspaceError: they differ; the message says where, and ``remedy``.
-    """
+    """Raise WorkspaceError with the differences and ``remedy`` unless both are one named run."""
     changes = differences(before, after, ignored)
     if changes:
         files = f"{printable(str(before.path))} and {printable(str(after.path))}"
-        only_settings = not _changed_names(before, after)
-        more = ", or --ignore a setting that may differ" if only_settings else ""
+        more = ", or --ignore a setting that may differ"
         raise WorkspaceError(
-            f"{files} are not the same named run ({listed(changes)}): {remedy}{more}"
+            f"{files} are not the same named run ({listed(changes)}): {remedy}"
+            f"{'' if _changed_names(before, after) else more}"
         )
 
 
 def check_finished(run: RecordedRun) -> None:
-    """Refuse a run that ended early: its figures are not those of the named run.
-
-    Raises:
-        WorkspaceError: it ended early; the message says how.
-    """
+    """Raise WorkspaceError if the run ended early: its figures are not those of the named run."""
     if not run.finished:
         ended = run.report.exit
         message = f" ({ended.message})" if ended.message else ""
@@ -190,23 +204,6 @@ def check_finished(run: RecordedRun) -> None:
             f"{printable(str(run.path))} is from a run that ended early, status "
             f"{ended.status!r}{message}: continue the run, or leave it out"
         )
-
-
-def check_distinct(runs: Sequence[RecordedRun]) -> None:
-    """Refuse a report that is given twice, also as a copy: it would count as two runs.
-
-    Raises:
-        WorkspaceError: naming both.
-    """
-    seen: dict[str, RecordedRun] = {}
-    for run in runs:
-        content = json.dumps(to_json(run.report), sort_keys=True)
-        if content in seen:
-            raise WorkspaceError(
-                f"{printable(str(seen[content].path))} and {printable(str(run.path))} are the same "
-                "report: give each run once"
-            )
-        seen[content] = run
 
 
 def device_names(run: RecordedRun) -> str:
@@ -220,10 +217,11 @@ def device_names(run: RecordedRun) -> str:
 
 def environment_of(run: RecordedRun) -> dict[str, str]:
     """Return what a run ran on, by key; ``-`` for what the report does not have."""
-    environment = run.report.environment
-    found = {key: getattr(environment, key) for key in ("cpu", *_SOFTWARE)}
-    known = {key: "-" if value is None else str(value) for key, value in found.items()}
-    return {"device": device_names(run), **known}
+    found = {"device": device_names(run)}
+    for key in _ENVIRONMENT_KEYS:
+        value = getattr(run.report.environment, key)
+        found[key] = "-" if value is None else str(value)
+    return found
 
 
 def short_commit(commit: str) -> str:

@@ -22,19 +22,18 @@ from image_classification.reporting.compare.identity import (
     check_same,
     differences,
     environment_of,
+    group_equal,
     listed,
+    read_below,
     run_json,
     short_commit,
 )
 from image_classification.reporting.figures import figure_of, label_of, order, value_text
-from image_classification.reporting.report import REPORT_NAME
-from image_classification.reporting.run_folder import RecordedRun, find_reports, read_run
+from image_classification.reporting.run_folder import RecordedRun
 from image_classification.reporting.table import Column, Table, columns, marked, print_table
 
-SCHEMA_VERSION = 1
-
-Verdict = Literal["ok", "regressed", "improved", "not measured"]
 Thresholds = Mapping[str, float]
+Verdict = Literal["ok", "regressed", "improved", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,35 @@ class Change:
         """The change with its sign and unit."""
         if self.change is None:
             return "-"
-        if self.unit == "points":
-            return f"{self.change:+.2f} points"
-        return f"{self.change:+.1f} %"
+        return f"{self.change:+.2f} points" if self.unit == "points" else f"{self.change:+.1f} %"
 
     @property
     def reason(self) -> str:
-        """Why the change is a regression, in words."""
+        """The figure, and why its change is a regression."""
         unit = "points" if self.unit == "points" else "%"
-        return f"{self.text}, worse by more than {self.threshold:g} {unit}"
+        return f"{label_of(self.figure)}: {self.text}, worse by more than {self.threshold:g} {unit}"
+
+
+def compare_figure(
+    key: str, old: float | None, new: float | None, thresholds: Thresholds
+) -> Change | None:
+    """Compare two values of a figure; None if the figure has no threshold."""
+    figure = figure_of(key)
+    if figure.threshold is None:
+        return None
+    limit, unit = thresholds[figure.threshold], THRESHOLDS[figure.threshold].unit
+    change = None
+    if old is not None and new is not None:
+        if unit == "points":
+            change = new - old
+        elif old > 0:
+            change = 100 * (new / old - 1)
+    if change is None:
+        return Change(key, old, new, None, unit, limit, "not measured")
+    # Rounded so that a difference that equals the threshold in print is within it.
+    worse = round(change if figure.lower_is_better else -change, 6)
+    verdict: Verdict = "regressed" if worse > limit else "improved" if worse < -limit else "ok"
+    return Change(key, old, new, change, unit, limit, verdict)
 
 
 @dataclass(frozen=True)
@@ -124,14 +143,11 @@ def compare_runs(
             figure in common.
     """
     check_same(old, new, ignored, "compare runs of the same names and options")
-    for run in (old, new):
-        check_finished(run)
+    check_finished(old)
+    check_finished(new)
     keys = sorted({*old.figures, *new.figures}, key=order)
-    changes = tuple(
-        compare_figure(key, old.figures.get(key), new.figures.get(key), thresholds)
-        for key in keys
-        if figure_of(key).threshold is not None
-    )
+    found = (compare_figure(k, old.figures.get(k), new.figures.get(k), thresholds) for k in keys)
+    changes = tuple(change for change in found if change is not None)
     if all(change.verdict == "not measured" for change in changes):
         raise WorkspaceError(
             f"{printable(str(old.path))} and {printable(str(new.path))} have no figure in common: "
@@ -142,34 +158,13 @@ def compare_runs(
     return Comparison(old, new, changes, environment)
 
 
-def compare_figure(
-    key: str, old: float | None, new: float | None, thresholds: Thresholds
-) -> Change:
-    """Compare the values of a figure that has a threshold."""
-    figure = figure_of(key)
-    assert figure.threshold is not None
-    limit = thresholds[figure.threshold]
-    unit = THRESHOLDS[figure.threshold].unit
-    change: float | None = None
-    verdict: Verdict = "not measured"
-    if old is not None and new is not None:
-        if unit == "points":
-            change = new - old
-        elif old > 0:
-            change = 100 * (new / old - 1)
-    if change is not None:
-        # Rounded so that a difference that equals the threshold in print is within it.
-        worse = round(change if figure.lower_is_better else -change, 6)
-        verdict = "regressed" if worse > limit else "improved" if worse < -limit else "ok"
-    return Change(key, old, new, change, unit, limit, verdict)
-
-
 @dataclass(frozen=True)
 class FolderComparison:
     """All runs that two folders have in common.
 
     not_compared: runs that are in only one of them, in words. left_out: reports that could not be
-    read or are of runs that ended early, and why. diverged: the new folder's runs that diverged.
+    read or are of runs that ended early, and why. regressed: the runs of the new folder that got
+    worse by more than a threshold, or diverged.
     """
 
     old: Path
@@ -177,18 +172,7 @@ class FolderComparison:
     comparisons: tuple[Comparison, ...]
     not_compared: tuple[str, ...]
     left_out: tuple[str, ...]
-    diverged: tuple[str, ...]
-
-    @property
-    def regressed(self) -> list[str]:
-        """The runs that got worse by more than a threshold, or diverged."""
-        worse = [Identity.of(c.new).text for c in self.comparisons if c.regressed]
-        return [*worse, *self.diverged]
-
-
-def holds_runs(path: Path) -> bool:
-    """Return whether ``path`` is a folder of runs, rather than a run or its report."""
-    return path.is_dir() and not (path / REPORT_NAME).exists()
+    regressed: tuple[str, ...]
 
 
 def compare_folders(
@@ -202,14 +186,23 @@ def compare_folders(
     Raises:
         WorkspaceError: a folder cannot be listed or has no report, or no run is in both.
     """
-    old_groups, old_left_out, _ = _read_folder(old, ignored)
-    new_groups, new_left_out, diverged = _read_folder(new, ignored)
+    diverged = []
+
+    def check_new(run: RecordedRun) -> None:
+        if run.diverged:
+            diverged.append(f"{Identity.of(run).text} diverged")
+        check_finished(run)
+
+    old_runs, old_left_out = read_below(old, check_finished)
+    new_runs, new_left_out = read_below(new, check_new)
+    left_out = (*old_left_out, *new_left_out)
+    old_groups = group_equal(old_runs, ignored)
     unmatched = list(old_groups)
     comparisons, not_compared = [], []
-    for runs in new_groups:
+    for runs in group_equal(new_runs, ignored):
         partner = next((o for o in unmatched if not differences(o[0], runs[0], ignored)), None)
         if partner is None:
-            not_compared.append(_why_not_compared(runs[0], old_groups, new, ignored))
+            not_compared.append(_why_unmatched(runs[0], old_groups, new, ignored))
             continue
         unmatched.remove(partner)
         try:
@@ -219,65 +212,33 @@ def compare_folders(
         else:
             comparisons.append(replace(comparison, old_runs=len(partner), new_runs=len(runs)))
     not_compared += [_only_in(old, runs[0]) for runs in unmatched]
-    left_out = (*old_left_out, *new_left_out)
     if not comparisons and not diverged:
         raise WorkspaceError(
             f"no run of {printable(str(new))} can be compared with one of {printable(str(old))} "
             f"({[*not_compared, *left_out][0]}): compare folders with finished runs of the same "
             "names and options"
         )
+    regressed = [Identity.of(c.new).text for c in comparisons if c.regressed]
     return FolderComparison(
-        old,
-        new,
-        tuple(comparisons),
-        tuple(not_compared),
-        left_out,
-        tuple(f"{Identity.of(run).text} diverged" for run in diverged),
+        old, new, tuple(comparisons), tuple(not_compared), left_out, (*regressed, *diverged)
     )
-
-
-def _read_folder(
-    folder: Path, ignored: Collection[str]
-) -> tuple[list[list[RecordedRun]], list[str], list[RecordedRun]]:
-    """Return finished runs by name and settings, what was left out and why, and diverged runs."""
-    groups: list[list[RecordedRun]] = []
-    left_out, diverged = [], []
-    for path in find_reports(folder):
-        try:
-            run = read_run(path)
-            if run.diverged:
-                diverged.append(run)
-            check_finished(run)
-        except WorkspaceError as error:
-            left_out.append(error.message)
-            continue
-        for group in groups:
-            if not differences(group[0], run, ignored):
-                group.append(run)
-                break
-        else:
-            groups.append([run])
-    return groups, left_out, diverged
 
 
 def _typical(runs: Sequence[RecordedRun]) -> RecordedRun:
     """Return the newest of ``runs`` with the median of each figure that any of them has."""
-    keys = sorted({key for run in runs for key in run.figures}, key=order)
+    keys = {key for run in runs for key in run.figures}
     figures = {key: median(run.figures[key] for run in runs if key in run.figures) for key in keys}
     return replace(max(runs, key=lambda run: run.ended_at), figures=figures)
 
 
-def _why_not_compared(
-    run: RecordedRun,
-    others: Sequence[Sequence[RecordedRun]],
-    folder: Path,
-    ignored: Collection[str],
+def _why_unmatched(
+    run: RecordedRun, old_groups: Sequence[list[RecordedRun]], new: Path, ignored: Collection[str]
 ) -> str:
     identity = Identity.of(run)
-    for other, *_ in others:
+    for other, *_ in old_groups:
         if Identity.of(other) == identity:
             return f"{identity.text}: other settings ({listed(differences(other, run, ignored))})"
-    return _only_in(folder, run)
+    return _only_in(new, run)
 
 
 def _only_in(folder: Path, run: RecordedRun) -> str:
@@ -287,7 +248,7 @@ def _only_in(folder: Path, run: RecordedRun) -> str:
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """Return what ``--json`` prints for two runs; docs/reports.md describes its keys."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "name": asdict(comparison.new.report.name),
         "num_devices": comparison.new.num_devices,
         "old": {**run_json(comparison.old), "runs": comparison.old_runs},
@@ -303,20 +264,20 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 def folders_json(found: FolderComparison) -> dict[str, Any]:
     """Return what ``--json`` prints for two folders; docs/reports.md describes its keys."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "old": str(found.old),
         "new": str(found.new),
         "comparisons": [comparison_json(comparison) for comparison in found.comparisons],
         "not_compared": list(found.not_compared),
         "left_out": list(found.left_out),
-        "regressed": found.regressed,
+        "regressed": list(found.regressed),
     }
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print figures, environments and the outcome."""
     print_table(console, _figure_table(comparison))
-    _print_environment(console, comparison.environment)
+    _print_environment(console, comparison)
     _print_regressed(console, comparison)
     if not comparison.regressed:
         console.print("No figure regressed.")
@@ -324,17 +285,16 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 def print_folders(console: Console, found: FolderComparison) -> None:
     """Print every pair of runs, the environments once if all have the same, and the outcome."""
-    environments = [comparison.environment for comparison in found.comparisons]
-    once = all(environment == environments[0] for environment in environments)
+    once = all(c.environment == found.comparisons[0].environment for c in found.comparisons)
     for comparison in found.comparisons:
         print_table(console, _figure_table(comparison))
         if not once:
-            _print_environment(console, comparison.environment)
+            _print_environment(console, comparison)
         if comparison.regressed:
             _print_regressed(console, comparison)
             console.print()
-    if once and environments:
-        _print_environment(console, environments[0])
+    if once and found.comparisons:
+        _print_environment(console, found.comparisons[0])
     for head, lines in (("not compared: ", found.not_compared), ("left out: ", found.left_out)):
         for line in lines:
             console.print(Text.assemble((head, "bold yellow"), line))
@@ -346,48 +306,41 @@ def print_folders(console: Console, found: FolderComparison) -> None:
 
 
 def _figure_table(comparison: Comparison) -> Table:
-    sides = (
+    notes = []
+    for side, run, runs in (
         ("old", comparison.old, comparison.old_runs),
         ("new", comparison.new, comparison.new_runs),
-    )
-    notes = []
-    for side, run, runs in sides:
+    ):
         of = f"median of {runs} runs, the newest " if runs > 1 else ""
         notes.append(f"{side}: {of}{run.label}, {run.time_text}, seed {run.seed}")
-    return Table(
+    heads = columns("figure", "old", "new", "change", numbers=(1, 2, 3))
+    rows = [
         (
-            Column("figure"),
-            *columns("old", "new", "change", numbers=range(3)),
-            Column("verdict", wrap=False),
-        ),
-        [
-            (
-                label_of(change.figure),
-                value_text(change.figure, change.old),
-                value_text(change.figure, change.new),
-                change.text,
-                marked(change.verdict),
-            )
-            for change in comparison.changes
-        ],
-        title=Identity.of(comparison.new).text,
-        notes=[*notes, ""],
-    )
+            label_of(change.figure),
+            value_text(change.figure, change.old),
+            value_text(change.figure, change.new),
+            change.text,
+            marked(change.verdict),
+        )
+        for change in comparison.changes
+    ]
+    title = Identity.of(comparison.new).text
+    return Table((*heads, Column("verdict", wrap=False)), rows, title, [*notes, ""])
 
 
-def _print_environment(console: Console, environment: Mapping[str, tuple[str, str]]) -> None:
-    if not environment:
-        console.print("The environments are the same.")
-        return
+def _print_environment(console: Console, comparison: Comparison) -> None:
     rows = []
-    for key, (old, new) in environment.items():
+    for key, (old, new) in comparison.environment.items():
         if key == "git_commit":
             old, new = short_commit(old), short_commit(new)
         rows.append((key, old, new))
-    heads = (Column("what", wrap=False), *columns("old", "new"))
-    print_table(console, Table(heads, rows, title="Environments differ"))
+    if rows:
+        heads = (Column("what", wrap=False), *columns("old", "new"))
+        print_table(console, Table(heads, rows, "Environments differ"))
+    else:
+        console.print("The environments are the same.")
 
 
 def _print_regressed(console: Console, comparison: Comparison) -> None:
     for change in comparison.regressed:
-        console.print(Text(f"{label_of(change.figure)}: {change.reason}", style="bold red"))
+        console.print(Text(change.reason, style="bold red"))

@@ -1,1 +1,233 @@
-"""HTML pages of runs."""
+"""The HTML pages ``report.html``, ``pictures.html`` and ``combined.html``.
+
+They are rendered from the templates in ``templates/`` and need no other file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from image_classification.core.files import write_atomically
+from image_classification.core.units import number, percent, size
+from image_classification.reporting.compare.combine import Combined, ratio_table, vendor_table
+from image_classification.reporting.compare.groups import Group, figure_table, inference_table
+from image_classification.reporting.compare.identity import environment_of, short_commit
+from image_classification.reporting.console import results as console
+from image_classification.reporting.published.verdict import newest, published_table
+from image_classification.reporting.report import RunReport, Telemetry, to_json
+from image_classification.reporting.table import Column, Table, columns, pairs, to_html
+
+if TYPE_CHECKING:
+    from image_classification.reporting.pictures.draw import Gallery
+
+_VERSIONS = ("container", "driver", "cuda", "torch", "dali")
+
+
+def write_page(
+    report: RunReport,
+    folder: Path,
+    gallery: Gallery | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> Path:
+    """Write ``report.html`` into the run's folder. See `run_page`. Raises WorkspaceError."""
+    path = folder / "report.html"
+    write_atomically(path, run_page(report, gallery, provenance))
+    return path
+
+
+def run_page(
+    report: RunReport,
+    gallery: Gallery | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> str:
+    """Return the page of a run.
+
+    gallery: the run's pictures, from `pictures.draw.draw_run`. provenance: the source of each
+    ``section.key``.
+    """
+    name = asdict(report.name)
+    first = newest(report.published)
+    others = [entry for entry in report.published if entry not in first]
+    inference, telemetry = report.results.inference, report.telemetry
+    return _render(
+        "run",
+        title=" ".join(name[key] for key in ("model", "precision", "platform", "mode")),
+        wide=False,
+        name=name,
+        exit=report.exit,
+        published=published_table(first, with_reasons=True) if first else None,
+        others=published_table(others, with_reasons=True),
+        results=pairs(console.result_rows(report)),
+        inference=console.inference_table(inference) if inference else None,
+        telemetry=_telemetry_tables(telemetry) if telemetry.devices else (),
+        gallery=gallery,
+        environment=pairs((k, _text(v)) for k, v in to_json(report.environment).items()),
+        config={
+            section: _settings_table(section, values, provenance)
+            for section, values in report.config.items()
+        },
+    )
+
+
+def write_pictures_page(gallery: Gallery, folder: Path, title: str) -> Path:
+    """Write ``pictures.html``. Raises WorkspaceError."""
+    path = folder / "pictures.html"
+    write_atomically(path, _render("pictures", title=title, wide=False, gallery=gallery))
+    return path
+
+
+def combined_page(combined: Combined) -> str:
+    """Return the page of ``report combine``: vendor table, groups, speed-ups and scaling."""
+    return _render(
+        "combined",
+        title="; ".join(dict.fromkeys(group.identity.text for group in combined.groups)),
+        wide=True,
+        vendor=vendor_table(combined),
+        groups=[
+            (
+                group,
+                {
+                    "published": published_table(group.published, with_reasons=True),
+                    "figures": figure_table(group),
+                    "inference": inference_table(group),
+                    "runs": _run_table(group),
+                },
+            )
+            for group in combined.groups
+        ],
+        ratios=[
+            ("Speed-up over full precision", ratio_table(combined.speedups, with_reasons=True)),
+            ("Weak scaling", ratio_table(combined.scalings, with_reasons=True)),
+        ],
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    """Return the page of ``templates/<template>.html.j2``; all text is escaped."""
+    environment = Environment(
+        loader=PackageLoader(__name__),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["table"] = _table_html
+    environment.filters["svg"] = _svg
+    return environment.get_template(f"{template}.html.j2").render(values)
+
+
+def _table_html(table: Table, stacked: bool = False) -> Markup:
+    """Return the table without its title: the page has headings."""
+    return Markup(to_html(replace(table, title=""), stacked=stacked))
+
+
+def _svg(drawn: Any) -> Markup:
+    from image_classification.reporting.pictures.draw import inline_svg
+
+    return Markup(inline_svg(drawn))
+
+
+def _run_table(group: Group) -> Table:
+    heads = ("run", "seed", "ended (UTC)", "top-1", "images/s", *_VERSIONS, "git")
+    rows = []
+    for run in group.runs:
+        environment = environment_of(run)
+        rows.append(
+            (
+                run.label,
+                str(run.seed),
+                run.time_text,
+                number(run.figures.get("top1")),
+                number(run.figures.get("train_images_per_s"), 1),
+                *(environment[key] for key in _VERSIONS),
+                short_commit(environment["git_commit"]),
+            )
+        )
+    return Table(columns(*heads, numbers=(1, 3, 4)), rows)
+
+
+def _kilojoules(joules: float) -> str:
+    return f"{number(joules / 1000, 2)} kJ"
+
+
+def _throttling(shares: Mapping[str, float]) -> str:
+    reasons = (f"{name.replace('_', ' ')} {percent(share, 0)}" for name, share in shares.items())
+    return ", ".join(reasons) or "no"
+
+
+_SENSORS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "power_w_mean": ("mean power", lambda value: f"{number(value, 1)} W"),
+    "power_w_max": ("max power", lambda value: f"{number(value, 1)} W"),
+    "energy_j": ("energy", _kilojoules),
+    "memory_peak_bytes": ("peak memory", size),
+    "utilization_mean": ("mean utilization", percent),
+    "temperature_c_max": ("max temperature", lambda value: f"{number(value, 0)} °C"),
+    "clock_mhz_mean": ("mean clock", lambda value: f"{number(value, 0)} MHz"),
+    "throttle_reasons": ("throttled, share of time", _throttling),
+}
+
+
+def _telemetry_tables(telemetry: Telemetry) -> tuple[Table, Table]:
+    """Return the sensors of each device, and the totals of the run."""
+
+    def text(value: Any, show: Callable[[Any], str]) -> str:
+        return "not measured" if value is None else show(value)
+
+    devices = telemetry.devices or ()
+    shown = {
+        key: sensor
+        for key, sensor in _SENSORS.items()
+        if any(getattr(device, key) is not None for device in devices)
+    }
+    rows = [
+        (str(device.name), *(text(getattr(device, key), show) for key, (_, show) in shown.items()))
+        for device in devices
+    ]
+    heads = ("device", *(label for label, _ in shown.values()))
+    missing = [label for key, (label, _) in _SENSORS.items() if key not in shown]
+    totals = [
+        ("energy", text(telemetry.energy_j, _kilojoules)),
+        ("images per joule", text(telemetry.images_per_joule, lambda value: number(value, 3))),
+        ("not measured", ", ".join(missing)),
+        ("source", _text(telemetry.source)),
+    ]
+    return (
+        Table(columns(*heads, numbers=range(1, len(heads))), rows),
+        pairs((label, value) for label, value in totals if value),
+    )
+
+
+def _settings_table(
+    section: str, values: Mapping[str, Any], provenance: Mapping[str, str] | None
+) -> Table:
+    heads = [Column("key", css="code"), Column("value")]
+    rows = [[key, _text(value)] for key, value in values.items()]
+    if provenance is not None:
+        heads.append(Column("source", css="soft"))
+        for row, key in zip(rows, values, strict=True):
+            row.append(provenance.get(f"{section}.{key}", "-"))
+    return Table(heads, rows)
+
+
+def _text(value: Any) -> str:
+    """Write a value of JSON for people; a dash for null."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(
+            _text(item) if key == "name" else f"{key} {_text(item)}" for key, item in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        # Eight equal GPUs are one line, not eight.
+        counts = Counter(_text(item) for item in value)
+        return ", ".join(f"{n} x {item}" if n > 1 else item for item, n in counts.items()) or "none"
+    return str(value)

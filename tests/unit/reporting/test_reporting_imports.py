@@ -8,7 +8,7 @@ MODULES = (
     "console.sink",
     "console.results",
     "pictures.draw",
-    "page.run_page",
+    "page",
 )
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from image_classification.core.errors import UserError, WorkspaceError
 from image_classification.reporting.build_report import build_report
-from image_classification.reporting.compare.combine import group_runs
-from image_classification.reporting.compare.combined import Combined, combined_json
+from image_classification.reporting.compare.combine import Combined, combined_json
+from image_classification.reporting.compare.groups import group_runs
 from image_classification.reporting.compare.regression import compare_runs
-from image_classification.reporting.page.combined_page import combined_page
+from image_classification.reporting.page import combined_page
 from image_classification.reporting.report import write_report
 from image_classification.reporting.run_folder import MAX_REPORT_BYTES, find_reports, read_run
 

@@ -1,221 +1,185 @@
-import statistics
-from dataclasses import replace
+import json
+from typing import Any
 
 import pytest
 
-from image_classification.core.errors import ConfigError, WorkspaceError
-from image_classification.reporting.compare.combine import group_runs, spread
-from image_classification.reporting.compare.identity import check_ignored, differences
-from image_classification.reporting.published.verdict import tolerance_factor
-from image_classification.reporting.report import StartResults
+from image_classification.reporting.compare.combine import (
+    Combined,
+    combined_json,
+    print_combined,
+    vendor_row,
+)
+from image_classification.reporting.compare.groups import group_runs
 from image_classification.reporting.run_folder import read_run
 
-PUBLISHED = "nvidia-resnet50-dgx1v-amp-90e"
+ONE_DEVICE: dict[str, Any] = {
+    "platform__num_devices": 1,
+    "batch__global": 256,
+    "optim__lr": 0.256,
+}
+FP32 = {"precision": "FP32"}
+V100S = [{"name": "V100", "power_w_mean": 250.0, "memory_peak_bytes": 13 * 2**30}] * 8
 
 
 @pytest.fixture
-def seeds(record_run, run_results):
-    """Runs of one name: one for each top-1, with seeds 0, 1, …"""
+def combined(recorded):
+    """Combine runs of (options, images/s)."""
 
-    def make(*top1, **options):
-        return [
-            read_run(
-                record_run(
-                    f"seed-{seed}-{value}",
-                    seed=seed,
-                    results=run_results(8300.0 + seed, value),
-                    **options,
-                )
-            )
-            for seed, value in enumerate(top1)
-        ]
+    def make(*runs):
+        names = enumerate(runs)
+        return Combined.of(
+            group_runs([recorded(f"run-{n}", speed, **options) for n, (options, speed) in names])
+        )
 
     return make
 
 
-def judged(group, figure="top1"):
-    (entry,) = [e for e in group.published if e.figure == figure and e.id == PUBLISHED]
-    return entry
+def test_speed_up_over_full_precision(combined):
+    both = combined(({}, 8300.0), (FP32, 2850.0))
+    (ratio,) = both.speedups
+    assert ratio.value == pytest.approx(8300 / 2850)
+    assert ratio.published == pytest.approx(8322 / 2855)
+    assert ratio.verdict == "reproduced" and ratio.why == "-0.1 %, tolerance 7 %"
+    assert (ratio.of.precision, ratio.over.precision) == ("AMP", "FP32")
+    assert not both.scalings
 
 
-def test_mean_and_sample_deviation_over_seeds(seeds):
-    (group,) = group_runs(seeds(76.7, 76.8, 77.0))
-    top1 = group.figures["top1"]
-    assert top1.mean == pytest.approx(76.8333333)
-    assert top1.std == pytest.approx(statistics.stdev([76.7, 76.8, 77.0]))
-    assert (top1.n, top1.least, top1.most) == (3, 76.7, 77.0)
-    assert group.figures["train_images_per_s"].mean == 8301.0
-    assert group.warnings == ()
+def test_a_speed_up_that_falls_short(combined):
+    (ratio,) = combined(({}, 6000.0), (FP32, 2850.0)).speedups
+    assert ratio.verdict == "short"
 
 
-def test_one_run_has_no_deviation(seeds):
-    (group,) = group_runs(seeds(76.7))
-    assert group.figures["top1"].std is None and group.figures["top1"].n == 1
+def test_weak_scaling(combined):
+    (ratio,) = combined(({}, 8300.0), (ONE_DEVICE, 1190.0)).scalings
+    assert ratio.value == pytest.approx(8300 / (8 * 1190))
+    assert ratio.published == pytest.approx(8322 / (8 * 1200))
+    assert ratio.verdict == "reproduced"
+    assert (ratio.over.num_devices, ratio.of.num_devices) == (1, 8)
 
 
-def test_the_mean_is_judged(seeds):
-    # Published: 76.88 +- 0.16. One of the runs alone would be short, the mean is not.
-    runs = seeds(76.5, 77.0, 76.9)
-    alone = {(e.id, e.figure): e.verdict for e in runs[0].report.published}
-    assert alone[PUBLISHED, "top1"] == "short"
-    (group,) = group_runs(runs)
-    entry = judged(group)
-    assert entry.verdict == "reproduced" and entry.n == 3 and entry.comparable
-    assert entry.measured == pytest.approx(76.8) and entry.spread == 0.16
-    assert entry.tolerance == pytest.approx(2 * 0.16 * (1 / 3 + 1 / 2) ** 0.5)
-    assert entry.why == "-0.08 points, tolerance 0.29 (mean of 3 seeds)"
-    assert entry.ratio == pytest.approx(76.8 / 76.88)
+def test_different_devices_have_no_speed_up_and_no_scaling(combined):
+    a100 = {"device": "NVIDIA A100-SXM4-80GB"}
+    both = combined(({}, 8300.0), (FP32 | a100, 2850.0), (ONE_DEVICE | a100, 2000.0))
+    (ratio,) = both.speedups
+    assert ratio.value is None and ratio.verdict == "not-comparable"
+    assert ratio.why == "ran on NVIDIA A100-SXM4-80GB and on Tesla V100-SXM2-16GB"
+    assert not both.scalings
 
 
-def test_more_seeds_have_a_smaller_tolerance(seeds):
-    # 0.25 below: within two spreads for one seed, too far for the mean of ten.
-    few, many = seeds(76.63), seeds(*[76.63 + 0.01 * (-1) ** n for n in range(10)])
-    assert judged(group_runs(few)[0]).verdict == "reproduced"
-    assert judged(group_runs(many)[0]).verdict == "short"
+def test_different_batches_are_not_weak_scaling(combined):
+    small = {"platform__num_devices": 1, "batch__per_device": 128, "batch__global": 128}
+    (ratio,) = combined(({}, 8300.0), (small, 1190.0)).scalings
+    assert ratio.value is None
+    assert ratio.why == "128 and 256 images per device: not weak scaling"
 
 
-@pytest.mark.parametrize(
-    ("n", "printed", "factor"),
-    [(1, True, 1), (2, True, 1), (8, True, 0.625**0.5), (10**9, True, 0.5**0.5), (9, False, 1)],
-)
-def test_the_tolerance_of_a_mean(n, printed, factor):
-    assert tolerance_factor(n, spread_is_printed=printed) == pytest.approx(factor)
+def test_a_ratio_without_a_published_one_is_still_measured(combined):
+    two = {"platform__num_devices": 2, "batch__global": 512, "optim__lr": 0.512}
+    (ratio,) = combined((two, 2300.0), (ONE_DEVICE, 1190.0)).scalings
+    assert ratio.value == pytest.approx(2300 / 2380) and ratio.published is None
+    assert ratio.why == "no published ratio of these runs"
 
 
-def test_one_seed_is_judged_as_in_its_own_report(seeds):
-    for top1 in (76.5, 76.56, 76.8, 77.2, 77.21):
-        (run,) = seeds(top1)
-        own = {(e.id, e.figure, e.published): e.verdict for e in run.report.published}
-        (group,) = group_runs([run])
-        assert {(e.id, e.figure, e.published): e.verdict for e in group.published} == own
+def test_a_speed_of_zero_has_no_ratio(combined):
+    both = combined(({}, 8300.0), (FP32, 0.0), (ONE_DEVICE, 0.0))
+    assert not both.speedups and not both.scalings
 
 
-def test_the_mean_is_not_comparable_if_one_run_is_not(seeds, record_run, run_results):
-    results = run_results()
-    results["train"]["epochs"] = 45
-    short = read_run(record_run("half", seed=9, results=results))
-    (group,) = group_runs([*seeds(76.8, 76.9), short])
-    entry = judged(group)
-    assert entry.verdict == "not-comparable" and entry.tolerance is None
-    assert entry.why.startswith("half: stopped after 45 of 90 epochs")
-    assert judged(group, "train_images_per_s").verdict == "reproduced"
-
-
-def test_a_repeated_seed_is_one_sample_of_accuracy_and_two_of_speed(record_run, run_results):
-    top1s = ((0, 76.8), (0, 76.9), (1, 77.0))
+def test_vendor_table(recorded, run_results):
+    target = {"stop_at_top1": 75.9, "top1": 76.0, "epoch": 85, "step": 5, "time_s": 3600.0}
     runs = [
-        read_run(record_run(f"run-{n}", seed=seed, results=run_results(8000 + n, top1)))
-        for n, (seed, top1) in enumerate(top1s)
+        recorded(
+            f"run-{seed}",
+            seed=seed,
+            results=run_results(8300.0 + 100 * seed) | {"target": target},
+            telemetry={"devices": V100S},
+            run__stop_at_top1=75.9,
+        )
+        for seed in range(2)
     ]
-    (group,) = group_runs(runs)
-    assert group.figures["top1"].n == 2
-    assert group.figures["top1"].mean == pytest.approx((76.85 + 77.0) / 2)
-    assert group.figures["train_images_per_s"].n == 3
-    assert group.warnings == (
-        "seed 0 was run 2 times (run-0, run-1): one seed in the accuracy, as their mean",
-    )
-    assert judged(group).n == 2
+    both = Combined.of(group_runs([*runs, recorded("one", 1190.0, **ONE_DEVICE)]))
+    assert vendor_row(both.groups[0], both.scalings) == {
+        "convergence criterion": "top-1 75.90 %: reached after epoch 85, 1 h 00 min",
+        "configuration": "8 x Tesla V100-SXM2-16GB, batch 256 per device, AMP",
+        "performance": "8,350 images/s, training",
+        "accuracy": "top-1 76.80 % ± 0.00 (n = 2), top-5 93.20 % ± 0.00 (n = 2)",
+        "power": "250.00 W x 8",
+        "scalability": "0.88 from 1 to 8 devices",
+        "memory": "13.00 GiB x 8",
+        "stability": "step p50 / p95 / p99 240.0 / 260.0 / 300.0 ms, speed ± 0.8 % over 2 runs",
+    }
 
 
-def test_repeated_benchmarks_are_not_warned_about(record_run, run_results):
-    runs = [
-        read_run(record_run(f"run-{n}", mode="benchmark_training", results=run_results(8000.0 + n)))
-        for n in range(3)
-    ]
-    (group,) = group_runs(runs)
-    assert group.warnings == () and group.figures["train_images_per_s"].std == 1.0
+def test_vendor_table_without_figures(recorded):
+    (group,) = group_runs([recorded("none", results={"inference": None})])
+    row = vendor_row(group, ())
+    for column in ("performance", "accuracy", "power", "scalability", "memory", "stability"):
+        assert row[column] == "not measured"
+    assert row["convergence criterion"] == "none, trained for 90 epochs"
 
 
-def test_a_figure_that_some_runs_lack_is_a_warning(seeds, record_run, run_results):
-    results = run_results()
-    del results["train"]["data_wait_fraction"]
-    lacking = read_run(record_run("lacking", seed=7, results=results))
-    (group,) = group_runs([*seeds(76.8, 76.9), lacking])
-    assert group.figures["data_wait_fraction"].n == 2
-    assert group.warnings == ("data_wait_fraction is measured in 2 of 3 runs",)
+def test_vendor_table_of_a_missed_target_and_of_an_inference_run(recorded):
+    missed = {"target": {"stop_at_top1": 75.9}}
+    (group,) = group_runs([recorded("missed", results=missed, run__stop_at_top1=75.9)])
+    assert vendor_row(group, ())["convergence criterion"] == "top-1 75.90 %: not reached"
+    rows = [{"batch": 1, "images_per_s": 100.0}, {"batch": 8, "images_per_s": 700.0}]
+    run = recorded("served", mode="benchmark_inference", results={"inference": rows})
+    (group,) = group_runs([run])
+    row = vendor_row(group, ())
+    assert row["performance"] == "700.0 images/s, inference, batch 8"
+    assert row["convergence criterion"] == "none (benchmark_inference)"
 
 
-def test_repeats_of_a_seed_are_averaged():
-    assert spread([(0, 1.0), (0, 3.0), (1, 5.0)], by_seed=True).mean == 3.5
-    assert spread([(0, 1.0), (0, 3.0), (1, 5.0)], by_seed=False).mean == 3.0
+def change_published(run, entries):
+    """Replace the published figures in a run's report."""
+    content = json.loads(run.path.read_text()) | {"published": entries}
+    run.path.write_text(json.dumps(content))
+    return read_run(run.path.parent)
 
 
-def test_runs_are_grouped_by_name(seeds, record_run):
-    other = read_run(record_run("fp32", precision="FP32"))
-    groups = group_runs([*seeds(76.8, 76.9), other])
-    assert [group.identity.text for group in groups] == [
-        "resnet50 AMP convergence DGX1V 90e, 8 devices",
-        "resnet50 FP32 convergence DGX1V 90e, 8 devices",
-    ]
+@pytest.fixture
+def seeds_and_fp32(recorded):
+    """Three seeds of AMP with published figures, and one run of FP32 without."""
+    runs = []
+    for seed, (speed, top1) in enumerate([(8300.0, 76.8), (8250.0, 76.95), (8330.0, 76.71)]):
+        run = recorded(
+            f"amp-{seed}",
+            speed,
+            top1,
+            seed=seed,
+            ended_at=5 + seed,
+            telemetry={"devices": V100S, "energy_j": 1e8, "images_per_joule": 3.2},
+        )
+        same = {"id": "nvidia-resnet50-dgx1v-amp-90e", "comparable": True, "why": "", "ratio": 1.0}
+        same["verdict"] = "reproduced"
+        top1_entry = {"figure": "top1", "unit": "percent", "published": 76.88, "measured": top1}
+        speed_entry = {"figure": "train_images_per_s", "unit": "images/s", "published": 8322}
+        entries = [same | top1_entry, same | speed_entry | {"measured": speed}]
+        runs.append(change_published(run, entries))
+    runs.append(change_published(recorded("fp32", 2850.0, 77.0, **FP32), []))
+    return Combined.of(group_runs(runs))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"optim__lr": 1.0}, r"\(optim.lr 2.048 -> 1\): combine them"),
-        ({"data__workers": 3, "optim__lr": 1.0}, r"data.workers \d+ -> 3; optim.lr 2.048 -> 1"),
-        ({"data__path": "demo"}, "data set a folder -> demo"),
-    ],
-)
-def test_runs_with_different_settings_are_refused(seeds, record_run, options, words):
-    other = read_run(record_run("other", seed=5, **options))
-    with pytest.raises(WorkspaceError, match=words) as caught:
-        group_runs([*seeds(76.8), other])
-    assert "or --ignore a setting" in caught.value.message
+def test_print_combined(seeds_and_fp32, check_shown):
+    check_shown("combined", print_combined, seeds_and_fp32, vendor=True)
 
 
-def test_settings_without_effect_on_figures_may_differ(seeds, record_run):
-    other = record_run(
-        "other", seed=5, data__path="/mnt/imagenet", run__log_every_steps=7, run__workspace="x"
-    )
-    (group,) = group_runs([*seeds(76.8), read_run(other)])
-    assert len(group.runs) == 2
+def test_inference_runs_have_a_table_of_batch_sizes(releases, shown):
+    combined = Combined.of(group_runs([read_run(releases / "served")]))
+    text = shown(print_combined, combined, vendor=False)
+    assert "│   256 │   25,600 │     - │ 9.90 │ 9.80 │ 10.20 │ 10.40 │ 11.00 │ 1 │" in text
+    assert text.startswith("resnet50 AMP benchmark_inference DGX1V 90e, 8 devices, 1 run\nTesla")
 
 
-def test_a_setting_may_be_ignored(seeds, record_run):
-    other = read_run(record_run("other", seed=5, data__workers=3))
-    (group,) = group_runs([*seeds(76.8), other], check_ignored(["data.workers"]))
-    assert len(group.runs) == 2
-    with pytest.raises(ConfigError, match=r"--ignore: unknown key 'data.worker'; did you mean"):
-        check_ignored(["data.worker"])
-
-
-def test_a_newer_setting_counts_as_its_default(seeds):
-    one, other = seeds(76.8, 76.9)
-    del other.report.config["data"]["antialias"]
-    assert differences(one, other) == []
-    other.report.config["data"]["antialias"] = False
-    assert differences(one, other) == ["data.antialias True -> False"]
-
-
-def with_results(run, **changes):
-    results = replace(run.report.results, **changes)
-    return replace(run, report=replace(run.report, results=results))
-
-
-def test_another_number_of_validation_images_is_a_difference(seeds):
-    one, other = seeds(76.8, 76.9)
-    validation = replace(other.report.results.validation, images=360)
-    assert differences(one, with_results(other, validation=validation)) == [
-        "validation images 50,000 -> 360"
-    ]
-
-
-def test_settings_changed_midway_are_a_difference(seeds):
-    one, other = seeds(76.8, 76.9)
-    start = StartResults(step=625, world_size=8, resumed_from="x", changes=("optim.lr 2 -> 1",))
-    assert differences(one, with_results(other, starts=(start,))) == [
-        "settings changed midway: none -> optim.lr 2 -> 1 at step 625"
-    ]
-    # Continued without changes, a run is still the same.
-    same = with_results(other, starts=(replace(start, changes=()),))
-    assert differences(one, same) == []
-
-
-def test_a_run_that_ended_early_and_a_report_given_twice_are_refused(seeds, record_run):
-    runs = seeds(76.8, 76.9)
-    with pytest.raises(WorkspaceError, match="are the same report: give each run once"):
-        group_runs([*runs, runs[0]])
-    failed = record_run("failed", seed=4, results={}, exit_code=3, exit_message="loss is nan")
-    with pytest.raises(WorkspaceError, match=r"ended early, status 'diverged' \(loss is nan\)"):
-        group_runs([*runs, read_run(failed)])
+def test_combined_json(seeds_and_fp32):
+    content = json.loads(json.dumps(combined_json(seeds_and_fp32), allow_nan=False))
+    assert list(content) == ["schema_version", "groups", "speedups", "scalings"]
+    amp, fp32 = content["groups"]
+    assert amp["name"]["precision"] == "AMP" and fp32["name"]["precision"] == "FP32"
+    assert [run["seed"] for run in amp["runs"]] == [0, 1, 2]
+    top1 = amp["figures"]["top1"]
+    assert top1["unit"] == "percent" and top1["n"] == 3 and top1["mean"] == pytest.approx(76.82)
+    assert fp32["figures"]["top1"]["std"] is None
+    assert amp["published"][0]["verdict"] == "reproduced"
+    assert amp["vendor"]["power"] == "250.00 W x 8"
+    assert content["speedups"][0]["of"]["precision"] == "AMP"

@@ -1,21 +1,14 @@
+from pathlib import Path
+
 import pytest
 
 from image_classification.core.errors import WorkspaceError
-from image_classification.reporting.compare.history import history_json, read_history
+from image_classification.reporting.compare.history import (
+    history_json,
+    print_history,
+    read_history,
+)
 from image_classification.reporting.compare.regression import DEFAULTS
-
-
-@pytest.fixture
-def months(record_run, run_results, tmp_path):
-    """Record runs of (images/s, top-1), one a day, below one folder; return it."""
-
-    def make(*figures, **options):
-        for n, (images_per_s, top1) in enumerate(figures):
-            results = run_results(images_per_s, top1)
-            record_run(f"runs/{n + 1:02d}", ended_at=n + 1, results=results, **options)
-        return tmp_path / "runs"
-
-    return make
 
 
 def flags(history):
@@ -29,16 +22,14 @@ def flags(history):
 def test_changes_within_the_thresholds_are_not_flagged(months):
     history = read_history(months((8300, 76.8), (8250, 76.9), (8400, 76.75)))
     assert flags(history) == {"01": [], "02": [], "03": []}
-    assert history.regressed == [] and history.left_out == ()
+    assert not history.regressed and not history.left_out
 
 
 def test_a_slow_drift_is_found_against_the_best(months):
     folder = months((8300, 76.8), (8000, 76.8), (7700, 76.8))
     history = read_history(folder)
     assert flags(history) == {"01": [], "02": [], "03": [("train_images_per_s", "01")]}
-    assert [line.identity.text for line in history.regressed] == [
-        "resnet50 AMP convergence DGX1V 90e, 8 devices"
-    ]
+    assert history.regressed == ["resnet50 AMP convergence DGX1V 90e, 8 devices"]
     assert flags(read_history(folder, against="previous")) == {"01": [], "02": [], "03": []}
 
 
@@ -51,12 +42,12 @@ def test_a_run_is_compared_only_with_earlier_ones(months):
 def test_only_the_newest_run_counts_as_regressed(months):
     history = read_history(months((8300, 76.8), (7000, 76.0), (8300, 76.8)))
     assert flags(history)["02"] == [("top1", "01"), ("train_images_per_s", "01")]
-    assert history.regressed == []
+    assert not history.regressed
 
 
 def test_thresholds_can_be_changed(months):
     folder = months((8300, 76.8), (7000, 76.8))
-    assert read_history(folder, {**DEFAULTS, "throughput": 20.0}).regressed == []
+    assert not read_history(folder, {**DEFAULTS, "throughput": 20.0}).regressed
 
 
 def test_runs_are_sorted_by_their_end(record_run, run_results, tmp_path):
@@ -71,8 +62,8 @@ def test_runs_with_other_settings_form_their_own_line(record_run, run_results, t
     record_run("runs/c", ended_at=3, precision="FP32", results=run_results(2800.0))
     history = read_history(tmp_path / "runs")
     assert [len(line.entries) for line in history.lines] == [1, 1, 1]
-    assert [line.settings for line in history.lines] == [(), ("data.workers 5 -> 1",), ()]
-    assert history.regressed == []
+    assert [line.settings for line in history.lines] == [[], ["data.workers 5 -> 1"], []]
+    assert not history.regressed
     merged = read_history(tmp_path / "runs", ignored=["data.workers"])
     assert [len(line.entries) for line in merged.lines] == [2, 1]
     assert len(merged.regressed) == 1
@@ -83,11 +74,11 @@ def test_runs_that_ended_early_are_not_compared(months, record_run, run_results)
     record_run("runs/02", ended_at=2, results=run_results(99.0), exit_code=75)
     history = read_history(folder)
     # A stopped run can be continued, so nothing is compared with it.
-    assert flags(history) == {"01": [], "02": []} and history.regressed == []
+    assert flags(history) == {"01": [], "02": []} and not history.regressed
     record_run("runs/03", ended_at=3, results={}, exit_code=3)
     assert len(read_history(folder).regressed) == 1
     record_run("runs/04", ended_at=4)
-    assert read_history(folder).regressed == []
+    assert not read_history(folder).regressed
 
 
 def test_unreadable_reports_are_listed(months):
@@ -116,3 +107,22 @@ def test_history_as_json(months):
     assert flag["figure"] == "train_images_per_s" and flag["against"] == "best"
     assert flag["earlier"] == first["path"]
     assert content["regressed"] == ["resnet50 AMP convergence DGX1V 90e, 8 devices"]
+
+
+def test_print_history(releases, check_shown, monkeypatch):
+    monkeypatch.chdir(releases.parent)
+    (releases / "foreign").mkdir()
+    (releases / "foreign" / "report.json").write_text("{}")
+    check_shown("history", print_history, read_history(Path("runs")))
+
+
+def test_container_images_are_numbered_below_a_history(record_run, shown):
+    images = ["docker", "docker, image-classification 0.2.0 on nvcr.io/nvidia/pytorch:26.09-py3"]
+    for at, image in enumerate([*images, images[1]]):
+        record_run(f"runs/{at}", ended_at=1 + at, environment={"container": image})
+    folder = record_run("runs/3", ended_at=4, environment={"container": images[0]}).parent
+    text = shown(print_history, read_history(folder))
+    assert f"container 1: {images[0]}\n" in text
+    assert f"container 2: {images[1]}" in " ".join(text.split())
+    rows = [line.split() for line in text.splitlines() if line.startswith(" 2026-01-")]
+    assert [row[-2] for row in rows] == ["1", "2", "2", "1"]

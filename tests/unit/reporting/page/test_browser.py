@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from image_classification.config.resolve import resolve
-from image_classification.reporting.page.run_page import write_page
+from image_classification.reporting.page import write_page
 from image_classification.reporting.pictures.draw import draw_run
 from image_classification.reporting.run_folder import read_run
 from tests.support import runs as made
@@ -89,13 +89,16 @@ class Browser:
     """One page of a headless Chromium; it records requests and console messages."""
 
     def __init__(self, page):
-        self.page, self.requests, self.messages = page, [], []
+        self.page = page
+        self.requests: list[str] = []
+        self.messages: list[str] = []
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("console", lambda message: self.messages.append(message.text))
         page.on("pageerror", lambda error: self.messages.append(str(error)))
 
     def open(self, url, *, width_px, dark=False, media="screen"):
-        self.requests.clear(), self.messages.clear()
+        self.requests.clear()
+        self.messages.clear()
         self.page.set_viewport_size({"width": width_px, "height": 900})
         self.page.emulate_media(media=media, color_scheme="dark" if dark else "light")
         self.page.goto(url)
@@ -120,9 +123,14 @@ def page(tmp_path_factory):
     """The URL of the report of a run that has every picture of a single run."""
     folder = tmp_path_factory.mktemp("run")
     config = resolve("resnet50", "AMP", "convergence", "DGX1V", "90e")
-    rows = made.inference_rows()
-    options = {"steps_per_epoch": 50, "print_every": 10, "resumed_after": 40, "inference": rows}
-    made.write_training(folder, config, **options)
+    made.write_training(
+        folder,
+        config,
+        steps_per_epoch=50,
+        print_every=10,
+        resumed_after=40,
+        inference=made.inference_rows(),
+    )
     report = read_run(folder).report
     gallery = draw_run(folder, report)
     return write_page(report, folder, gallery=gallery, provenance=config.provenance).as_uri()

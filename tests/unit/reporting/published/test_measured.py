@@ -15,7 +15,7 @@ from image_classification.reporting.figures import (
     value_text,
     with_batch,
 )
-from image_classification.reporting.page.run_page import write_page
+from image_classification.reporting.page import write_page
 from image_classification.reporting.published.match import rows_for
 from image_classification.reporting.published.verdict import band_of, newest
 from tests.support.runs import compared

@@ -6,8 +6,10 @@ import pytest
 
 from image_classification.config.resolve import resolve
 from image_classification.reporting.build_report import build_report
+from image_classification.reporting.compare.combine import Combined
+from image_classification.reporting.compare.groups import group_runs
 from image_classification.reporting.console.results import result_rows
-from image_classification.reporting.page.run_page import run_page, write_page
+from image_classification.reporting.page import combined_page, run_page, write_page
 from image_classification.reporting.pictures.draw import Gallery, draw_run
 from image_classification.reporting.pictures.picture import LeftOut
 from image_classification.reporting.run_folder import read_run
@@ -19,19 +21,24 @@ VOID = {"meta", "br", "link", "img"}
 class Checker(HTMLParser):
     """Collects tags, text and references; fails on tags that do not nest."""
 
-    def __init__(self):
+    def __init__(self, page: str) -> None:
         super().__init__()
-        self.open, self.tags, self.text, self.references, self.ids = [], [], [], [], []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.references: list[str | None] = []
+        self.ids: list[str | None] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(self.texts)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         if tag not in VOID:
             self.open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "xlink:href"):
-                self.references.append(value)
-            if name == "id":
-                self.ids.append(value)
+        self.references += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.ids += [value for name, value in attrs if name == "id"]
 
     def handle_startendtag(self, tag, attrs):
         self.handle_starttag(tag, attrs)
@@ -42,15 +49,7 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
-
-
-def parse(page):
-    checker = Checker()
-    checker.feed(page)
-    checker.close()
-    assert checker.open == []
-    return checker
+        self.texts.append(data)
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def report(make_config, dgx1, results):
 
 def test_the_page_has_names_verdicts_results_and_configuration(report, make_config):
     page = run_page(report, provenance=make_config().provenance)
-    text = " ".join(parse(page).text)
+    text = Checker(page).text
     for expected in (
         "resnet50 on DGX1V",
         "76.88 %",
@@ -81,24 +80,25 @@ def test_the_page_has_names_verdicts_results_and_configuration(report, make_conf
 def gallery(tmp_path_factory):
     """The pictures of a run that has every kind but scaling."""
     config = resolve("resnet50", "AMP", "convergence", "DGX1V", "90e")
-    options = {"steps_per_epoch": 20, "print_every": 10, "inference": made.inference_rows()}
-    folder = made.write_training(tmp_path_factory.mktemp("run"), config, **options)
+    folder = tmp_path_factory.mktemp("run")
+    rows = made.inference_rows()
+    made.write_training(folder, config, steps_per_epoch=20, print_every=10, inference=rows)
     return draw_run(folder, read_run(folder).report)
 
 
 def test_the_page_needs_no_script_and_no_network(report, gallery, tmp_path):
     page = write_page(report, tmp_path, gallery=gallery).read_text()
-    checker = parse(page)
+    checker = Checker(page)
     assert checker.tags.count("svg") == len(gallery.drawn) == 8
     assert not {"script", "link", "img", "iframe"} & set(checker.tags)
-    assert all(reference.startswith("#") for reference in checker.references)
+    assert all((reference or "").startswith("#") for reference in checker.references)
     assert "url(http" not in page and "@import" not in page
     # The namespaces of SVG are names, never fetched.
     outside = set(re.findall(r"https?://[^\"' <]+", page))
     assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     # Ids are unique, and references stay within the page.
     assert len(checker.ids) == len(set(checker.ids))
-    referred = {reference[1:] for reference in checker.references}
+    referred = {(reference or "")[1:] for reference in checker.references}
     referred |= set(re.findall(r"url\(#([^)]+)\)", page))
     assert referred and referred <= set(checker.ids)
     # All colors are variables, which dark mode changes.
@@ -150,7 +150,7 @@ def test_text_from_reports_is_escaped(make_config, dgx1, results):
     )
     page = run_page(report, provenance={"data.path": evil})
     assert "<script" not in page
-    assert parse(page).tags.count("script") == 0
+    assert Checker(page).tags.count("script") == 0
     assert "&lt;script&gt;" in page
     assert "$title" in page
 
@@ -186,9 +186,39 @@ def test_a_run_without_published_figures_or_plots(make_config, dgx1, tmp_path):
         exit_message="loss is not finite at step 7",
     )
     page = write_page(report, tmp_path).read_text()
-    text = " ".join(parse(page).text)
+    text = Checker(page).text
     assert "No published figure belongs to this configuration." in text
     assert "Curves" not in text
     assert "diverged" in text and "loss is not finite at step 7" in text
     assert "800.0" in text
     assert "mean power" in text and "250.0 W" in text and "not measured" in text
+
+
+@pytest.fixture
+def combined(record_run, run_results):
+    """Two seeds with published figures, and an inference run without."""
+    environment = {"driver": "<script>alert(1)</script>"}
+    devices = [{"name": "V100", "power_w_mean": 250.0}] * 8
+    runs = [
+        record_run(f"<b>{seed}", seed=seed, environment=environment, telemetry={"devices": devices})
+        for seed in range(2)
+    ]
+    runs.append(record_run("fp32", precision="FP32", results=run_results(2850.0, 77.0)))
+    rows = [{"batch": 256, "images_per_s": 25600.0}]
+    served = {"mode": "benchmark_inference", "results": {"inference": rows}}
+    runs.append(record_run("served", model="resnet18", platform="CPU", recipe=None, **served))
+    return Combined.of(group_runs([read_run(run) for run in runs]))
+
+
+def test_combined_page_has_every_table_and_needs_no_other_file(combined):
+    page = combined_page(combined)
+    checker = Checker(page)
+    # Vendor table, speed-ups; in each group runs, and published figures or figures or inference.
+    assert checker.tags.count("table") == 1 + 1 + 3 + 2 * 2 + 1
+    assert not {"script", "link", "img", "iframe"} & set(checker.tags)
+    assert checker.references == []
+    assert "http" not in page and "url(" not in page and "@import" not in page
+    words = ("76.88 % ± 0.16", "reproduced", "250.00 W x 8", "AMP over FP32", "01234567", "25,600")
+    for expected in (*words, "<script>alert(1)</script>", "<b>0"):
+        assert expected in checker.text
+    assert "No published figure belongs to these runs." in checker.text
