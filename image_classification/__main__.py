@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 
 from image_classification import __version__
 from image_classification.cli.command_line import (
-    CommandParser,
+    complete_command,
     exit_with_one_line,
     words_to_complete,
 )
-from image_classification.core.errors import ConfigError, unknown
 from image_classification.core.program import command
 from image_classification.core.registry import Registry
 
@@ -43,37 +42,25 @@ Each has its own --help. --version prints the version.
 
 def main(argv: Sequence[str]) -> int:
     """Run a verb; return the exit code. Raises UserError."""
+    if not argv:
+        complete_command(VERBS)
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: {command('VERB …')}\n{_HELP}", end="")
         return 0
     if argv[0] == "--version":
         print(f"image-classification {__version__}")
         return 0
-    if argv[0] not in VERBS:
-        raise ConfigError(unknown("verb", argv[0], VERBS))
     return VERBS.get(argv[0])(list(argv[1:]))
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Start the program with ``argv``, by default `sys.argv`'s; return the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    words = words_to_complete()
-    if words is not None:
-        return exit_with_one_line(_complete, [*argv, *words])
+    words = [*(sys.argv[1:] if argv is None else argv), *words_to_complete()]
     ignored = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    if list(argv[:1]) == ["launch"] and not ignored:
+    if words[:1] == ["launch"] and not ignored:
         # Until a run handles it, Ctrl-C ends this process as SIGTERM does, without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return exit_with_one_line(main, argv)
-
-
-def _complete(words: Sequence[str]) -> int:
-    """Answer the shell: the parser of a verb prints its completions and exits."""
-    if not words:
-        parser = CommandParser()
-        parser.add_argument("verb", choices=list(VERBS))
-        parser.parse_args([])
-    return main(words)
+    return exit_with_one_line(main, words)
 
 
 if __name__ == "__main__":

@@ -67,13 +67,20 @@ def completed_by(
     action.completer = completer  # type: ignore[attr-defined]
 
 
-def words_to_complete() -> list[str] | None:
+def complete_command(commands: Iterable[str], verb: str = "") -> None:
+    """Print completions of the command after ``verb`` and exit, where the shell asks for them."""
+    parser = CommandParser(verb)
+    parser.add_argument("command", choices=list(commands))
+    parser.complete()
+
+
+def words_to_complete() -> list[str]:
     """Return the whole words before the one the shell completes, without the program's name.
 
-    None where this is an ordinary start.
+    Empty at an ordinary start.
     """
     if _COMPLETING not in os.environ:
-        return None
+        return []
     from argcomplete.lexers import split_line
 
     *_, words, _ = split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from image_classification.cli.command_line import CommandParser
+from image_classification.cli.command_line import CommandParser, completed_by
 from image_classification.config.catalogue import load_catalogue
 from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError, unknown
 from image_classification.core.program import mute_stdout, show
@@ -32,9 +32,10 @@ def build_parser() -> CommandParser:
         "collectives, shared memory, limits, disk, data set, clock, CPUs, container. Each line is "
         "ok, warn, fail or skipped, with the remedy. Exits with 2 if any check fails.",
     )
-    parser.add_argument(
+    platform = parser.add_argument(
         "--platform", metavar="P", help="compare with what the runs of this platform need"
     )
+    completed_by(platform, lambda _: load_catalogue().platforms)
     parser.add_argument(
         "--data", metavar="DIR", help="data set, or 'demo' (default: that of the platform)"
     )

@@ -9,12 +9,10 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from image_classification.cli.command_line import CommandParser, completed_by
-from image_classification.cli.emit.render import KINDS, render_emission
 from image_classification.config.catalogue import Catalogue, ListedRun, load_catalogue
 from image_classification.config.keys import KEYS, Override, explanation, read_setting
 from image_classification.config.options import OPTIONS, Option, read_option
@@ -24,6 +22,7 @@ from image_classification.core.errors import ConfigError, nearest, unknown
 from image_classification.core.program import command, launch_words, show
 from image_classification.data.loaders import BACKENDS
 
+EMIT_KINDS = ("slurm", "kubernetes", "torchrun")
 LISTS = ("models", "platforms", "precisions", "modes", "recipes", "runs")
 
 _USAGE = """\
@@ -78,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
         show(render_explanation(run.on(), request.json))
         return 0
     if request.emit is not None:
+        from image_classification.cli.emit import render_emission
+
         config, words = run.on(), launch_words()
         show(render_emission(request.emit, config, argv, words, request.config_file))
         return 0
@@ -85,24 +86,6 @@ def main(argv: Sequence[str]) -> int:
     from image_classification.launch.run import start_run
 
     return start_run(run, launch_words(), argv)
-
-
-class _Given(argparse.Action):
-    """Collect the published options in the order in which they are given."""
-
-    def __init__(self, option: Option, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._option = option
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        text = str(values) if self._option.metavar else None
-        namespace.given.append((self._option, text))
 
 
 def build_parser() -> CommandParser:
@@ -145,9 +128,9 @@ def build_parser() -> CommandParser:
     emit = what.add_argument(
         "--emit",
         metavar="KIND",
-        help=f"print a job file or command that starts the run: {' '.join(KINDS)}",
+        help=f"print a job file or command that starts the run: {' '.join(EMIT_KINDS)}",
     )
-    completed_by(emit, KINDS)
+    completed_by(emit, EMIT_KINDS)
     settings = parser.add_argument_group("settings")
     setting = settings.add_argument(
         "--set",
@@ -165,13 +148,18 @@ def build_parser() -> CommandParser:
     settings.add_argument("--evaluate", action="store_true", help="the same as --mode evaluate")
     settings.add_argument("--jit", metavar="NAME", help="no; TorchScript is not supported")
     for option in OPTIONS:
-        kwargs: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {"nargs": 0}
-        action = settings.add_argument(
-            *option.flags, action=_Given, option=option, dest="given", help=option.help, **kwargs
-        )
+        kwargs: dict[str, Any] = {"action": "append_const", "const": (option, None)}
+        if option.metavar:
+            kwargs = {"action": "append", "metavar": option.metavar}
+            kwargs["type"] = partial(_option_argument, option)
+        action = settings.add_argument(*option.flags, dest="given", help=option.help, **kwargs)
         if choices := KEYS[option.key].choices:
             completed_by(action, choices)
     return parser
+
+
+def _option_argument(option: Option, text: str) -> tuple[Option, str]:
+    return option, text
 
 
 def _fitting_names(kind: str, parsed: argparse.Namespace) -> list[str]:
@@ -214,8 +202,8 @@ def parse(argv: Sequence[str]) -> Request:
         return Request(config_file=config_file, list_what=args.list_what, json=args.json)
     if args.json and not args.explain:
         raise ConfigError("--json goes with --list or --explain; add one of them")
-    if args.emit is not None and args.emit not in KINDS:
-        raise ConfigError(unknown("kind to --emit", args.emit, KINDS))
+    if args.emit is not None and args.emit not in EMIT_KINDS:
+        raise ConfigError(unknown("kind to --emit", args.emit, EMIT_KINDS))
     if args.emit is not None and args.explain:
         raise ConfigError("--emit and --explain print different things; leave one out")
     if args.jit not in (None, "no"):
@@ -303,25 +291,21 @@ def render_explanation(config: RunConfig, as_json: bool = False) -> str:
     content = explanation(config)
     if as_json:
         return json.dumps(content, indent=1)
-    sections = [
-        [
-            (f"{section}.{key}", _text(value), content["provenance"][f"{section}.{key}"])
-            for key, value in values.items()
-        ]
-        for section, values in content["config"].items()
-    ]
-    head = ("key", "value", "where from")
-    widths = [max(len(row[i]) for row in chain([head], *sections)) for i in range(2)]
+    tables = [[("key", "value", "where from")]]
+    for section, values in content["config"].items():
+        names = {f"{section}.{key}": value for key, value in values.items()}
+        tables.append([(n, _text(value), config.provenance[n]) for n, value in names.items()])
+    widths = [max(len(row[i]) for table in tables for row in table) for i in range(2)]
     lines = [" ".join(f"--{name} {value}" for name, value in content["name"].items())]
-    for rows in ([head], *sections):
+    for table in tables:
         lines.append("")
-        lines += [f"{key:<{widths[0]}}  {value:<{widths[1]}}  {at}" for key, value, at in rows]
-    if config.sources:
-        lines += ["", "published runs that this configuration reproduces:"]
-        lines += [f"  {source}" for source in config.sources]
-    if config.warnings:
-        lines += ["", "notes:"]
-        lines += [f"  {warning}" for warning in config.warnings]
+        lines += [f"{key:<{widths[0]}}  {value:<{widths[1]}}  {at}" for key, value, at in table]
+    for title, texts in (
+        ("published runs that this configuration reproduces:", config.sources),
+        ("notes:", config.warnings),
+    ):
+        if texts:
+            lines += ["", title, *(f"  {text}" for text in texts)]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from image_classification.cli.command_line import CommandParser
+from image_classification.cli.command_line import CommandParser, complete_command
 from image_classification.config.keys import find_key
 from image_classification.core.errors import (
     EXIT_DONE,
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
         print("\nEach has its own --help.")
         return EXIT_DONE
     if not argv:
+        complete_command(COMMANDS, "report")
         raise ConfigError(f"report: name a command ({', '.join(COMMANDS)}): see report --help")
     if argv[0] not in COMMANDS:
         raise ConfigError(unknown("report command", argv[0], COMMANDS))

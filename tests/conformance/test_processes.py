@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.cli.emit.render import render_emission
+from image_classification.cli.emit import render_emission
 from image_classification.cli.launch import parse
 from tests.support.jobs import LAUNCH, FinalState, Jobs, job_environ, read_losses, read_records
 

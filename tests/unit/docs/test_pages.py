@@ -39,7 +39,7 @@ NO_FILES = {"config.yml", "main.py", "images/s"}
 # Folders of a run and of a checkout, subfolders named without their parent, names of curves.
 NO_FOLDERS = (".venv/", "site/", "runs/", "plots/", "checkpoints/", "trackers/", "train/", "val/")
 NO_FOLDERS += ("formats/", "loaders/", "tools/", "published/", "compare/", "page/", "pictures/")
-NO_FOLDERS += ("console/", "precision/", "emit/", "requirements/")
+NO_FOLDERS += ("console/", "precision/", "requirements/")
 NO_FOLDERS += ("checkpoint/", "epoch/", "telemetry/", "validation/", "validation_ema/")
 
 

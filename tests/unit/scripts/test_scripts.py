@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from image_classification.cli.emit.render import render_emission
+from image_classification.cli.emit import render_emission
 from image_classification.cli.launch import parse
 
 ROOT = Path(__file__).parents[3]

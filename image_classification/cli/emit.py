@@ -13,22 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.errors import EXIT_STOPPED, ConfigError
 
-KINDS = {
-    "slurm": "slurm.sbatch.j2",
-    "kubernetes": "kubernetes.yaml.j2",
-    "torchrun": "torchrun.sh.j2",
-}
-"""Argument of ``--emit`` -> template."""
-
-_IMAGE = "image-classification"
 _WORKDIR = "/workspace"
 _RUNS = "runs"
-# Pod names are this name and about 20 more characters; their limit is 63.
-_MAX_NAME = 40
 _RESOURCES = {"cuda": "nvidia.com/gpu", "hpu": "habana.ai/gaudi", "xpu": "gpu.intel.com/xe"}
 _ILUVATAR_RESOURCE = "iluvatar.com/gpu"
 
@@ -42,24 +33,18 @@ class Mount:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the templates need to know of a run.
+class Job:
+    """What the templates need to know of a run, besides its configuration.
 
-    name: of the job, a DNS label of at most 40 characters. title: the run's names. arguments: of
-    ``launch.py``. restartable: the same arguments start and continue the run. processes: per node,
-    one per device. workers: loader processes per device. data: None if no folder is read. cache:
-    folder for the demo data set; None for other data.
+    name: a DNS label of at most 40 characters. title: the run's names. arguments: of ``launch.py``.
+    restartable: the same arguments start and continue the run. data: None if no folder is read.
+    cache: folder for the demo data set; None for other data.
     """
 
     name: str
     title: str
     arguments: tuple[str, ...]
     restartable: bool
-    nodes: int
-    processes: int
-    device: str
-    device_name: str
-    workers: int
     runs: Mount
     data: Mount | None
     cache: str | None
@@ -72,22 +57,21 @@ def render_emission(
     words: Sequence[str],
     config_file: Path | None = None,
 ) -> str:
-    """Return the text for ``--emit kind``, one of `KINDS`.
+    """Return the text for ``--emit kind``: ``slurm``, ``kubernetes`` or ``torchrun``.
 
     config: the configuration of ``argv`` as published. argv: the command line, with ``--emit``.
     words: what follows ``python`` to start this program, such as ``launch.py``. config_file: the
     argument of ``--cfg_file``.
 
     Raises:
-        ConfigError: the run cannot be put into a container as asked; see `_check_container`.
+        ConfigError: a path that cannot be mounted in a container, a file outside the mounted
+            folders, or a ``--resume PATH``, with which every restart would begin from there.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    plan = make_plan(config, without_emit(argv))
+    job = _make_job(config, without_emit(argv))
     if kind != "torchrun":
-        _check_container(plan, config, config_file)
+        _check_container(job, config, config_file)
     environment = Environment(
-        loader=PackageLoader("image_classification.cli.emit"),
+        loader=PackageLoader("image_classification.cli"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -98,15 +82,22 @@ def render_emission(
         "option_lines": _option_lines,
         "yaml": _yaml_scalar,
     }
-    iluvatar = plan.device_name.startswith("BI-")
-    return environment.get_template(KINDS[kind]).render(
-        plan=plan,
-        image=_IMAGE,
+    platform = config.platform
+    iluvatar = platform.device_name.startswith("BI-")
+    # The shell must find the torchrun of this Python.
+    found = shutil.which("torchrun")
+    on_path = found is not None and Path(found).parent == Path(sys.executable).parent
+    torchrun = ["torchrun"] if on_path else [sys.executable, "-m", "torch.distributed.run"]
+    return environment.get_template(f"{kind}.j2").render(
+        job=job,
+        platform=platform,
+        workers=config.data.workers,
+        image="image-classification",
         workdir=_WORKDIR,
         stopped=EXIT_STOPPED,
-        resource=_ILUVATAR_RESOURCE if iluvatar else _RESOURCES.get(plan.device),
-        torchrun=shlex.join(_torchrun_words()),
-        words=shlex.join([*words, *plan.arguments]),
+        resource=_ILUVATAR_RESOURCE if iluvatar else _RESOURCES.get(platform.device),
+        torchrun=shlex.join(torchrun),
+        words=shlex.join([*words, *job.arguments]),
     )
 
 
@@ -122,15 +113,14 @@ def without_emit(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def make_plan(config: RunConfig, arguments: Sequence[str]) -> Plan:
-    """Plan the run ``launch.py arguments`` with the configuration ``config``.
+def _make_job(config: RunConfig, given: list[str]) -> Job:
+    """Return the job that runs ``launch.py given``.
 
     A training run gets ``--workspace`` and ``--resume auto`` if they are missing, so that the same
     command starts and continues it.
     """
-    names, run, platform = config.names, config.run, config.platform
-    parts = [p for p in (names.model, names.platform, names.precision, names.recipe) if p]
-    parts.append(names.mode)
+    names, run = config.names, config.run
+    parts = [names.model, names.platform, names.precision, names.recipe, names.mode]
     restartable = run.mode == "convergence" and run.resume in (None, "auto")
     added: list[str] = []
     workspace = run.workspace
@@ -139,28 +129,24 @@ def make_plan(config: RunConfig, arguments: Sequence[str]) -> Plan:
         added += ["--workspace", workspace]
     if restartable and run.resume is None:
         added += ["--resume", "auto"]
-    given = list(arguments)
     # No options are read after "--".
     end = given.index("--") if "--" in given else len(given)
     folder = posixpath.normpath(workspace or _RUNS)
     if folder.split("/")[0] == _RUNS:
         folder = _RUNS
-    runs = Mount(folder, _inside(folder))
-    is_demo = config.data.path == "demo"
-    reads_folder = not is_demo and config.data.backend != "synthetic"
-    return Plan(
+    runs, data = Mount(folder, _inside(folder)), config.data
+    return Job(
         name=_label("-".join(parts)),
         title=" ".join(parts),
         arguments=(*given[:end], *added, *given[end:]),
         restartable=restartable,
-        nodes=platform.num_nodes,
-        processes=platform.num_devices,
-        device=platform.device,
-        device_name=platform.device_name,
-        workers=config.data.workers,
         runs=runs,
-        data=Mount(config.data.path, _inside(config.data.path)) if reads_folder else None,
-        cache=posixpath.join(runs.target, "cache") if is_demo else None,
+        data=(
+            None
+            if data.path == "demo" or data.backend == "synthetic"
+            else Mount(data.path, _inside(data.path))
+        ),
+        cache=posixpath.join(runs.target, "cache") if data.path == "demo" else None,
     )
 
 
@@ -171,26 +157,21 @@ def _inside(path: str) -> str:
 
 def _label(text: str) -> str:
     label = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    if len(label) <= _MAX_NAME:
+    # Pod names are this name and about 20 more characters; their limit is 63.
+    if len(label) <= 40:
         return label
     digest = hashlib.sha256(label.encode()).hexdigest()[:6]
-    return f"{label[: _MAX_NAME - 7].rstrip('-')}-{digest}"
+    return f"{label[:33].rstrip('-')}-{digest}"
 
 
-def _check_container(plan: Plan, config: RunConfig, config_file: Path | None) -> None:
-    """Check that the paths of the command line can be mounted and exist in the container.
-
-    Raises:
-        ConfigError: a path that cannot be mounted, a file outside the mounted folders, or a
-            ``--resume PATH``, with which every restart would begin from there.
-    """
+def _check_container(job: Job, config: RunConfig, config_file: Path | None) -> None:
     run = config.run
-    if run.mode == "convergence" and not plan.restartable:
+    if run.mode == "convergence" and not job.restartable:
         raise ConfigError(
             f"--resume {run.resume} would begin there again at every restart; give that run's "
             "folder as --workspace and leave --resume out, or start it with --emit torchrun"
         )
-    mounts = [plan.runs] if plan.data is None else [plan.runs, plan.data]
+    mounts = [job.runs] if job.data is None else [job.runs, job.data]
     for mount in mounts:
         bad = next((c for c in ":,\n" if c in mount.source), None)
         if bad is not None:
@@ -242,11 +223,3 @@ def _option_lines(arguments: Sequence[str]) -> list[str]:
 def _yaml_scalar(text: str) -> str:
     """Return ``text`` as YAML would write it, quoted only where needed."""
     return yaml.safe_dump([text], allow_unicode=True, width=float("inf"))[2:].rstrip("\n")
-
-
-def _torchrun_words() -> list[str]:
-    """Return ``torchrun``, if the shell finds the one of this Python; else the module."""
-    found = shutil.which("torchrun")
-    if found is not None and Path(found).parent == Path(sys.executable).parent:
-        return ["torchrun"]
-    return [sys.executable, "-m", "torch.distributed.run"]

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
-from image_classification.cli.emit.render import KINDS, render_emission, without_emit
-from image_classification.cli.launch import parse
+from image_classification.cli.emit import render_emission, without_emit
+from image_classification.cli.launch import EMIT_KINDS, parse
 from image_classification.core.errors import ConfigError
 from image_classification.reporting.sinks import read_metrics
 from tests.support.cli import launch as main
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 NAMES = ["--model", "resnet50", "--precision", "AMP", "--mode", "convergence", "--platform"]
 NASTY = ["/data/image net", "--raport-file", 'it\'s $(HOME) $HOME `x` "q" $$.json']
 OWN = ["--workspace", "runs/resnet50-DGXA100-AMP-250e-convergence", "--resume", "auto"]
@@ -75,7 +75,7 @@ def test_the_option_itself_is_left_out():
     assert without_emit(["--emit=slurm", "-a", "m"]) == ["-a", "m"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EMIT_KINDS)
 def test_it_prints_and_runs_nothing(kind, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert main([*NAMES, "DGXA100", "--emit", kind]) == 0
@@ -129,7 +129,7 @@ def test_what_a_container_cannot_see_is_an_error(kind, argv, words):
 
 def test_only_training_is_continued():
     names = [*NAMES, "DGXA100", "--mode", "benchmark_training"]
-    for kind in KINDS:
+    for kind in EMIT_KINDS:
         text = emit(kind, *names)
         assert "resume" not in text
         assert "max-restarts" not in text

@@ -1,1 +1,0 @@
-"""``--emit``: scripts and manifests that start a run on a cluster."""
