@@ -86,14 +86,13 @@ class Paths:
 
 def main(command: Sequence[str], paths: Paths | None = None) -> int:
     """Print the checks; return 0, or 2 if ``command`` is a run and a check failed."""
-    refuses = _refuses(os.environ)
+    reaction = os.environ.get(_SWITCH, "refuse")
+    if reaction not in ("refuse", "warn"):
+        raise ConfigError(f"{_SWITCH}={reaction}; set it to refuse (the default) or warn")
     checks = run_checks(command, paths or Paths(), read_driver())
-    print(title(os.environ))
-    for check in checks:
-        print(result_line(check))
-    print(flush=True)
+    print(title(os.environ), *map(result_line, checks), "", sep="\n", flush=True)
     failed = next((check for check in checks if check.status == FAIL), None)
-    if failed is None or not refuses or not is_run(command):
+    if failed is None or reaction == "warn" or not is_run(command):
         return EXIT_DONE
     print(
         f"error: {failed.name}: {failed.found}; {failed.remedy} ({_SWITCH}=warn starts it anyway)",
@@ -114,15 +113,19 @@ def run_checks(command: Sequence[str], paths: Paths, driver: Driver) -> list[Che
     checks = [_software(paths.build), _gpus(driver)]
     if driver.version and paths.build is not None:
         checks += _kernels(paths.build, driver, paths.cuda_compat, on_cpu=is_on_cpu(command))
-    return [*checks, _data(paths.data), _runs(paths.runs), _shared_memory(paths.shared_memory)]
+    memory = judge_shared_memory(None, paths.shared_memory)
+    # With Docker's default size, loader processes and NCCL would fail during the run.
+    if memory.status == WARN:
+        memory = fail(memory.name, memory.found, memory.remedy)
+    return [*checks, _data(paths.data), _runs(paths.runs), memory]
 
 
 def is_run(command: Sequence[str]) -> bool:
     """Return whether ``command`` trains, benchmarks or evaluates, rather than print a text."""
     programs = [Path(word).name for word in command]
-    pairs = list(itertools.pairwise(programs))
     launches = "launch.py" in programs or any(
-        (program, "launch") in pairs for program in ("image_classification", "image-classification")
+        program in ("image_classification", "image-classification") and verb == "launch"
+        for program, verb in itertools.pairwise(programs)
     )
     return launches and not any(word.partition("=")[0] in _PRINT_OPTIONS for word in command)
 
@@ -137,28 +140,19 @@ def is_on_cpu(command: Sequence[str]) -> bool:
     )
 
 
-def _refuses(environ: Mapping[str, str]) -> bool:
-    value = environ.get(_SWITCH, "refuse")
-    if value not in ("refuse", "warn"):
-        raise ConfigError(f"{_SWITCH}={value}; set it to refuse (the default) or warn")
-    return value == "refuse"
-
-
 def _software(build: BuildFacts | None) -> CheckResult:
     name, python = "software", f"python {platform.python_version()}"
     if build is None:
-        return warn(
-            name, f"{python}; other versions are unknown: no {BUILD_FILE}", "run the doctor"
-        )
+        found = f"{python}; other versions are unknown: no {BUILD_FILE}"
+        return warn(name, found, "run the doctor")
     cuda = "no CUDA"
     if build.cuda is not None and build.arch_list:
         cuda = f"CUDA {build.cuda}, {build.arch_list[0]} to {build.arch_list[-1]}"
+    parts = [python, f"torch {build.torch} ({cuda})"]
     others = {"torchvision": build.torchvision, "DALI": build.dali, "Apex": build.apex}
-    parts = [
-        f"{package} {version}" if version else f"no {package}"
-        for package, version in others.items()
-    ]
-    return ok(name, ", ".join([python, f"torch {build.torch} ({cuda})", *parts]))
+    for package, version in others.items():
+        parts.append(f"{package} {version}" if version else f"no {package}")
+    return ok(name, ", ".join(parts))
 
 
 def _gpus(driver: Driver) -> CheckResult:
@@ -216,28 +210,17 @@ def _data(folder: Path) -> CheckResult:
 
 
 def _runs(folder: Path) -> CheckResult:
-    name, user = "runs", f"{os.getuid()}:{os.getgid()}"
-    if os.access(folder, os.W_OK | os.X_OK):
-        mounted = (
-            ""
-            if os.path.ismount(folder)
-            else ", but not mounted: its files are lost with the container"
+    name = "runs"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return warn(
+            name,
+            f"{folder} is not writable for user {os.getuid()}:{os.getgid()}",
+            "create the folder on the host before docker run mounts it, and pass its owner: "
+            "docker run --user $(id -u):$(id -g)",
         )
-        return ok(name, f"{folder} is writable{mounted}")
-    return warn(
-        name,
-        f"{folder} is not writable for user {user}",
-        "create the folder on the host before docker run mounts it, and pass its owner: "
-        "docker run --user $(id -u):$(id -g)",
-    )
-
-
-def _shared_memory(folder: Path) -> CheckResult:
-    check = judge_shared_memory(None, folder)
-    # With Docker's default size, loader processes and NCCL would fail during the run.
-    if check.status == WARN:
-        return fail(check.name, check.found, check.remedy)
-    return check
+    if os.path.ismount(folder):
+        return ok(name, f"{folder} is writable")
+    return ok(name, f"{folder} is writable, but not mounted: its files are lost with the container")
 
 
 if __name__ == "__main__":

@@ -46,16 +46,13 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: unknown name, with the nearest valid one.
         """
-        try:
-            entry = self._entries[name]
-        except KeyError:
-            raise ConfigError(unknown(self.kind, name, self._entries)) from None
+        if name not in self._entries:
+            raise ConfigError(unknown(self.kind, name, self._entries))
+        entry = self._entries[name]
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")
-            loaded = cast(T, getattr(importlib.import_module(module), attribute))
-            self._entries[name] = loaded
-            return loaded
-        return entry
+            entry = self._entries[name] = getattr(importlib.import_module(module), attribute)
+        return cast(T, entry)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
