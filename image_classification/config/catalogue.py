@@ -299,10 +299,8 @@ def _check_depth(text: str, name: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                line = event.start_mark.line + 1
-                raise ConfigError(
-                    f"{name}:{line}: nested deeper than {MAX_DEPTH} levels; flatten it"
-                )
+                at = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
+                raise ConfigError(f"{at}: nested deeper than {MAX_DEPTH} levels; flatten it")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 

@@ -418,6 +418,6 @@ class RunConfig:
 SECTIONS: dict[str, type] = {
     name: cls
     for name, cls in get_type_hints(RunConfig).items()
-    if is_dataclass(cls) and cls is not RunNames
+    if isinstance(cls, type) and is_dataclass(cls) and cls is not RunNames
 }
 """The dataclass of each section, in the order of `RunConfig`."""

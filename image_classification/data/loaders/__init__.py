@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.errors import DataError
 from image_classification.core.registry import Registry
 from image_classification.core.types import Batch, Decoding
-from image_classification.data.order import TrainOrder, ValOrder
+
+if TYPE_CHECKING:
+    from image_classification.data.order import TrainOrder, ValOrder
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class LoaderSpec:
         Raises:
             DataError: the train images do not fill one global batch.
         """
+        # Imports NumPy, which listing the backends does not need.
+        from image_classification.data.order import TrainOrder, ValOrder
+
         batch, rank, world = self.per_device_batch, self.rank, self.world_size
         if self.split == "train":
             return TrainOrder(num_images, batch, self.accumulation, rank, world, self.seed)

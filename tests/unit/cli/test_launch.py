@@ -1,259 +1,388 @@
-"""``launch.py`` as a user meets it: run folders, and mistakes that cost one line only."""
-
-from __future__ import annotations
+"""``launch.py``: the command line, ``--list`` and ``--explain``; nothing is run."""
 
 import json
-import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 
-from image_classification.reporting.sinks import read_metrics
-from tests.support.cli import launch as main
+from image_classification.cli.launch import (
+    LISTS,
+    Request,
+    listing,
+    parse,
+    render_explanation,
+    render_listing,
+)
+from image_classification.config import explanation, load_catalogue, resolve
+from image_classification.config.keys import KEYS
+from image_classification.config.options import OPTIONS
+from image_classification.core.errors import ConfigError
+from image_classification.models import list_models
 
+CATALOGUE = load_catalogue()
+TEXT = "--model resnet50 --precision AMP --mode convergence --platform DGX1V"
+NAMES = TEXT.split()
 
-@pytest.fixture
-def fails(capfd, tmp_path, monkeypatch):
-    """Run a command line that must end with exit code 2 and one line; return the line."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str, untouched: Path | None = None) -> str:
-        before = _tree(untouched) if untouched else None
-        assert main([str(a) for a in argv]) == 2
-        err = capfd.readouterr().err.strip()
-        lines = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, err
-        assert "Traceback" not in err
-        if untouched is not None:
-            assert _tree(untouched) == before
-        assert not list(tmp_path.glob("runs/*")), "a run that never began left a folder"
-        return lines[0]
-
-    return run
-
-
-def _tree(folder: Path) -> dict[str, bytes]:
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
-    return {str(p): p.read_bytes() for p in files}
-
-
-def test_a_whole_run_fills_its_folder(small_arguments, tmp_path, capfd):
-    folder = tmp_path / "run"
-    assert main([*small_arguments, f"--workspace={folder}", "--raport-file=raport.json"]) == 0
-    out = capfd.readouterr().out
-    assert "top-1" in out
-    for name in ("config.yml", "report.json", "report.html", "metrics.jsonl", "raport.json"):
-        assert (folder / name).stat().st_size > 0, name
-    assert list((folder / "plots").glob("*.png"))
-    assert '<svg role="img"' in (folder / "report.html").read_text()
-    assert {p.name for p in (folder / "checkpoints").iterdir()} >= {"best.json"}
-
-    report = json.loads((folder / "report.json").read_text())
-    assert report["schema_version"] == 1
-    assert report["exit"] == {"status": "done", "code": 0, "message": ""}
-    assert report["results"]["validation"]["images"] == 15
-    assert report["results"]["train"]["images_per_s"] > 0
-    assert report["results"]["inference"] is None
-    assert report["telemetry"]["devices"][0]["memory_peak_bytes"] > 0
-    assert report["telemetry"]["energy_j"] is None
-
-    config = yaml.safe_load((folder / "config.yml").read_text())
-    assert "resnet18" in json.dumps(config)
-    assert [r.step for r in read_metrics(folder / "metrics.jsonl") if r.kind == "step"] == list(
-        range(1, 13)
-    )
-    lines = (folder / "raport.json").read_text().splitlines()
-    assert all(line.startswith("DLLL {") for line in lines)
-    assert any("val.top1" in line for line in lines)
-
-
-def test_resuming_a_complete_run_is_done(small_arguments, tmp_path):
-    folder = tmp_path / "run"
-    argv = [*small_arguments, f"--workspace={folder}", "--set=schedule.epochs=2"]
-    assert main(argv) == 0
-    before = {p.name for p in (folder / "checkpoints").iterdir()}
-    assert main([*argv, "--resume=auto"]) == 0
-    assert {p.name for p in (folder / "checkpoints").iterdir()} == before
-    assert json.loads((folder / "report.json").read_text())["exit"]["code"] == 0
-
-
-def test_no_data_set_tells_how_to_mount_one_and_of_demo_and_synthetic(fails, small_arguments):
-    argv = [a for a in small_arguments if "images" not in a or a.startswith("--")]
-    line = fails(*argv, "/nowhere/imagenet")
-    assert "docker run -v" in line
-    assert "demo" in line
-    assert "synthetic" in line
-
-
-def test_an_empty_class_folder_is_named(fails, small_arguments, own_image_folder):
-    argv = [*small_arguments[:4], str(own_image_folder), *small_arguments[5:]]
-    for image in (own_image_folder / "train" / "dog").iterdir():
-        image.unlink()
-    assert str(own_image_folder / "train" / "dog") in fails(*argv)
+# The option names of the published command lines, each with an argument it takes.
+PUBLISHED = {
+    "--data-backend": "pytorch",
+    "-j": "8",
+    "--workers": "8",
+    "--prefetch": "2",
+    "--epochs": "90",
+    "--run-epochs": "-1",
+    "--early-stopping-patience": "-1",
+    "--image-size": "224",
+    "-b": "256",
+    "--batch-size": "256",
+    "--batch_size": "256",
+    "--optimizer-batch-size": "2048",
+    "--lr": "2.048",
+    "--learning-rate": "2.048",
+    "--learning_rate": "2.048",
+    "--lr-schedule": "cosine",
+    "--end-lr": "0",
+    "--warmup": "8",
+    "--label-smoothing": "0.1",
+    "--mixup": "0.0",
+    "--optimizer": "sgd",
+    "--momentum": "0.875",
+    "--mom": "0.875",
+    "--weight-decay": "3.0517578125e-05",
+    "--wd": "3.0517578125e-05",
+    "--bn-weight-decay": None,
+    "--rmsprop-alpha": "0.9",
+    "--rmsprop-eps": "1e-3",
+    "--nesterov": None,
+    "-p": "10",
+    "--print-freq": "10",
+    "--resume": "auto",
+    "--static-loss-scale": "128",
+    "--dynamic-loss-scale": None,
+    "--prof": "100",
+    "--amp": None,
+    "--seed": "1",
+    "--gather-checkpoints": "3",
+    "--raport-file": "r.json",
+    "--raport_file": "r.json",
+    "--evaluate": None,
+    "--training-only": None,
+    "--no-checkpoints": None,
+    "--jit": "no",
+    "--checkpoint-filename": "checkpoint.pth.tar",
+    "--checkpoint": "checkpoint_2.pth.tar",
+    "--workspace": "/tmp/w",
+    "--memory-format": "nhwc",
+    "--memory_format": "nhwc",
+    "--use-ema": "0.9999",
+    "--augmentation": "autoaugment",
+    "--gpu-affinity": "socket_unique_interleaved",
+    "--topk": "5",
+    "--interpolation": "bicubic",
+    "--num_classes": "1000",
+    "--pretrained-from-file": "w.safetensors",
+    "-c": "fanin",
+    "--model-config": "fanin",
+}
 
 
-def test_train_and_val_with_different_classes(fails, small_arguments, own_image_folder):
-    argv = [*small_arguments[:4], str(own_image_folder), *small_arguments[5:]]
-    (own_image_folder / "val" / "owl").rename(own_image_folder / "val" / "crow")
-    line = fails(*argv)
-    assert "owl" in line
-    assert "crow" in line
+def refused(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(argv)
+    assert "\n" not in caught.value.message
+    return caught.value.message
 
 
-def test_fewer_classes_than_the_models(fails, small_arguments):
-    assert "--num_classes 3" in fails(*small_arguments, "--set=model.num_classes=1000")
+@pytest.mark.parametrize("option", PUBLISHED)
+def test_every_published_option_resolves(option: str) -> None:
+    value = PUBLISHED[option]
+    request = parse([*NAMES, option, *([] if value is None else [value]), "/imagenet"])
+    assert request.data == "/imagenet"
+    config = request.read().on()
+    assert config.data.path == "/imagenet"
 
 
-def test_an_undecodable_image_is_named(small_arguments, own_image_folder, tmp_path, capfd):
-    argv = [*small_arguments[:4], str(own_image_folder), *small_arguments[5:]]
-    broken = own_image_folder / "val" / "cat" / "000.JPEG"
-    broken.write_bytes(b"not an image")
-    folder = tmp_path / "run"
-    assert main([*argv, f"--workspace={folder}", "--save-every=2 steps"]) == 2
-    assert f"{broken}" in capfd.readouterr().err
-    # What was trained before is saved, and the run can go on once the file is mended.
-    assert json.loads((folder / "report.json").read_text())["exit"]["code"] == 2
-    shutil.copy(own_image_folder / "val" / "cat" / "001.JPEG", broken)
-    assert main([*argv, f"--workspace={folder}", "--save-every=2 steps", "--resume=auto"]) == 0
+def test_the_amp_backend_is_an_option() -> None:
+    names = ["--model=resnet50", "--mode=convergence", "--platform=DGX1V", "/imagenet"]
+    config = parse([*names, "--precision=AMP", "--amp-backend", "apex"]).read().on()
+    assert config.precision.amp_backend == "apex"
+    with pytest.raises(ConfigError, match=r"--amp-backend.*AMP in float16"):
+        parse([*names, "--precision=FP32", "--amp-backend=apex"]).read().on()
 
 
-def test_a_workspace_that_is_no_folder(fails, small_arguments, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    line = fails(*small_arguments, f"--workspace={tmp_path / 'file' / 'run'}")
-    assert str(tmp_path / "file") in line
-    assert (tmp_path / "file").read_text() == "mine"
+def test_every_option_is_published_or_tested_elsewhere() -> None:
+    tested_elsewhere = {"--save-every", "--stop-at-top1", "--allow-changes", "--track"}
+    own = {*tested_elsewhere, *RELIABILITY, "--amp-backend"}
+    assert {option.name for option in OPTIONS} - own <= set(PUBLISHED)
 
 
-def test_a_workspace_that_holds_another_run(fails, small_arguments, tmp_path):
-    folder = tmp_path / "taken"
-    folder.mkdir()
-    (folder / "report.json").write_text("{}")
-    line = fails(*small_arguments, f"--workspace={folder}", untouched=folder)
-    assert "--resume auto" in line
+RELIABILITY = {
+    "--max-restarts": ("3", "run.max_restarts", 3),
+    "--collective-timeout-s": ("90.5", "run.collective_timeout_s", 90.5),
+    "--gradient-compression": ("bf16", "optim.gradient_compression", "bf16"),
+}
 
 
-def test_a_global_batch_that_cannot_be_met(fails, small_arguments):
-    line = fails(*small_arguments, "-b=7")
-    assert "7" in line
-    assert "8" in line
-
-
-def test_a_precision_the_device_lacks(fails, small_arguments):
-    argv = ["--precision=TF32" if a.startswith("--precision=") else a for a in small_arguments]
-    assert "TF32" in fails(*argv)
-    line = fails(*small_arguments, "--set=precision.dtype=float16")
-    assert "float16" in line
-
-
-def test_a_gpu_platform_without_its_gpu_says_what_to_do(fails):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    names = ["--model=resnet50", "--precision=AMP", "--mode=convergence", "--platform=DGX1V"]
-    line = fails(*names, "demo")
-    assert "platform.device=cpu" in line
-    assert "DGX1V" in line
-
-
-@pytest.mark.parametrize("target", ["/nowhere/run", "damaged"])
-def test_a_missing_or_damaged_resume_target(fails, small_arguments, tmp_path, target):
-    if target == "damaged":
-        folder = tmp_path / "earlier" / "checkpoints" / "step-0000000003"
-        folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text("{")
-        target = str(folder)
-    line = fails(*small_arguments, f"--workspace={tmp_path / 'new'}", f"--resume={target}")
-    assert target in line
-
-
-def test_resuming_needs_the_folder_to_continue_in(fails, small_arguments):
-    assert "--workspace" in fails(*small_arguments, "--resume=auto")
-
-
-def test_evaluating_without_weights_is_refused(fails, small_arguments, tmp_path):
-    argv = ["--mode=evaluate" if a.startswith("--mode=") else a for a in small_arguments]
-    line = fails(*argv, f"--workspace={tmp_path / 'new'}")
-    assert "--resume" in line
-    assert "--pretrained-from-file" in line
-
-
-def test_an_unknown_backend_names_the_known_ones(fails, small_arguments):
-    assert "pytorch" in fails(*small_arguments, "--data-backend=ffcv")
+@pytest.mark.parametrize("option", RELIABILITY)
+def test_reliability_options_reach_their_keys(option: str) -> None:
+    text, key, value = RELIABILITY[option]
+    config = parse([*NAMES, option, text]).read().on()
+    section, field = key.split(".")
+    assert vars(vars(config)[section])[field] == value
+    assert config.provenance[key] == f"{option} on the command line"
 
 
 @pytest.mark.parametrize(
-    ("argument", "hint"),
+    ("option", "text", "message"),
     [
-        ("--model=resnet5", "resnet50"),
-        ("--platform=DGX1", "DGX1V"),
-        ("--lr-schedul=cosine", "--lr-schedule"),
-        ("--set=optim.weight_decya=1", "weight_decay"),
-        ("--lr=fast", "fast"),
+        ("--max-restarts", "-1", "run.max_restarts must be 0 or more"),
+        ("--collective-timeout-s", "0", "run.collective_timeout_s must be 1 or more"),
+        ("--collective-timeout-s", "1e9", "run.collective_timeout_s must be 86400 or less"),
+        ("--gradient-compression", "int8", "optim.gradient_compression cannot be 'int8'"),
     ],
 )
-def test_what_is_unknown_comes_with_the_nearest_valid(fails, small_arguments, argument, hint):
-    name = argument.split("=")[0]
-    argv = [a for a in small_arguments if not a.startswith(f"{name}=") or name == "--set"]
-    assert hint in fails(*argv, argument)
+def test_reliability_options_are_bounded(option: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse([*NAMES, option, text])
 
 
-def test_divergence_exits_3_and_keeps_the_last_good_checkpoint(small_arguments, tmp_path, capfd):
-    folder = tmp_path / "run"
-    argv = [*small_arguments, f"--workspace={folder}", "--set=optim.lr=1e30"]
-    argv = [*argv, "--set=schedule.warmup_epochs=0"]
-    assert main(argv) == 3
-    assert "not finite" in capfd.readouterr().err
-    report = json.loads((folder / "report.json").read_text())
-    assert report["exit"]["status"] == "diverged"
-    assert not list(folder.glob("checkpoints/*"))
+def test_a_published_command_line_runs_verbatim() -> None:
+    line = (
+        "--model resnet50 --precision AMP --mode convergence --platform DGX1V /imagenet "
+        "--workspace /out --raport-file raport.json --epochs 90 --mixup 0.0"
+    )
+    config = parse(line.split()).read().on()
+    assert (config.schedule.epochs, config.mixing.mixup) == (90, 0.0)
+    assert config.provenance["schedule.epochs"] == "--epochs on the command line"
+    assert (config.run.workspace, config.run.raport_file) == ("/out", "raport.json")
+
+
+def test_a_published_benchmark_stops_early_on_the_published_schedule() -> None:
+    line = (
+        "--model resnet50 --precision AMP --mode benchmark_training --platform DGX1V "
+        "/imagenet --raport-file benchmark.json --epochs 1 --prof 100"
+    )
+    config = parse(line.split()).read().on()
+    assert (config.run.stop_epoch, config.run.max_steps) == (1, 100)
+    assert config.schedule.epochs == 250
+
+
+@pytest.mark.parametrize("place", range(0, 9, 2))
+def test_data_may_be_at_any_position(place: int) -> None:
+    argv = [*NAMES[:place], "/imagenet", *NAMES[place:]]
+    assert parse(argv).data == "/imagenet"
+    assert parse([*argv, "--lr", "1", "--nesterov"]).data == "/imagenet"
+
+
+def test_names_and_flags() -> None:
+    request = parse([*NAMES, "--recipe", "90e", "--explain", "--json"])
+    assert request == Request(
+        "resnet50", "AMP", "convergence", "DGX1V", recipe="90e", explain=True, json=True
+    )
+    assert parse([*NAMES, "--cfg_file", "c.yml"]).config_file == Path("c.yml")
+    assert parse(["--arch", "resnet50", *NAMES[2:]]).model == "resnet50"
+    assert "keep one" in refused("--arch", "resnet18", *NAMES)
+
+
+def test_set_reaches_every_setting() -> None:
+    config = parse([*NAMES, "--set", "run.deterministic=true", "--set=data.resize=288"]).read().on()
+    assert (config.run.deterministic, config.data.resize) == (True, 288)
+
+
+def test_amp_is_a_precision_and_evaluate_a_mode() -> None:
+    rest = ["--model", "resnet50", "--platform", "DGX1V"]
+    request = parse([*rest, "--amp", "--evaluate"])
+    assert (request.precision, request.mode) == ("AMP", "evaluate")
+    assert "--amp contradicts --precision FP32" in refused(
+        *rest, "--mode", "convergence", "--precision", "FP32", "--amp"
+    )
+    assert "--evaluate contradicts --mode benchmark_training" in refused(
+        *rest, "--mode", "benchmark_training", "--precision", "AMP", "--evaluate"
+    )
+
+
+def test_a_dynamic_loss_scale_overrides_a_static_one() -> None:
+    line = [*NAMES, "--dynamic-loss-scale", "--static-loss-scale", "128"]
+    assert parse(line).read().on().precision.loss_scale == "dynamic"
+
+
+def test_the_last_of_a_repeated_option_counts_but_set_must_not_contradict_it() -> None:
+    assert parse([*NAMES, "--lr", "1", "--lr", "2"]).read().on().optim.lr == 2.0
+    request = parse([*NAMES, "--lr", "1", "--set", "optim.lr=2"])
+    with pytest.raises(ConfigError, match="given twice"):
+        request.read().on()
+
+
+def test_one_parse_does_not_leak_into_the_next() -> None:
+    parse([*NAMES, "--lr", "1"])
+    assert parse(NAMES).overrides == ()
+
+
+def test_missing_names_are_listed_with_what_is_valid() -> None:
+    message = refused("--model", "resnet50")
+    for part in ("--precision (valid: FP32", "--mode (valid: convergence", "--platform (valid: C"):
+        assert part in message
+    assert "--model (" not in message
 
 
 @pytest.mark.parametrize(
-    "mode", ["benchmark_training", "benchmark_training_short", "benchmark_inference"]
+    ("argv", "part"),
+    [
+        (("--lrr", "1"), "unknown option --lrr; did you mean --lr?"),
+        (("--memory-fromat=nhwc",), "did you mean --memory-format?"),
+        (("--batch",), "unknown option --batch; did you mean --batch-size?"),
+        (("--lr",), "expected one argument"),
+        (("--lr", "fast"), "--lr: optim.lr must be a number, got 'fast'"),
+        (("/a", "/b"), "unexpected argument '/b'"),
+        (("--memory-format", "nhcw"), "did you mean 'nhwc'?"),
+        (("--data-backend", "pytroch"), "did you mean 'pytorch'?"),
+        (("--data-backend", "dali"), "unknown data backend 'dali'"),
+        (("--jit", "script"), "--set model.compile=true"),
+        (("--set", "optim.weight_decya=1"), "did you mean 'weight_decay'?"),
+        (("--set", "optim.lr"), "write section.key=value"),
+        (("--json",), "add one of them"),
+        (("--resume", ""), "--resume: run.resume is empty; give a value"),
+        (("--workspace", ""), "run.workspace is empty"),
+        (("--epochs", "9" * 5000), "--epochs: schedule.epochs must be a whole number, got '999"),
+        (("--run-epochs", "9" * 5000), "--run-epochs must be a whole number, got '999"),
+        (("--epochs", "1__000"), "must be a whole number, got '1__000'"),
+        (("/tmp/\udcff",), r"the argument /tmp/\xff is not UTF-8 text"),
+        (("--list",), "leave the rest out"),
+    ],
 )
-def test_the_benchmark_modes_report(small_arguments, tmp_path, mode):
-    folder = tmp_path / mode
-    argv = [f"--mode={mode}" if a.startswith("--mode=") else a for a in small_arguments]
-    argv += ["--prof=4", f"--workspace={folder}", "--set=run.inference_batches=1,2"]
-    assert main(argv) == 0
-    results = json.loads((folder / "report.json").read_text())["results"]
-    if mode == "benchmark_inference":
-        assert [row["batch"] for row in results["inference"]] == [1, 2]
-    else:
-        assert results["train"]["images_per_s"] > 0
-    assert not (folder / "checkpoints").exists()
+def test_errors_are_one_line_with_the_remedy(argv: tuple[str, ...], part: str) -> None:
+    assert part in refused(*NAMES, *argv)
 
 
-def test_a_run_that_cannot_begin_leaves_its_folder_unmade(fails, small_arguments, tmp_path):
-    folder = tmp_path / "run"
-    line = [*small_arguments, f"--workspace={folder}"]
-    assert "no checkpoint at" in fails(*line, f"--resume={tmp_path / 'none'}")
-    assert "cannot write" in fails(*line, "--raport-file=/proc/none/raport.json")
-    assert "File name too long" in fails(*small_arguments, f"--workspace={'a' * 300}")
-    assert not folder.exists()
+def test_the_arguments_of_list() -> None:
+    assert parse(["--list"]) == Request(list_what="all")
+    assert parse(["--list", "models", "--json"]) == Request(list_what="models", json=True)
+    assert "did you mean 'models'?" in refused("--list", "model")
 
 
-def test_another_k_stands_beside_top5(small_arguments, tmp_path, capfd):
-    folder = tmp_path / "run"
-    line = [*small_arguments, f"--workspace={folder}", "--topk=2", "--run-epochs=1"]
-    assert main([*line, "--raport-file=raport.json"]) == 0
-    figures = json.loads((folder / "report.json").read_text())["results"]["validation"]
-    assert figures["top5"] == 100.0  # three classes
-    assert figures["top1"] <= figures["top2"] <= 100.0
-    assert "val.top2" in (folder / "raport.json").read_text()
-    assert "top-2 " in capfd.readouterr().out
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for option in OPTIONS:
+        assert option.name in text
 
 
-def test_memory_that_runs_out_is_one_line_with_a_smaller_batch(
-    fails, small_arguments, tmp_path, monkeypatch
-):
-    def exhausted(*_: object) -> None:
-        torch.empty(2**60)
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("--epochs 99999999999", "2147483647 or less"),
+        ("--seed 9223372036854775808", "9223372036854775807 or less"),
+        ("--set run.inference_batches=", "run.inference_batches must have a value"),
+        ("--set run.inference_batches=4,0", "run.inference_batches must be 1 or more"),
+        ("--set schedule.milestone_epochs=-1", "must be 0 or more"),
+        ("--raport-file ./metrics.jsonl", "name another file"),
+        ("--raport-file .", "name another file"),
+        ("--early-stopping-patience 3 --training-only", "leave one of them out"),
+    ],
+)
+def test_invalid_values(line: str, part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse([*NAMES, *line.split()]).read().on()
+    assert part in caught.value.message
+    assert len(caught.value.message) < 300
 
-    monkeypatch.setattr("image_classification.engine.train.train_step", exhausted)
-    message = fails(*small_arguments, f"--workspace={tmp_path / 'run'}")
-    assert "no memory left on cpu with 8 images of 32 px per device" in message
-    assert "--batch-size 4 --optimizer-batch-size 8" in message
+
+def test_an_empty_recipe_is_unknown() -> None:
+    with pytest.raises(ConfigError, match="unknown recipe"):
+        parse([*NAMES, "--recipe", ""]).read().on()
+
+
+def test_every_list_can_be_printed_alone() -> None:
+    whole = listing(CATALOGUE)
+    assert tuple(whole) == LISTS
+    for what in LISTS:
+        assert listing(CATALOGUE, what) == {what: whole[what]}
+
+
+def test_all_models_that_can_be_built_are_listed() -> None:
+    assert set(listing(CATALOGUE, "models")["models"]) == set(list_models())
+
+
+def test_the_json_of_the_list_has_names_and_runs() -> None:
+    content = json.loads(render_listing(CATALOGUE, "all", as_json=True))
+    assert "DGX1V" in content["platforms"]
+    run = {
+        "model": "resnet50",
+        "platform": "DGX1V",
+        "precision": "AMP",
+        "recipe": "250e",
+        "default": True,
+    }
+    assert run in content["runs"]
+    assert {**run, "recipe": "90e", "default": False} in content["runs"]
+
+
+def test_the_list_has_a_line_per_combination_with_the_default_marked() -> None:
+    lines = render_listing(CATALOGUE, "runs").splitlines()
+    assert len(lines) == 1 + len(CATALOGUE.entries)
+    (line,) = [x for x in lines if x.split()[:3] == ["resnet50", "DGX1V", "AMP"]]
+    assert line.split()[3:] == ["50e", "90e", "250e*"]
+    assert render_listing(CATALOGUE, "precisions").splitlines() == list(CATALOGUE.precisions)
+    assert render_listing(CATALOGUE).splitlines()[0].startswith("models: resnet50 ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["--list", "--json"], 0),
+        ([*NAMES, "--explain"], 0),
+        ([*NAMES, "--emit", "torchrun"], 0),
+        (["--model", "nothing"], 2),
+    ],
+)
+def test_list_explain_and_emit_need_neither_torch_nor_numpy(argv: list[str], code: int) -> None:
+    program = (
+        "import sys\n"
+        "from tests.support.cli import launch as main\n"
+        f"code = main({argv!r})\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'rich', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 10 + code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 10 + code, done.stderr
+    assert done.stderr.count("\n") == (1 if code else 0)
+
+
+def test_the_json_of_explain() -> None:
+    config = resolve("resnet50", "AMP", "convergence", "DGX1V")
+    assert json.loads(render_explanation(config, as_json=True)) == explanation(config)
+
+
+def test_explain_has_every_key_with_value_and_origin() -> None:
+    config = resolve(
+        "resnet50", "AMP", "convergence", "DGX1V", overrides={"optim.weight_decay": 5e-5}
+    )
+    lines = render_explanation(config).splitlines()
+    rows = {line.split()[0]: line.split(maxsplit=2) for line in lines if line and line[0] != " "}
+    assert set(KEYS) <= set(rows)
+    assert rows["optim.weight_decay"][1:] == ["5e-05", "overrides argument"]
+    assert rows["batch.accumulation"][1:] == ["1", "formula: 2048 / (256 x 8)"]
+    assert rows["run.resume"][1] == "null"
+    assert rows["model.compile"][1] == "false"
+    assert rows["data.mean"][1] == "[0.485,0.456,0.406]"
+    assert "nvidia-resnet50-dgx1v-amp-250e" in [line.strip() for line in lines]
+
+
+def test_columns_are_aligned() -> None:
+    lines = render_explanation(resolve("resnet50", "AMP", "convergence", "CPU")).splitlines()
+    head = next(line for line in lines if line.startswith("key "))
+    at = head.index("where from")
+    table = lines[lines.index(head) : lines.index("notes:")]
+    assert all(line[at - 1] == " " and line[at] != " " for line in table if line)
+
+
+def test_explain_has_assumptions_and_substitutions() -> None:
+    text = render_explanation(resolve("resnet50", "AMP", "convergence", "CPU"))
+    assert "AMP on a cpu is bfloat16" in text
+    assert "assumption: not a published run" in text
