@@ -330,8 +330,8 @@ def test_settings_of_an_active_augmentation_policy() -> None:
     overrides = {f"data.{key}": value for key, value in values.items()}
     data = dgx1v(overrides=overrides | {"data.augmentation": "randaugment"}).data
     assert {key: getattr(data, key) for key in values} == values
-    overrides = {"data.augmentation": "trivialaugment", "data.augmentation_fill": 0}
-    assert dgx1v(overrides=overrides).data.augmentation_fill == 0
+    config = dgx1v(overrides={"data.augmentation": "trivialaugment", "data.augmentation_fill": 0})
+    assert config.data.augmentation_fill == 0
 
 
 def test_the_user_may_switch_off_the_policy_of_a_recipe(tmp_path: Path) -> None:
