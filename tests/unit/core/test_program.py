@@ -2,6 +2,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 from rich.console import Console
@@ -64,7 +65,7 @@ def test_the_live_view_and_other_prints_reach_the_terminal(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    console = Console(file=LastingStdout(), width=80)
+    console = Console(file=cast(IO[str], LastingStdout()), width=80)
     sink = open_console_sink(console, resolve("resnet18", "FP32", "convergence", "CPU"))
     sink.write(Record("start", 0, 0, {"total_steps": 8, "epochs": 2, "steps_per_epoch": 4}))
     sink.write(Record("step", 4, 0, {"loss": 1.25}))
