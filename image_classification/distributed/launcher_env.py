@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from image_classification.core.errors import ConfigError
 from image_classification.core.types import WorldInfo
 
-# Rank, rank on the node, number of ranks, and (not srun, torchrun) of those on the node.
-_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-_SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
-_OPEN_MPI = (
-    "OMPI_COMM_WORLD_RANK",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "OMPI_COMM_WORLD_LOCAL_SIZE",
+# Rank, rank on the node, number of ranks, number of ranks on the node.
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+_SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "")
+_OPEN_MPI = tuple(
+    f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")
 )
 _PMI = ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS")
 
@@ -32,86 +29,33 @@ def detect_world(environ: Mapping[str, str]) -> WorldInfo | None:
         ConfigError: the variables are incomplete or contradict one another.
     """
     slurm_step = _SRUN[2] in environ
-    if any(key in environ for key in _TORCHRUN):
-        return _from_torchrun(environ, slurm_step)
     names: tuple[str, ...]
-    if "OMPI_COMM_WORLD_SIZE" in environ:
+    if any(key in environ for key in _TORCHRUN[:3]):
+        source, names = "torchrun", _TORCHRUN
+    elif _OPEN_MPI[2] in environ:
         source, names = "Open MPI", _OPEN_MPI
-    elif "PMI_SIZE" in environ and ("MPI_LOCALRANKID" in environ or not slurm_step):
+    elif _PMI[2] in environ and (_PMI[1] in environ or not slurm_step):
         source, names = "PMI", _PMI
     elif slurm_step:
         source, names = "srun", _SRUN
     else:
         return None
     world = _number(environ, names[2], source)
-    if world == 1:
+    # Container hooks such as enroot's set torchrun's variables from a Slurm step, also for a step
+    # of one task, and without LOCAL_WORLD_SIZE.
+    hook = source == "torchrun" and slurm_step and "TORCHELASTIC_RUN_ID" not in environ
+    if world == 1 and (source != "torchrun" or hook):
         return None
     rank, local_rank = (_number(environ, name, source) for name in names[:2])
-    if source == "srun":
-        if "SLURM_NTASKS" in environ and _number(environ, "SLURM_NTASKS", source) != world:
-            raise ConfigError(
-                f"SLURM_NTASKS={environ['SLURM_NTASKS']} contradicts SLURM_STEP_NUM_TASKS={world}; "
-                "start through srun directly, or unset the variables inherited from another step"
-            )
-        local_world = _slurm_local_world(environ, world)
+    if source == "srun" and _number(environ, "SLURM_NTASKS", source, world) != world:
+        raise ConfigError(
+            f"SLURM_NTASKS={environ['SLURM_NTASKS']} contradicts {names[2]}={world}; start through "
+            "srun directly, or unset the variables inherited from another step"
+        )
+    if source == "srun" or (source == "torchrun" and names[3] not in environ and world > 1):
+        local_world = _ranks_per_node(environ, world, slurm_step)
     else:
-        local_world = _number(environ, names[3], source)
-    return _checked(rank, local_rank, world, local_world, source)
-
-
-def _number(environ: Mapping[str, str], key: str, source: str) -> int:
-    value = environ.get(key)
-    if value is None:
-        raise ConfigError(
-            f"{source} started this process but {key} is not set; start it through {source} "
-            f"itself, or unset {source}'s other variables to run alone"
-        )
-    try:
-        return int(value)
-    except ValueError:
-        raise ConfigError(f"{key}={value!r} is not a whole number; unset or correct it") from None
-
-
-def _from_torchrun(environ: Mapping[str, str], slurm_step: bool) -> WorldInfo | None:
-    # Container hooks such as enroot's set torchrun's variables from a Slurm step, but without
-    # LOCAL_WORLD_SIZE, and also for a step of one task.
-    missing = [key for key in _TORCHRUN if key not in environ]
-    if missing:
-        present = [key for key in _TORCHRUN if key in environ]
-        raise ConfigError(
-            f"{', '.join(present)} set but {', '.join(missing)} not: a world of processes needs "
-            "all of RANK, LOCAL_RANK and WORLD_SIZE; start through torchrun, or unset them to "
-            "run alone"
-        )
-    rank, local_rank, world = (_number(environ, key, "torchrun") for key in _TORCHRUN)
-    if world == 1 and slurm_step and "TORCHELASTIC_RUN_ID" not in environ:
-        return None
-    if "LOCAL_WORLD_SIZE" in environ:
-        local_world = _number(environ, "LOCAL_WORLD_SIZE", "torchrun")
-    elif world == 1:
-        local_world = 1
-    elif slurm_step:
-        local_world = _slurm_local_world(environ, world)
-    else:
-        raise ConfigError(
-            f"WORLD_SIZE is {world} but LOCAL_WORLD_SIZE is not set; start through torchrun, or "
-            "set it to the number of processes on each node"
-        )
-    return _checked(rank, local_rank, world, local_world, "torchrun")
-
-
-def _slurm_local_world(environ: Mapping[str, str], tasks: int) -> int:
-    key = "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in environ else "SLURM_NNODES"
-    nodes = _number(environ, key, "srun")
-    if nodes < 1 or tasks % nodes:
-        raise ConfigError(
-            f"{tasks} tasks do not spread evenly over {nodes} nodes; give srun the same "
-            "--ntasks-per-node everywhere"
-        )
-    return tasks // nodes
-
-
-def _checked(rank: int, local_rank: int, world: int, local_world: int, source: str) -> WorldInfo:
+        local_world = _number(environ, names[3], source, 1 if source == "torchrun" else None)
     if not (
         0 <= rank < world
         and 0 <= local_rank < local_world <= world
@@ -124,6 +68,35 @@ def _checked(rank: int, local_rank: int, world: int, local_world: int, source: s
             "unset variables left over from another launcher"
         )
     return WorldInfo(rank, local_rank, world, local_world, num_nodes=world // local_world)
+
+
+def _number(environ: Mapping[str, str], key: str, source: str, default: int | None = None) -> int:
+    value = environ.get(key, default)
+    if value is None:
+        raise ConfigError(
+            f"{source} started this process but {key} is not set; start it through {source} "
+            f"itself, or unset {source}'s other variables to run alone"
+        )
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"{key}={value!r} is not a whole number; unset or correct it") from None
+
+
+def _ranks_per_node(environ: Mapping[str, str], world: int, slurm_step: bool) -> int:
+    if not slurm_step:
+        raise ConfigError(
+            f"WORLD_SIZE is {world} but LOCAL_WORLD_SIZE is not set; start through torchrun, or "
+            "set it to the number of processes on each node"
+        )
+    key = "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in environ else "SLURM_NNODES"
+    nodes = _number(environ, key, "srun")
+    if nodes < 1 or world % nodes:
+        raise ConfigError(
+            f"{world} tasks do not spread evenly over {nodes} nodes; give srun the same "
+            "--ntasks-per-node everywhere"
+        )
+    return world // nodes
 
 
 def first_host(nodelist: str) -> str:
@@ -150,7 +123,7 @@ def rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
         port = _number(environ, "MASTER_PORT", "the launcher")
     elif "SLURM_JOB_ID" in environ:
         job = _number(environ, "SLURM_JOB_ID", "srun")
-        step = _number(environ, "SLURM_STEP_ID", "srun") if "SLURM_STEP_ID" in environ else 0
+        step = _number(environ, "SLURM_STEP_ID", "srun", 0)
         port = 20_000 + (job * 31 + step) % 10_000
     else:
         port = None
@@ -166,5 +139,4 @@ def rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
 
 def restart_count(environ: Mapping[str, str]) -> int:
     """Return how often the elastic agent has restarted this process; 0 without an agent."""
-    key = "TORCHELASTIC_RESTART_COUNT"
-    return _number(environ, key, "torchrun") if key in environ else 0
+    return _number(environ, "TORCHELASTIC_RESTART_COUNT", "torchrun", 0)

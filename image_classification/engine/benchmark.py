@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -55,28 +54,17 @@ def benchmark_inference(run: EvaluationRun, stop: StopRequest) -> Iterator[Recor
                 latencies_s.append(time.perf_counter() - pass_started)
                 run.work.note(batch_size * run.world.world_size)
         run.work.end()
-        row = _inference_result(run, batch_size, latencies_s)
-        measured.append(row)
-        latency_ms = {f"latency_ms_{name}": ms for name, ms in row["latency_ms"].items()}
-        yield run.record(
-            "inference", batch=batch_size, images_per_s=row["images_per_s"], **latency_ms
-        )
+        # All ranks run the same batch at once; the rate is of all devices, the latency rank 0's.
+        rate = torch.tensor(batch_size * len(latencies_s) / sum(latencies_s), dtype=torch.float64)
+        row = {"batch": batch_size, "images_per_s": float(all_reduce_sum(rate.to(run.device)))}
+        latencies_ms = [1000.0 * s for s in latencies_s]
+        mean_ms = sum(latencies_ms) / len(latencies_ms)
+        latency_ms = {"mean": mean_ms, **percentiles(latencies_ms, (50, 90, 95, 99))}
+        measured.append({**row, "latency_ms": latency_ms})
+        named = {f"latency_ms_{name}": ms for name, ms in latency_ms.items()}
+        yield run.record("inference", **row, **named)
     results = {"inference": measured, "time_s": time_results(time.perf_counter() - started)}
     yield run.record("end", results=results)
-
-
-def _inference_result(
-    run: EvaluationRun, batch_size: int, latencies_s: list[float]
-) -> dict[str, Any]:
-    # All ranks run the same batch at once; the rate is of all devices, the latency rank 0's.
-    rate = torch.tensor(batch_size * len(latencies_s) / sum(latencies_s), dtype=torch.float64)
-    latencies_ms = [1000.0 * s for s in latencies_s]
-    mean_ms = sum(latencies_ms) / len(latencies_ms)
-    return {
-        "batch": batch_size,
-        "images_per_s": float(all_reduce_sum(rate.to(run.device))),
-        "latency_ms": {"mean": mean_ms, **percentiles(latencies_ms, (50, 90, 95, 99))},
-    }
 
 
 def _first_images(run: EvaluationRun, count: int) -> torch.Tensor:

@@ -107,7 +107,6 @@ def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
 
     Raises:
         ConfigError: no weights were named; random ones would look like a result.
-        CheckpointError: they cannot be used. DataError: the data set cannot be used.
     """
     config = run.config
     pretrained = config.model.pretrained_from_file

@@ -66,11 +66,7 @@ def train_step(
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step on one rank (dropout and the like).
-
-    Deriving the state from (seed, step, rank) gives a resumed run the random numbers of an
-    uninterrupted one without storing generator states.
-    """
+    # A resumed run has the random numbers of an uninterrupted one without stored generators.
     # Odd multipliers spread neighboring steps and ranks over the 64-bit seed space.
     mixed = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
     torch.manual_seed(mixed % (1 << 63))

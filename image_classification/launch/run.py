@@ -73,9 +73,6 @@ def start_run(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) ->
 
     Starts one process per device, unless one is enough, or torchrun, Slurm or MPI started this
     process. words: what follows ``python`` to start this program again. argv: its arguments.
-
-    Raises:
-        UserError: to be shown as one line.
     """
     end_with_launcher()
     world = detect_world(os.environ)
@@ -121,7 +118,7 @@ def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
 def _run_rank(
     config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
 ) -> int:
-    """Run this process's rank; return its exit code. The launcher shows its error, if any."""
+    """Run this process's rank; return its exit code."""
     timeout_s = config.run.collective_timeout_s
     try:
         set_affinity(config.platform.gpu_affinity, world.local_rank, world.local_world_size)
@@ -203,8 +200,7 @@ def _shared_resume_point(
 ) -> Iterator[ResumePoint]:
     """Let rank 0 create and lock the run's folder; yield the resume point on every rank.
 
-    Raises:
-        WorkspaceError: rank 0's error, on every rank.
+    Every rank raises rank 0's error.
     """
     with ExitStack() as stack:
         answer: dict[str, Any] = {}

@@ -78,7 +78,7 @@ def setting_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> lis
 class DataSet:
     """What the sample order and the labels of a training set depend on.
 
-    classes: sha256 of the class names, in the order of their labels.
+    classes: sha256 of the class names in the order of their labels.
     """
 
     train_images: int

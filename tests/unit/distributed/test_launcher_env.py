@@ -80,8 +80,8 @@ def test_detect_world(environ: dict[str, str], world: WorldInfo | None) -> None:
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK not"),
-        ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK not"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set"),
+        ({"WORLD_SIZE": "2"}, "but RANK is not set"),
         (ENROOT, "LOCAL_WORLD_SIZE is not set"),
         ({**torchrun(0, 0, 2, 2), "RANK": "zero"}, "not a whole number"),
         (torchrun(2, 0, 2, 2), "contradict"),
