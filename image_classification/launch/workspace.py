@@ -24,8 +24,6 @@ from image_classification.launch.outcomes import (
 
 # A folder with any of these holds a run.
 _RUN_FILES = ("config.yml", "report.json", "metrics.jsonl", "checkpoints")
-# One block: an empty file can be created on a full disk.
-_PROBE_BYTES = 65536
 
 
 def prepare_workspace(config: RunConfig, restarted: bool = False) -> Path:
@@ -57,7 +55,8 @@ def prepare_workspace(config: RunConfig, restarted: bool = False) -> Path:
     probe = path / f".probe-{os.getpid()}"
     try:
         with explained(path, "write to the run's folder"):
-            probe.write_bytes(b"\0" * _PROBE_BYTES)
+            # One block, as an empty file can be created on a full disk.
+            probe.write_bytes(b"\0" * 65536)
     except WorkspaceError:
         probe.unlink(missing_ok=True)
         if not existed:

@@ -165,23 +165,19 @@ def verify(path: Path) -> None:
     """Raise CheckpointError, naming the file, unless the checkpoint matches its manifest."""
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}: give an existing folder to --resume")
+    name = MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads((path / name).read_bytes())
         version = manifest["format"]
-        expected = {name: manifest["files"][name] for name in _HASHED_FILES}
         if version != FORMAT:
             raise CheckpointError(
                 f"{path} has checkpoint format {version}; this release reads {FORMAT}"
             )
+        for name in _HASHED_FILES:
+            if _fingerprint(path / name) != manifest["files"][name]:
+                raise CheckpointError(_damaged(path, f"{name} does not match its hash and size"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(_damaged(path, f"{MANIFEST} cannot be read ({error})")) from error
-    for name, fingerprint in expected.items():
-        try:
-            found = _fingerprint(path / name)
-        except OSError as error:
-            raise CheckpointError(_damaged(path, f"{name} cannot be read ({error})")) from error
-        if found != fingerprint:
-            raise CheckpointError(_damaged(path, f"{name} does not match its hash and size"))
+        raise CheckpointError(_damaged(path, f"{name} cannot be read ({error})")) from error
 
 
 def _damaged(path: Path, reason: str) -> str:
@@ -224,7 +220,7 @@ def listed(folder: Path) -> list[Saved]:
 
 
 def describe_newest(folder: Path) -> str:
-    """Return which checkpoint is left, in words for an error message."""
+    """Return which checkpoint is left, for an error message."""
     try:
         saved = listed(folder)
     except OSError:
@@ -274,9 +270,8 @@ def find(target: str, own_folder: Path) -> tuple[Path | None, list[str]]:
             return path, []
     saved, problems = newest_good(folder)
     if saved is None and problems:
-        raise CheckpointError(
-            f"no usable checkpoint in {folder} ({problems[0]}); remove the folder to start over"
-        )
+        remedy = "remove the folder to start over" if target == "auto" else "give another one"
+        raise CheckpointError(f"no usable checkpoint in {folder} ({problems[0]}); {remedy}")
     return saved and saved.path, problems
 
 
