@@ -56,13 +56,14 @@ def benchmark_inference(run: EvaluationRun, stop: StopRequest) -> Iterator[Recor
         run.work.end()
         # All ranks run the same batch at once; the rate is of all devices, the latency rank 0's.
         rate = torch.tensor(batch_size * len(latencies_s) / sum(latencies_s), dtype=torch.float64)
-        row = {"batch": batch_size, "images_per_s": float(all_reduce_sum(rate.to(run.device)))}
+        images_per_s = float(all_reduce_sum(rate.to(run.device)))
         latencies_ms = [1000.0 * s for s in latencies_s]
         mean_ms = sum(latencies_ms) / len(latencies_ms)
         latency_ms = {"mean": mean_ms, **percentiles(latencies_ms, (50, 90, 95, 99))}
+        row = {"batch": batch_size, "images_per_s": images_per_s}
         measured.append({**row, "latency_ms": latency_ms})
         named = {f"latency_ms_{name}": ms for name, ms in latency_ms.items()}
-        yield run.record("inference", **row, **named)
+        yield Record("inference", run.progress.step, 0, {**row, **named})
     results = {"inference": measured, "time_s": time_results(time.perf_counter() - started)}
     yield run.record("end", results=results)
 

@@ -272,7 +272,7 @@ def find(target: str, own_folder: Path) -> tuple[Path | None, list[str]]:
     if saved is None and problems:
         remedy = "remove the folder to start over" if target == "auto" else "give another one"
         raise CheckpointError(f"no usable checkpoint in {folder} ({problems[0]}); {remedy}")
-    return saved and saved.path, problems
+    return saved.path if saved else None, problems
 
 
 def note_best(folder: Path, saved: Saved, top1: float) -> None:

@@ -23,7 +23,8 @@ assert world is not None
 rank = world.rank
 
 convolution = nn.Conv2d(2, 3, 3)
-model = nn.Sequential(convolution, nn.BatchNorm2d(3)).to(memory_format=torch.channels_last)
+model = nn.Sequential(convolution, nn.BatchNorm2d(3))
+model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 with torch.no_grad():
     for tensor in model.state_dict().values():
         tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape) + 10 * rank)

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from image_classification.core.errors import DeviceError
 from image_classification.core.types import WorldInfo
@@ -49,15 +50,15 @@ def test_network_interface_towards_a_host() -> None:
 
 
 @pytest.fixture
-def store() -> dist.TCPStore:
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+def store() -> TCPStore:
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def client(store: dist.TCPStore) -> dist.TCPStore:
-    return dist.TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
+def client(store: TCPStore) -> TCPStore:
+    return TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
 
 
-def test_wait_for_all_returns_the_absent_ranks(store: dist.TCPStore) -> None:
+def test_wait_for_all_returns_the_absent_ranks(store: TCPStore) -> None:
     assert wait_for_all(store, 0, 3, timeout_s=0.3) == [1, 2]
     assert wait_for_all(client(store), 2, 3, timeout_s=0.3) == [1]
     assert wait_for_all(client(store), 1, 3, timeout_s=0.3) == []
@@ -65,7 +66,7 @@ def test_wait_for_all_returns_the_absent_ranks(store: dist.TCPStore) -> None:
 
 @pytest.mark.parametrize(("reporting", "missing"), [((0, 2), [1]), ((0, 1, 2), [])])
 def test_ranks_that_do_not_report_are_missing(
-    store: dist.TCPStore, reporting: tuple[int, ...], missing: list[int]
+    store: TCPStore, reporting: tuple[int, ...], missing: list[int]
 ) -> None:
     found: dict[int, list[int]] = {}
 
@@ -88,7 +89,7 @@ def test_rank_0_is_missing_if_the_store_does_not_answer() -> None:
     try:
         assert host.stdout is not None
         port = int(host.stdout.readline())
-        store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+        store = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
         os.kill(host.pid, signal.SIGSTOP)
         assert missing_ranks(store, 1, 3, timeout_s=0.5) == [0]
     finally:

@@ -14,25 +14,25 @@ import image_classification.engine.train as engine
 from image_classification.__main__ import run
 from image_classification.core.types import Batch
 from image_classification.data.loaders.pytorch import ImageBatches
+from image_classification.engine.step import train_step
 
 
 def with_fault(kind, rank, at_step):
-    take_step = engine.train_step
 
     def step(run, batches, step, epoch, monitor):
         if run.world.rank != rank or step != at_step:
-            return take_step(run, batches, step, epoch, monitor)
+            return train_step(run, batches, step, epoch, monitor)
         if kind == "loss":
             batch = next(batches)
             bad = Batch(batch.images * math.nan, batch.labels, batch.valid)
-            return take_step(run, iter([bad]), step, epoch, monitor)
+            return train_step(run, iter([bad]), step, epoch, monitor)
         parameter = next(run.parts.model.parameters())
         hook = parameter.register_hook(lambda gradient: gradient * math.nan)
-        metrics = take_step(run, batches, step, epoch, monitor)
+        metrics = train_step(run, batches, step, epoch, monitor)
         hook.remove()
         return metrics
 
-    engine.train_step = step
+    engine.train_step = step  # type: ignore[attr-defined]
 
 
 def with_samples(path):
@@ -45,7 +45,7 @@ def with_samples(path):
                 file.write(json.dumps({"epoch": epoch, "indices": indices.tolist()}) + "\n")
         return decode(self, request)
 
-    ImageBatches.__getitem__ = getitem
+    ImageBatches.__getitem__ = getitem  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 from contextlib import nullcontext
 from dataclasses import replace
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -35,13 +36,12 @@ def curve(
     torch.manual_seed(0)
     model = models.build("resnet18", 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.002, momentum=0.9)
-    allowed = build.static_graph_allowed
+    allowed, never = build.static_graph_allowed, lambda _: False
     losses = []
     for step in range(STEPS):
         if step in (0, rebuild_at):
-            build.static_graph_allowed = allowed if static else lambda _: False
-            ddp = build.data_parallel(model, config, DEVICE)
-            build.static_graph_allowed = allowed
+            with patch.object(build, "static_graph_allowed", allowed if static else never):
+                ddp = build.data_parallel(model, config, DEVICE)
         random = torch.Generator().manual_seed(step * world_size + rank)
         for micro in range(accumulation):
             images = torch.randn(4, 3, 32, 32, generator=random)

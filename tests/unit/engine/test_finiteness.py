@@ -16,6 +16,7 @@ from image_classification.engine.finiteness import (
     FinitenessMonitor,
     report_divergence,
 )
+from image_classification.engine.step import train_step
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 
@@ -40,7 +41,6 @@ def spoil_gradient(run):
 def test_one_process_stops_at_the_diverged_step(small_config, open_run, monkeypatch, kind):
     config = small_config(batch__per_device=4, run__log_every_steps=1000, run__save_every="1 steps")
     run = open_run(config)
-    take_step = engine.train_step
 
     def step(run, batches, step, epoch, monitor):
         if step == 5 and kind == "loss":
@@ -49,7 +49,7 @@ def test_one_process_stops_at_the_diverged_step(small_config, open_run, monkeypa
         if step == 5 and kind == "gradient":
             spoil_gradient(run)
         assert step <= 5, "the step after the bad one must not begin"
-        return take_step(run, batches, step, epoch, monitor)
+        return train_step(run, batches, step, epoch, monitor)
 
     monkeypatch.setattr(engine, "train_step", step)
     with pytest.raises(DivergedError, match=f"{kind} is not finite at step 5 ") as caught:
@@ -83,13 +83,12 @@ def test_delayed_check_is_read_before_saving(small_config, open_run, monkeypatch
             self._delay_steps = 1
 
     taken = []
-    take_step = engine.train_step
 
     def step(run, batches, step, epoch, monitor):
         if step == 1:
             spoil_gradient(run)
         taken.append(step)
-        return take_step(run, batches, step, epoch, monitor)
+        return train_step(run, batches, step, epoch, monitor)
 
     monkeypatch.setattr(engine, "FinitenessMonitor", LateMonitor)
     monkeypatch.setattr(engine, "train_step", step)
@@ -134,10 +133,12 @@ def test_check_is_read_one_step_late_unless_all_steps_are_read():
     monitor.record(0, 0, 0.1, loss, grad_norm=torch.tensor(math.inf))
     assert monitor.divergence() is None
     monitor.record(1, 0, 0.1, loss, grad_norm=torch.tensor(1.0))
-    assert monitor.divergence().step == 0
+    late = monitor.divergence()
+    assert late is not None and late.step == 0
 
     monitor.record(2, 0, 0.1, loss, grad_norm=torch.tensor(math.nan))
-    assert monitor.divergence(all_steps=True).step == 2
+    at_once = monitor.divergence(all_steps=True)
+    assert at_once is not None and at_once.step == 2
 
 
 def test_divergence_by_overflows_names_their_number(small_config, open_run):

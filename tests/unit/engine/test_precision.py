@@ -310,10 +310,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     loss_scale: float | str,
 ) -> None:
     config = apex_config(loss_scale)
-    straight = open_run(
-        replace(config, run=replace(config.run, workspace=config.run.workspace + "-straight")),
-        max_steps=3,
-    )
+    straight = open_run(config, workspace=f"{config.run.workspace}-straight", max_steps=3)
     drive(straight)
     wanted, state = weights(straight), straight.parts.amp.state_dict()
     straight.close()
@@ -405,7 +402,7 @@ def test_torchs_loss_scaler_with_apexs_optimizer(
 def net() -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 4)
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def train_net(

@@ -8,8 +8,8 @@ import pytest
 
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError
+from image_classification.core.types import EvalResult
 from image_classification.engine.checkpoints import files as checkpoint
-from image_classification.engine.evaluate import EvalResult
 from image_classification.engine.stop import STOP_SIGNALS, StopRequest
 from image_classification.engine.train import train
 from tests.support.cli import launch as main

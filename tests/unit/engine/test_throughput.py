@@ -2,10 +2,11 @@
 
 import pytest
 
+from image_classification.devices.accelerator import CpuAccelerator
 from image_classification.engine.throughput import ThroughputMeter, percentiles
 
 
-class FakeClock:
+class FakeClock(CpuAccelerator):
     """An accelerator whose marks are `now_s`."""
 
     def __init__(self) -> None:

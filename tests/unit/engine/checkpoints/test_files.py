@@ -177,7 +177,7 @@ def test_optimizer_state_round_trip_in_channels_last(kind):
     def make():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
-        model = model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer: torch.optim.Optimizer
         if kind == "sgd":
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

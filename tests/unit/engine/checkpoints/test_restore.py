@@ -300,7 +300,7 @@ def test_two_then_one_then_three_ranks_see_each_image_once(
         job = jobs.start_ranks(FAULTY_LAUNCH, argv, world, SAMPLES=str(samples))
         assert job.wait() == 0, job.stderr
 
-    seen = {0: [], 1: []}
+    seen: dict[int, list[int]] = {0: [], 1: []}
     for line in samples.read_text().splitlines():
         request = json.loads(line)
         seen[request["epoch"]] += request["indices"]

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import weakref
+from collections.abc import Generator
 from contextlib import nullcontext
 
 import pytest
@@ -97,7 +98,8 @@ def test_one_save_at_a_time_and_the_wait_is_recorded(small_config, open_run, gat
 
 @pytest.mark.parametrize("failing", [False, True], ids=["written", "failing"])
 def test_one_snapshot_is_in_memory_at_a_time(small_config, open_run, monkeypatch, failing):
-    alive_at_capture, made = [], weakref.WeakSet()
+    alive_at_capture: list[int] = []
+    made: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     capture, on_host = saving.capture, saving.PendingSnapshot.on_host
 
     def counted(run):
@@ -183,6 +185,7 @@ def test_divergence_during_a_write_completes_it(small_config, open_run, gate):
 def test_closing_the_records_completes_the_write(small_config, open_run, gate):
     run = open_run(small_config(**NO_VALIDATION, run__save_every="2 steps"))
     training = train(run, StopRequest())
+    assert isinstance(training, Generator)
     for record in training:
         if (record.kind, record.step) == ("step", 3):
             break

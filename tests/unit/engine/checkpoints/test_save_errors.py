@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from image_classification.core.errors import WorkspaceError
+from image_classification.core.types import Record
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.engine.train import train
@@ -124,7 +125,8 @@ def test_full_disk_with_warn_saves_once_there_is_room(small_disk, small_config, 
 def test_full_disk_with_warn_is_an_error_at_the_end(small_disk, small_config, open_run, tmp_path):
     disk = disk_for(small_disk, small_config, open_run, tmp_path, 0.5)
     config = small_config(**OFTEN, run__on_save_error="warn")
-    run, records = open_run(config, workspace=str(disk), max_steps=2), []
+    records: list[Record] = []
+    run = open_run(config, workspace=str(disk), max_steps=2)
     with pytest.raises(WorkspaceError, match=r"no space left.*no checkpoint had been saved"):
         drive(run, records)
     assert records[-1].kind == "end"
@@ -197,7 +199,7 @@ class Broken:
 def test_write_error_is_raised_at_a_step_boundary(small_config, open_run, monkeypatch, code, said):
     Broken(monkeypatch, code, saves={2})
     run = open_run(small_config(**OFTEN))
-    seen = []
+    seen: list[Record] = []
     with pytest.raises(WorkspaceError, match=said) as caught:
         drive(run, seen)
     assert "step-0000000002" in caught.value.message
@@ -217,7 +219,8 @@ def test_write_error_with_warn_is_saved_at_the_next_step(small_config, open_run,
     good = open_run(config, workspace=config.run.workspace + "-good")
     drive(good, [])
     Broken(monkeypatch, errno.EIO, saves={2, 4})
-    run, records = open_run(config, on_save_error="warn"), []
+    records: list[Record] = []
+    run = open_run(config, on_save_error="warn")
     drive(run, records)
     warned = [(r.step, r.values["message"]) for r in records if r.kind == "warning"]
     assert [step for step, _ in warned] == [2, 4]
