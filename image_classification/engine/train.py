@@ -204,13 +204,11 @@ class _Trainer:
         """Record, validate and save after the last step of ``epoch``."""
         run = self.run
         yield from self._epoch_record(epoch)
-        is_best = False
         if run.val_loader is not None:
-            for record in self._validate(epoch, run.val_loader):
-                is_best = is_best or bool(record.values["is_best"])
-                yield record
+            yield from self._validate(epoch, run.val_loader)
         else:
             run.progress.closed_step = run.progress.step
+        is_best = run.progress.best_step == run.progress.step
         if self.saves and (self.save_every.due_epoch(epoch + 1) or is_best):
             yield from self._save()
 

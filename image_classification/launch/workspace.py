@@ -38,7 +38,7 @@ def prepare_workspace(config: RunConfig, restarted: bool = False) -> Path:
     """
     given, resume = config.run.workspace, config.run.resume
     if given is None and resume == "auto":
-        # A new folder has nothing to continue, and the run would silently start anew.
+        # A new folder has nothing to continue, and the run would silently start from scratch.
         raise ConfigError("--resume auto needs --workspace, the folder of the run to continue")
     path = _default_workspace(config) if given is None else Path(given)
     with explained(path, "make the run's folder"):

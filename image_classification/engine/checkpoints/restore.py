@@ -163,7 +163,7 @@ def restore(run: TrainingRun) -> tuple[Path | None, list[str]]:
         parts.optimizer.state.clear()
         restore_optimizer(parts.model, parts.optimizer, content.state, meta["optimizer_numbers"])
     else:
-        warnings.append("the optimizer starts anew: its state is of another kind")
+        warnings.append("the optimizer starts without state: the checkpoint's is of another kind")
     average = _average_in(content)
     if parts.ema is not None:
         if not average:
@@ -213,12 +213,12 @@ def _check_changes(
     if fixed:
         raise CheckpointError(
             f"{path} is of another network ({listed}): {', '.join(fixed)} cannot change, since "
-            "its weights do not fit; train anew in another --workspace"
+            "its weights do not fit; train from scratch in another --workspace"
         )
     if not allow:
         raise CheckpointError(
             f"{path} is of a run with other settings ({listed}): start it with the same names and "
-            "options, train anew in another --workspace, or continue with --allow-changes"
+            "options, train from scratch in another --workspace, or continue with --allow-changes"
         )
 
 

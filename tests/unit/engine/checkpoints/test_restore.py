@@ -94,14 +94,14 @@ def test_another_network_is_refused(small_config, open_run, change, tmp_path):
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ({}, {"optim__name": "rmsprop"}, "the optimizer starts anew"),
-        ({"optim__momentum": 0.0}, {"optim__momentum": 0.9}, "the optimizer starts anew"),
+        ({}, {"optim__name": "rmsprop"}, "the optimizer starts without state"),
+        ({"optim__momentum": 0.0}, {"optim__momentum": 0.9}, "the optimizer starts without state"),
         ({}, {"ema__decay": 0.9}, "the moving average starts at"),
         ({"ema__decay": 0.9}, {"ema__decay": None}, "ema.decay 0.9 -> None"),
         ({}, {"run__seed": 5}, "the new seed's order"),
     ],
 )
-def test_state_without_counterpart_starts_anew_with_a_warning(
+def test_state_without_counterpart_is_reset_with_a_warning(
     small_config, open_run, before, after, said
 ):
     drive(open_run(small_config(**before), max_steps=2))
