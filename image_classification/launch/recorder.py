@@ -32,11 +32,11 @@ from image_classification.engine.runs import Run
 from image_classification.engine.stop import Stopped
 from image_classification.launch.outcomes import Outcome, keep_for_restart, report_outcome
 from image_classification.reporting.build_report import build_report
-from image_classification.reporting.console.results import print_results
-from image_classification.reporting.console.sink import open_console_sink
+from image_classification.reporting.console import open_console_sink
 from image_classification.reporting.page import write_page
 from image_classification.reporting.pictures.draw import draw_run
 from image_classification.reporting.report import write_report
+from image_classification.reporting.results import print_results
 from image_classification.reporting.sinks import DLLoggerSink, JsonlSink, MultiSink, Sink
 from image_classification.reporting.trackers.sink import open_trackers
 from image_classification.telemetry.sampler import Sampler

@@ -31,7 +31,6 @@ from image_classification.reporting.report import (
     RunReport,
     Telemetry,
     section_fields,
-    without_null,
 )
 
 
@@ -77,28 +76,24 @@ def complete(section: Any, measured: Mapping[str, Any], where: str) -> Any:
     Raises:
         ValueError: a key that the section does not have.
     """
-    hints = {field.name: without_null(hint) for field, hint in section_fields(section)}
-    topk = other_topk(measured) if "other_topk" in hints else []
-    unknown = set(measured) - set(hints) - set(topk)
+    values = dict(measured)
+    kinds = {field.name: kind for field, kind, _ in section_fields(section)}
+    if "other_topk" in kinds:
+        values["other_topk"] = {key: values.pop(key) for key in other_topk(values)}
+    unknown = values.keys() - kinds
     if unknown:
         raise ValueError(f"{where} has no key {', '.join(sorted(unknown))}")
-    values: dict[str, Any] = {}
-    for name, hint in hints.items():
-        value = measured.get(name)
-        if name == "other_topk":
-            value = {key: finite(measured[key]) for key in topk}
-        elif is_dataclass(hint):
-            value = complete(hint, value or {}, f"{where}.{name}")
-        elif get_origin(hint) is tuple and value is not None:
-            item = get_args(hint)[0]
-            value = tuple(
-                complete(item, row, f"{where}.{name}") if is_dataclass(item) else finite(row)
-                for row in value
-            )
-        else:
-            value = finite(value)
-        values[name] = value
+    for name, kind in kinds.items():
+        values[name] = _complete_value(kind, values.get(name), f"{where}.{name}")
     return section(**values)
+
+
+def _complete_value(kind: Any, value: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        return complete(kind, value or {}, where)
+    if get_origin(kind) is tuple and value is not None:
+        return tuple(_complete_value(get_args(kind)[0], each, where) for each in value)
+    return finite(value)
 
 
 def host_environment() -> dict[str, Any]:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from image_classification.core.units import duration, number, rate
 
 if TYPE_CHECKING:
-    from image_classification.reporting.report import (
-        InferenceResults,
-        RunReport,
-        ValidationResults,
-    )
+    from image_classification.reporting.report import InferenceResults, RunReport
 
 _GIB = 2**30
 _JOULES_PER_WH = 3600
@@ -47,20 +44,14 @@ class Figure:
     read_batch: Callable[[InferenceResults], float | None] | None = None
 
 
-def _validation(label: str, unit: str, key: str, *, ema: bool = False) -> Figure:
-    def read(report: RunReport) -> float | None:
-        results: ValidationResults
-        results = report.results.validation_ema if ema else report.results.validation
-        value: float | None = getattr(results, key)
-        return value
-
+def _validation(label: str, unit: str, key: str, *, section: str = "validation") -> Figure:
     return Figure(
         label,
         unit,
         lower_is_better=key == "loss",
         threshold=None if key == "loss" else key,
         varies_with_seed=True,
-        read=read,
+        read=attrgetter(f"results.{section}.{key}"),
     )
 
 
@@ -79,22 +70,34 @@ def _latency(name: str) -> Figure:
         lower_is_better=True,
         # A few slow passes move the upper percentiles by more than any release does.
         threshold="latency" if name in ("mean", "p50", "p90") else None,
-        read_batch=lambda row: getattr(row.latency_ms, name),
+        read_batch=attrgetter(f"latency_ms.{name}"),
     )
+
+
+def _of_devices(report: RunReport, key: str) -> list[float]:
+    """Return what each device's sensors measured; empty unless it was measured on every device."""
+    values = [getattr(device, key) for device in report.telemetry.devices or ()]
+    return [] if None in values else values
 
 
 def mean_power_w(report: RunReport) -> float | None:
     """Return the mean power per device in W; None unless it was measured on every device."""
-    watts = [device.power_w_mean for device in report.telemetry.devices or ()]
-    known = [value for value in watts if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(watts) else None
+    watts = _of_devices(report, "power_w_mean")
+    return sum(watts) / len(watts) if watts else None
 
 
-def peak_memory_gib(report: RunReport) -> float | None:
-    """Return the highest peak memory of a device in GiB; None unless measured on every device."""
-    peaks = [device.memory_peak_bytes for device in report.telemetry.devices or ()]
-    known = [value for value in peaks if value is not None]
-    return max(known) / _GIB if known and len(known) == len(peaks) else None
+def _peak_memory_gib(report: RunReport) -> float | None:
+    peaks = _of_devices(report, "memory_peak_bytes")
+    return max(peaks) / _GIB if peaks else None
+
+
+def _higher(label: str, unit: str, path: str, threshold: str | None = None) -> Figure:
+    return Figure(label, unit, threshold=threshold, read=attrgetter(path))
+
+
+def _lower(label: str, unit: str, path: str, *, varies_with_seed: bool = False) -> Figure:
+    read = attrgetter(path)
+    return Figure(label, unit, lower_is_better=True, varies_with_seed=varies_with_seed, read=read)
 
 
 LATENCY_NAMES = ("mean", "p50", "p90", "p95", "p99")
@@ -103,64 +106,38 @@ _MEASURED: dict[str, Figure] = {
     "top1": _validation("top-1", "percent", "top1"),
     "top5": _validation("top-5", "percent", "top5"),
     "loss": _validation("loss", "", "loss"),
-    "top1_ema": _validation("top-1, EMA", "percent", "top1", ema=True),
-    "top5_ema": _validation("top-5, EMA", "percent", "top5", ema=True),
-    "loss_ema": _validation("loss, EMA", "", "loss", ema=True),
-    "target_epoch": Figure(
-        "epoch of the target",
-        "epochs",
-        lower_is_better=True,
-        varies_with_seed=True,
-        read=lambda report: report.results.target.epoch,
+    "top1_ema": _validation("top-1, EMA", "percent", "top1", section="validation_ema"),
+    "top5_ema": _validation("top-5, EMA", "percent", "top5", section="validation_ema"),
+    "loss_ema": _validation("loss, EMA", "", "loss", section="validation_ema"),
+    "target_epoch": _lower(
+        "epoch of the target", "epochs", "results.target.epoch", varies_with_seed=True
     ),
-    "target_time_s": Figure(
-        "time to the target",
-        "s",
-        lower_is_better=True,
-        varies_with_seed=True,
-        read=lambda report: report.results.target.time_s,
+    "target_time_s": _lower(
+        "time to the target", "s", "results.target.time_s", varies_with_seed=True
     ),
-    "train_images_per_s": Figure(
-        "training speed",
-        "images/s",
-        threshold="throughput",
-        read=lambda report: report.results.train.images_per_s,
+    "train_images_per_s": _higher(
+        "training speed", "images/s", "results.train.images_per_s", "throughput"
     ),
     **{f"step_time_ms_{name}": _step_time(name) for name in ("p50", "p95", "p99")},
-    "data_wait_fraction": Figure(
-        "waiting for data",
-        "fraction",
-        lower_is_better=True,
-        read=lambda report: report.results.train.data_wait_fraction,
+    "data_wait_fraction": _lower(
+        "waiting for data", "fraction", "results.train.data_wait_fraction"
     ),
-    "data_images_per_s": Figure(
-        "loading speed",
-        "images/s",
-        threshold="throughput",
-        read=lambda report: report.results.data.images_per_s,
+    "data_images_per_s": _higher(
+        "loading speed", "images/s", "results.data.images_per_s", "throughput"
     ),
     "inference_images_per_s": Figure(
-        "inference", "images/s", threshold="throughput", read_batch=lambda row: row.images_per_s
+        "inference", "images/s", threshold="throughput", read_batch=attrgetter("images_per_s")
     ),
     **{f"latency_ms_{name}": _latency(name) for name in LATENCY_NAMES},
     "memory_g_per_device": Figure(
-        "memory per device", "GiB", lower_is_better=True, threshold="memory", read=peak_memory_gib
+        "memory per device", "GiB", lower_is_better=True, threshold="memory", read=_peak_memory_gib
     ),
     "power_w_per_device": Figure(
         "power per device", "W", lower_is_better=True, threshold="power", read=mean_power_w
     ),
-    "energy_j": Figure(
-        "energy", "J", lower_is_better=True, read=lambda report: report.telemetry.energy_j
-    ),
-    "images_per_joule": Figure(
-        "images per joule", "images/J", read=lambda report: report.telemetry.images_per_joule
-    ),
-    "time_total_s": Figure(
-        "time, total",
-        "s",
-        lower_is_better=True,
-        read=lambda report: report.results.time_s.total,
-    ),
+    "energy_j": _lower("energy", "J", "telemetry.energy_j"),
+    "images_per_joule": _higher("images per joule", "images/J", "telemetry.images_per_joule"),
+    "time_total_s": _lower("time, total", "s", "results.time_s.total"),
 }
 
 # Parts of the time of one request to an inference server.
@@ -201,8 +178,7 @@ FIGURES: dict[str, Figure] = {**_MEASURED, **_PUBLISHED_ONLY}
 """Every figure by name; those that a run measures come first, in the order of tables."""
 
 ACCURACY = ("top1", "top5")
-LATENCY = tuple(f"latency_ms_{name}" for name in LATENCY_NAMES)
-INFERENCE = ("inference_images_per_s", *LATENCY)
+INFERENCE = ("inference_images_per_s", *(f"latency_ms_{name}" for name in LATENCY_NAMES))
 TRAINING = (*ACCURACY, "train_images_per_s", "power_w_per_device", "memory_g_per_device")
 
 _ORDER = {name: at for at, name in enumerate(FIGURES)}

@@ -8,14 +8,12 @@ their type hints: a key without a default must be there, one with a default may 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime, timezone
-from functools import cache, reduce
-from operator import or_
+from functools import cache
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from image_classification.config.schema import RunNames
@@ -27,6 +25,7 @@ from image_classification.core.errors import (
     EXIT_USER,
 )
 from image_classification.core.files import write_atomically
+from image_classification.core.units import finite
 
 REPORT_NAME = "report.json"
 
@@ -42,18 +41,10 @@ STATUSES = {
 _MIN, MAX_NUMBER = 1e-9, 1e18
 
 
-@dataclass(frozen=True)
-class Check:
-    """What a value of an annotated type must be: in words, and as a test."""
-
-    words: str
-    test: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _is_number(value: Any, low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> bool:
+    if type(value) not in (int, float) or not low <= value <= high:
         return False
-    return value == 0 or _MIN <= abs(value) <= MAX_NUMBER
+    return bool(value == 0 or abs(value) >= _MIN)
 
 
 def _is_time(value: Any) -> bool:
@@ -66,25 +57,26 @@ def _is_time(value: Any) -> bool:
 
 
 def _is_device(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, dict) and isinstance(value.get("name"), str)
-    )
+    return isinstance(value.get("name") if isinstance(value, dict) else value, str)
 
 
-Number = Annotated[float, Check("a number", _is_number)]
-Positive = Annotated[float, Check("a number above 0", lambda v: _is_number(v) and v > 0)]
-Measured = Annotated[float, Check("a number of 0 or more", lambda v: _is_number(v) and v >= 0)]
-Percent = Annotated[float, Check("a percentage", lambda v: _is_number(v) and 0 <= v <= 100)]
-Count = Annotated[
-    int, Check("a whole number from 1", lambda v: type(v) is int and 1 <= v <= MAX_NUMBER)
-]
-Whole = Annotated[int, Check("a whole number", lambda v: type(v) is int and 0 <= v < 2**63)]
-Time = Annotated[str, Check("a time in ISO 8601 with its zone", _is_time)]
-Device = Annotated[Any, Check("text, or an object with a name", _is_device)]
+# Types of values, each with what a value that is read must be: in words, and as a test.
+Config = Annotated[dict[str, dict[str, Any]], "an object", lambda v: isinstance(v, dict)]
+Shares = Annotated[Mapping[str, float], "an object", lambda v: isinstance(v, dict)]
+Number = Annotated[float, "a number", _is_number]
+Positive = Annotated[float, "a number above 0", lambda v: _is_number(v, _MIN)]
+Measured = Annotated[float, "a number of 0 or more", lambda v: _is_number(v, 0)]
+Percent = Annotated[float, "a percentage", lambda v: _is_number(v, 0, 100)]
+Count = Annotated[int, "a whole number from 1", lambda v: type(v) is int and 1 <= v <= MAX_NUMBER]
+Whole = Annotated[int, "a whole number", lambda v: type(v) is int and 0 <= v < 2**63]
+Version = Annotated[str | int, "text or a number", lambda v: type(v) in (str, int)]
+Time = Annotated[str, "a time in ISO 8601 with its zone", _is_time]
+Device = Annotated[Any, "text, or an object with a name", _is_device]
 VerdictWord = Literal["reproduced", "short", "better", "not-comparable"]
 ExitCode = Annotated[
     int,
-    Check(f"one of {', '.join(map(str, STATUSES))}", lambda v: type(v) is int and v in STATUSES),
+    f"one of {', '.join(map(str, STATUSES))}",
+    lambda v: type(v) is int and v in STATUSES,
 ]
 
 
@@ -205,7 +197,7 @@ class DeviceTelemetry:
     utilization_mean: Measured | None = None
     temperature_c_max: Number | None = None
     throttled: bool | None = None
-    throttle_reasons: Mapping[str, float] | None = None
+    throttle_reasons: Shares | None = None
     clock_mhz_mean: Measured | None = None
     window_s: Measured | None = None
     samples: Measured | None = None
@@ -232,7 +224,7 @@ class Environment:
     dali: str | None
     apex: str | None = None
     cuda: str | None
-    cudnn: str | int | None
+    cudnn: Version | None
     driver: str | None
     devices: tuple[Device, ...] | None
     cpu: str | None
@@ -284,7 +276,7 @@ class RunReport:
     """
 
     name: RunNames
-    config: dict[str, dict[str, Any]]
+    config: Config
     environment: Environment
     results: Results
     telemetry: Telemetry
@@ -294,30 +286,28 @@ class RunReport:
 
 
 @cache
-def section_fields(section: Any) -> tuple[tuple[Field[Any], Any], ...]:
-    """Return the fields of a dataclass of the schema with their type hints."""
+def section_fields(section: Any) -> tuple[tuple[Field[Any], Any, bool], ...]:
+    """Return a section's fields, each with its type besides null and whether it may be null."""
     hints = get_type_hints(section, include_extras=True)
-    return tuple((entry, hints[entry.name]) for entry in fields(section))
+    found = []
+    for entry in fields(section):
+        kind, nullable = hints[entry.name], False
+        if get_origin(kind) in (Union, UnionType):
+            (kind,) = (each for each in get_args(kind) if each is not NoneType)
+            nullable = True
+        found.append((entry, kind, nullable))
+    return tuple(found)
 
 
-def without_null(hint: Any) -> Any:
-    """Return what ``hint`` allows besides null; ``hint`` itself if it does not allow null."""
-    if get_origin(hint) not in (Union, UnionType) or type(None) not in get_args(hint):
-        return hint
-    return reduce(or_, (kind for kind in get_args(hint) if kind is not type(None)))
+def to_json(section: Any) -> Any:
+    """Return a report, or a section of one, as plain values for JSON."""
+    return finite(asdict(section, dict_factory=_json_object))
 
 
-def to_json(value: Any) -> Any:
-    """Return a report, or a part of one, as plain values for JSON."""
-    if is_dataclass(value):
-        content = {entry.name: to_json(getattr(value, entry.name)) for entry in fields(value)}
-        topk = content.pop("other_topk", {})
-        return {**content, **topk}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _json_object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(items)
+    content.update(content.pop("other_topk", {}))
+    return content
 
 
 def write_report(report: RunReport, folder: Path) -> Path:

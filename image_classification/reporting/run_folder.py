@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from image_classification.core.errors import EXIT_DIVERGED, WorkspaceError
 from image_classification.core.units import other_topk, printable
@@ -21,7 +21,6 @@ from image_classification.reporting.report import (
     RunReport,
     Whole,
     section_fields,
-    without_null,
 )
 
 MAX_REPORT_BYTES = 16 * 2**20
@@ -76,179 +75,6 @@ class RecordedRun:
         return f"{mark}{self.ended_at:%Y-%m-%d %H:%M}"
 
 
-def read_run(path: Path) -> RecordedRun:
-    """Read a run: its folder, or its ``report.json``, of any origin.
-
-    Raises:
-        WorkspaceError: no such file, too large, not JSON, of another schema version, or damaged;
-            the message names file and key.
-    """
-    try:
-        file = path / REPORT_NAME if path.is_dir() else path
-        status = file.stat()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise WorkspaceError(
-            f"cannot read {printable(str(path))}: {reason}; name the folder of a finished run"
-        ) from error
-    where = printable(str(file))
-    if not file.is_file():
-        raise WorkspaceError(f"{where} is not a file; name the folder of a finished run")
-    if status.st_size > MAX_REPORT_BYTES:
-        raise WorkspaceError(
-            f"{where} has {status.st_size:,} bytes, no report has more than {MAX_REPORT_BYTES:,}; "
-            "name the folder of a finished run"
-        )
-    report = _read_report(file, where)
-    stated = report.environment.ended_at
-    if stated is None:
-        ended_at = datetime.fromtimestamp(status.st_mtime, timezone.utc)
-    else:
-        ended_at = datetime.fromisoformat(stated).astimezone(timezone.utc)
-    return RecordedRun(file, report, measured(report), ended_at, stated is not None)
-
-
-def _read_report(file: Path, where: str) -> RunReport:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != 1:
-            raise WorkspaceError(
-                f"{where} has schema version {printable(str(version))[:40]}, this release reads "
-                "1; use the release that wrote it"
-            )
-        report: RunReport = _parse_object(RunReport, content, "")
-    except OSError as error:
-        raise WorkspaceError(
-            f"cannot read {where}: {error.strerror or error}; name the folder of a finished run"
-        ) from error
-    except _DamagedError as error:
-        raise WorkspaceError(
-            f"{where} is damaged: {error}; run again to write a new one"
-        ) from error
-    except ValueError as error:
-        raise WorkspaceError(
-            f"{where} is not JSON ({error}); run again to write a new one"
-        ) from error
-    except RecursionError as error:
-        raise WorkspaceError(f"{where} is not a report: nested too deeply; leave it out") from error
-    return report
-
-
-class _DamagedError(Exception):
-    """A key is missing, or its value is not what the schema's type hint says."""
-
-
-# Settings that the comparison of reports relies on; others may have been added since.
-_CONFIG_HINTS: Mapping[str, Any] = {
-    "data.path": str,
-    "batch.per_device": Count,
-    "batch.global": Count,
-    "platform.device": str,
-    "platform.num_devices": Count,
-    "platform.num_nodes": Count,
-    "run.seed": Whole,
-}
-
-
-def _parse_object(section: Any, value: Any, where: str) -> Any:
-    """Return a JSON object as the dataclass ``section``, with text made safe for terminals.
-
-    Keys that this release does not know are left out.
-    """
-    if not isinstance(value, dict):
-        raise _DamagedError(f"{where} is {_shown(value)}, not an object")
-    values: dict[str, Any] = {}
-    for field, hint in section_fields(section):
-        name = f"{where}.{field.name}" if where else field.name
-        if field.name == "other_topk":
-            values[field.name] = {key: _safe(value[key]) for key in other_topk(value)}
-        elif value.get(field.name) is not None:
-            values[field.name] = _parse(hint, value[field.name], name)
-        elif field.default is MISSING:
-            if field.name not in value:
-                raise _DamagedError(f"{name} is missing")
-            values[field.name] = _parse(hint, None, name)
-    return section(**values)
-
-
-def _parse(hint: Any, value: Any, where: str) -> Any:
-    kind = without_null(hint)
-    if value is None and kind is not hint:
-        return None
-    if is_dataclass(kind):
-        return _parse_object(kind, value, where)
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise _DamagedError(f"{where} is {_shown(value)}, not a list")
-        item = get_args(kind)[0]
-        return tuple(_parse(item, each, f"{where}[{at}]") for at, each in enumerate(value))
-    if not _fits(kind, value):
-        null = "" if kind is hint else " or null"
-        raise _DamagedError(f"{where} is {_shown(value)}, not {_words(kind)}{null}")
-    if where == "config":
-        _check_config(value)
-    return _safe(value)
-
-
-def _check_config(config: dict[str, Any]) -> None:
-    for key, section in config.items():
-        if not isinstance(section, dict):
-            raise _DamagedError(f"config.{printable(key)} is not an object")
-    for key, hint in _CONFIG_HINTS.items():
-        section, _, name = key.partition(".")
-        if name not in config.get(section, {}):
-            raise _DamagedError(f"config.{key} is missing")
-        _parse(hint, config[section][name], f"config.{key}")
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    if hint is Any:
-        return True
-    origin = get_origin(hint)
-    if origin is Annotated:
-        return bool(get_args(hint)[1].test(value))
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(kind, value) for kind in get_args(hint))
-    if isinstance(value, bool) and hint is not bool:
-        return False
-    return isinstance(value, origin or hint)
-
-
-_WORDS = {str: "text", bool: "true or false", int: "a number", Mapping: "an object"}
-
-
-def _words(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin is Annotated:
-        return str(get_args(hint)[1].words)
-    if origin is Literal:
-        return f"one of {', '.join(get_args(hint))}"
-    if origin in (Union, UnionType):
-        return " or ".join(map(_words, get_args(hint)))
-    return _WORDS.get(hint) or "an object"
-
-
-def _safe(value: Any) -> Any:
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, Mapping):
-        return {printable(key): _safe(item) for key, item in value.items()}
-    return [_safe(item) for item in value] if isinstance(value, list) else value
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, (dict, list)):
-        return "a list" if isinstance(value, list) else "an object"
-    if type(value) is int and abs(value) > MAX_NUMBER:
-        return "a number out of range"
-    return printable(repr(value))[:40]
-
-
 def find_reports(folder: Path) -> list[Path]:
     """Return every ``report.json`` below ``folder``, sorted; links to folders are not followed.
 
@@ -262,13 +88,157 @@ def find_reports(folder: Path) -> list[Path]:
             "name a folder that holds runs"
         ) from error
 
-    found = [
-        Path(parent) / REPORT_NAME
-        for parent, _, files in os.walk(folder, onerror=refuse)
-        if REPORT_NAME in files
-    ]
+    tree = os.walk(folder, onerror=refuse)
+    found = [Path(parent) / REPORT_NAME for parent, _, files in tree if REPORT_NAME in files]
     if not found:
         raise WorkspaceError(
             f"{printable(str(folder))} holds no {REPORT_NAME}; name a folder that holds runs"
         )
     return sorted(found)
+
+
+def read_run(path: Path) -> RecordedRun:
+    """Read a run: its folder, or its ``report.json``, of any origin.
+
+    Raises:
+        WorkspaceError: no such file, too large, not JSON, of another schema version, or damaged;
+            the message names file and key.
+    """
+    where, remedy = printable(str(path)), "name the folder of a finished run"
+    try:
+        if path.is_dir():
+            path = path / REPORT_NAME
+            where = printable(str(path))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise WorkspaceError(f"{where} is not a file; {remedy}")
+        if status.st_size > MAX_REPORT_BYTES:
+            raise WorkspaceError(
+                f"{where} has {status.st_size:,} bytes, no report has more than "
+                f"{MAX_REPORT_BYTES:,}; {remedy}"
+            )
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WorkspaceError(f"cannot read {where}: {reason}; {remedy}") from error
+    report = _parse_report(content, where)
+    ended_at, time_is_known = report.environment.ended_at, report.environment.ended_at is not None
+    if ended_at is None:
+        ended = datetime.fromtimestamp(status.st_mtime, timezone.utc)
+    else:
+        ended = datetime.fromisoformat(ended_at).astimezone(timezone.utc)
+    return RecordedRun(path, report, measured(report), ended, time_is_known)
+
+
+class _DamagedError(Exception):
+    """A key is missing, or its value is not what the schema's type hint says."""
+
+
+def _parse_report(text: bytes, where: str) -> RunReport:
+    try:
+        content = json.loads(text.decode("utf-8"))
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != 1:
+            raise WorkspaceError(
+                f"{where} has schema version {printable(str(version))[:40]}, this release reads "
+                "1; use the release that wrote it"
+            )
+        report: RunReport = _parse_section(RunReport, content, "")
+    except _DamagedError as error:
+        problem = f"damaged: {error}; run again to write a new one"
+    except ValueError as error:
+        problem = f"not JSON ({error}); run again to write a new one"
+    except RecursionError:
+        problem = "not a report: nested too deeply; leave it out"
+    else:
+        return report
+    raise WorkspaceError(f"{where} is {problem}")
+
+
+def _parse_section(section: Any, value: Any, where: str) -> Any:
+    """Return a JSON object as the dataclass ``section``, with text made safe for terminals.
+
+    Keys that this release does not know are left out.
+    """
+    if not isinstance(value, dict):
+        raise _DamagedError(f"{where} is {_shown(value)}, not an object")
+    values: dict[str, Any] = {}
+    for field, kind, nullable in section_fields(section):
+        name = f"{where}.{field.name}" if where else field.name
+        given = value.get(field.name)
+        if field.name == "other_topk":
+            values[field.name] = {key: _safe(value[key]) for key in other_topk(value)}
+        elif given is not None:
+            values[field.name] = _parse(kind, given, name, " or null" if nullable else "")
+        elif field.default is MISSING:
+            if field.name not in value:
+                raise _DamagedError(f"{name} is missing")
+            values[field.name] = None if nullable else _parse(kind, None, name)
+    return section(**values)
+
+
+def _parse(kind: Any, value: Any, where: str, or_null: str = "") -> Any:
+    if is_dataclass(kind):
+        return _parse_section(kind, value, where)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise _DamagedError(f"{where} is {_shown(value)}, not a list")
+        item = get_args(kind)[0]
+        return tuple(_parse(item, each, f"{where}[{at}]") for at, each in enumerate(value))
+    words, fits = _rule(kind)
+    if not fits(value):
+        raise _DamagedError(f"{where} is {_shown(value)}, not {words}{or_null}")
+    if where == "config":
+        _check_config(value)
+    return _safe(value)
+
+
+def _rule(kind: Any) -> Any:
+    """Return what a value of this type must be: in words, and as a test."""
+    if get_origin(kind) is Annotated:
+        return get_args(kind)[1:]
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}", get_args(kind).__contains__
+    plain = {str: "text", bool: "true or false", int: "a number", Any: "anything"}
+    return plain[kind], lambda value: kind is Any or type(value) is kind
+
+
+# Settings that the comparison of reports relies on; others may have been added since.
+_CONFIG_TYPES: Mapping[str, Any] = {
+    "data.path": str,
+    "batch.per_device": Count,
+    "batch.global": Count,
+    "platform.device": str,
+    "platform.num_devices": Count,
+    "platform.num_nodes": Count,
+    "run.seed": Whole,
+}
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    for key, section in config.items():
+        if not isinstance(section, dict):
+            raise _DamagedError(f"config.{printable(key)} is not an object")
+    for key, kind in _CONFIG_TYPES.items():
+        section, _, name = key.partition(".")
+        if name not in config.get(section, {}):
+            raise _DamagedError(f"config.{key} is missing")
+        _parse(kind, config[section][name], f"config.{key}")
+
+
+def _safe(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _safe(item) for key, item in value.items()}
+    return [_safe(item) for item in value] if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, (dict, list)):
+        return "a list" if isinstance(value, list) else "an object"
+    if type(value) is int and abs(value) > MAX_NUMBER:
+        return "a number out of range"
+    return printable(repr(value))[:40]

@@ -143,31 +143,31 @@ def read_timed_metrics(path: Path) -> list[TimedRecord]:
     complete, _, _incomplete = content.rpartition("\n")
     records: list[TimedRecord] = []
     for number, line in enumerate(complete.splitlines(), start=1):
-        timed = _parse(line, f"{path}:{number}")
+        try:
+            timed = _parse(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkspaceError(
+                f"{path}:{number} is not a record of a run ({error}); restore the file or delete "
+                "the line"
+            ) from error
         if timed.record.kind == "start":
             start_step = timed.record.values.get("start_step")
             start_step = start_step if isinstance(start_step, int) else 0
-            records = [earlier for earlier in records if _before(earlier.record, start_step)]
+            records = [
+                earlier
+                for earlier in records
+                if earlier.record.kind in ("start", "warning") or earlier.record.step <= start_step
+            ]
         records.append(timed)
     return records
 
 
-def _before(record: Record, start_step: int) -> bool:
-    return record.kind in ("start", "warning") or record.step <= start_step
-
-
-def _parse(line: str, where: str) -> TimedRecord:
-    try:
-        fields: dict[str, Any] = json.loads(line)
-        step, epoch = int(fields["step"]), int(fields["epoch"])
-        record = Record(fields["kind"], step, epoch, dict(fields["values"]))
-        written = fields.get("timestamp")
-        time_s = None if written is None else datetime.fromisoformat(written).timestamp()
-        return TimedRecord(record, time_s)
-    except (ValueError, KeyError, TypeError) as error:
-        raise WorkspaceError(
-            f"{where} is not a record of a run ({error}); restore the file or delete the line"
-        ) from error
+def _parse(line: dict[str, Any]) -> TimedRecord:
+    record = Record(line["kind"], int(line["step"]), int(line["epoch"]), dict(line["values"]))
+    written = line.get("timestamp")
+    return TimedRecord(
+        record, None if written is None else datetime.fromisoformat(written).timestamp()
+    )
 
 
 # The format of the `dllogger` package (NVIDIA/dllogger, JSONStreamBackend), with the metrics that
@@ -179,25 +179,27 @@ _LOSS = {"format": ":.5f"}
 _RATE = {"unit": "img/s", "format": ":.2f"}
 _SECONDS = {"unit": "s", "format": ":.5f"}
 _PERCENT = {"unit": "%", "format": ":.2f"}
-
-_TRAIN_METADATA: dict[str, dict[str, str]] = {
-    "loss": _LOSS,
-    "compute_ips": _RATE,
-    "total_ips": _RATE,
-    "data_time": _SECONDS,
-    "compute_time": _SECONDS,
-    "lr": {},
+_METADATA: dict[str, dict[str, dict[str, str]]] = {
+    "train": {
+        "loss": _LOSS,
+        "compute_ips": _RATE,
+        "total_ips": _RATE,
+        "data_time": _SECONDS,
+        "compute_time": _SECONDS,
+        "lr": {},
+    },
+    "val": {
+        "top1": _PERCENT,
+        "top5": _PERCENT,
+        "loss": _LOSS,
+        "compute_ips": _RATE,
+        "total_ips": _RATE,
+        "compute_latency": _SECONDS,
+        "compute_latency_at99": _SECONDS,
+        "compute_latency_at95": _SECONDS,
+    },
 }
-_VAL_METADATA: dict[str, dict[str, str]] = {
-    "top1": _PERCENT,
-    "top5": _PERCENT,
-    "loss": _LOSS,
-    "compute_ips": _RATE,
-    "total_ips": _RATE,
-    "compute_latency": _SECONDS,
-    "compute_latency_at99": _SECONDS,
-    "compute_latency_at95": _SECONDS,
-}
+_METADATA["val_ema"] = _METADATA["val"]
 _PREFIXES = {"validation": "val", "validation_ema": "val_ema"}
 
 
@@ -224,41 +226,43 @@ class DLLoggerSink:
         self._now = now
         self._start = now()
         self._parameters = dict(parameters)
-        self._declared: set[str] = set(_PREFIXES.values()) if append else set()
-        if not append:
-            self._declare("train", _TRAIN_METADATA)
-            self._declare("val", _VAL_METADATA)
+        # What is appended to has them all.
+        self._declared = set(_METADATA) if append else set()
+        self._declare("train")
+        self._declare("val")
 
     def write(self, record: Record) -> None:
         """Write the record's line; kinds that the format has no names for write nothing."""
         values = record.values
-        if record.kind == "start":
-            self._log("PARAMETER", {**self._parameters, **values})
-        elif record.kind == "step":
-            self._log([record.epoch, values.get("epoch_step", record.step)], _step(values))
-        elif record.kind == "epoch":
-            self._log([record.epoch], _epoch(values))
-        elif record.kind in _PREFIXES:
-            prefix = _PREFIXES[record.kind]
-            if prefix not in self._declared:
-                self._declare(prefix, _VAL_METADATA)
-            self._log([record.epoch], _validation(prefix, values))
-        elif record.kind == "inference":
-            self._log(["Inference batch", values.get("batch")], _inference(values))
-        elif record.kind == "end":
-            self._log([], _run(values.get("results") or {}))
+        match record.kind:
+            case "start":
+                self._log("PARAMETER", "", {**self._parameters, **values})
+            case "step":
+                iteration = values.get("epoch_step", record.step)
+                self._log([record.epoch, iteration], "train.", _step(values))
+            case "epoch":
+                self._log([record.epoch], "train.", _epoch(values))
+            case "validation" | "validation_ema":
+                prefix = _PREFIXES[record.kind]
+                self._declare(prefix)
+                self._log([record.epoch], f"{prefix}.", _validation(values))
+            case "inference":
+                self._log(["Inference batch", values.get("batch")], "val.", _inference(values))
+            case "end":
+                self._log([], "", _run(values.get("results") or {}))
 
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
 
-    def _declare(self, prefix: str, metadata: Mapping[str, Mapping[str, str]]) -> None:
-        self._declared.add(prefix)
-        for name, about in metadata.items():
-            self._line({"type": "METADATA", "metric": f"{prefix}.{name}"}, metadata=about)
+    def _declare(self, prefix: str) -> None:
+        if prefix not in self._declared:
+            self._declared.add(prefix)
+            for name, about in _METADATA[prefix].items():
+                self._line({"type": "METADATA", "metric": f"{prefix}.{name}"}, metadata=about)
 
-    def _log(self, step: Any, data: Mapping[str, Any]) -> None:
-        measured = {key: value for key, value in data.items() if value is not None}
+    def _log(self, step: Any, prefix: str, data: Mapping[str, Any]) -> None:
+        measured = {f"{prefix}{key}": value for key, value in data.items() if value is not None}
         self._line({"type": "LOG", "step": step}, data=measured)
 
     def _line(self, head: Mapping[str, Any], **rest: Any) -> None:
@@ -287,44 +291,44 @@ def _step(values: Mapping[str, Any]) -> dict[str, Any]:
     compute_s = _minus(step_time_s, data_wait_s)
     images = None if rate is None or step_time_s is None else rate * step_time_s
     return {
-        "train.loss": values.get("loss"),
-        "train.compute_ips": _over(images, compute_s),
-        "train.total_ips": rate,
-        "train.data_time": data_wait_s,
-        "train.compute_time": compute_s,
-        "train.lr": values.get("lr"),
+        "loss": values.get("loss"),
+        "compute_ips": _over(images, compute_s),
+        "total_ips": rate,
+        "data_time": data_wait_s,
+        "compute_time": compute_s,
+        "lr": values.get("lr"),
     }
 
 
 def _epoch(values: Mapping[str, Any]) -> dict[str, Any]:
     data_wait_s, steps = values.get("data_wait_s"), values.get("steps")
     return {
-        "train.loss": values.get("loss"),
-        "train.compute_ips": values.get("compute_images_per_s"),
-        "train.total_ips": values.get("images_per_s"),
-        "train.data_time": _over(data_wait_s, steps),
-        "train.compute_time": _over(_minus(values.get("time_s"), data_wait_s), steps),
-        "train.lr": values.get("lr"),
+        "loss": values.get("loss"),
+        "compute_ips": values.get("compute_images_per_s"),
+        "total_ips": values.get("images_per_s"),
+        "data_time": _over(data_wait_s, steps),
+        "compute_time": _over(_minus(values.get("time_s"), data_wait_s), steps),
+        "lr": values.get("lr"),
     }
 
 
-def _validation(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _validation(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        f"{prefix}.top1": values.get("top1"),
-        f"{prefix}.top5": values.get("top5"),
-        f"{prefix}.loss": values.get("loss"),
-        f"{prefix}.compute_ips": values.get("compute_images_per_s"),
-        f"{prefix}.total_ips": values.get("images_per_s"),
-        **{f"{prefix}.{name}": values[name] for name in other_topk(values)},
+        "top1": values.get("top1"),
+        "top5": values.get("top5"),
+        "loss": values.get("loss"),
+        "compute_ips": values.get("compute_images_per_s"),
+        "total_ips": values.get("images_per_s"),
+        **{name: values[name] for name in other_topk(values)},
     }
 
 
 def _inference(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "val.total_ips": values.get("images_per_s"),
-        "val.compute_latency": _over(values.get("latency_ms_mean"), 1000),
-        "val.compute_latency_at95": _over(values.get("latency_ms_p95"), 1000),
-        "val.compute_latency_at99": _over(values.get("latency_ms_p99"), 1000),
+        "total_ips": values.get("images_per_s"),
+        "compute_latency": _over(values.get("latency_ms_mean"), 1000),
+        "compute_latency_at95": _over(values.get("latency_ms_p95"), 1000),
+        "compute_latency_at99": _over(values.get("latency_ms_p99"), 1000),
     }
 
 

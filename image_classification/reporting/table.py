@@ -1,19 +1,11 @@
-"""One description of a table, and its renderings: rich for terminals, plain text, HTML, JSON.
-
-Describe a table once as a `Table` and hand it to the renderer that fits the output:
-
-- `print_table`: a rich console, at the console's width.
-- `plain_lines`: fixed-width text for pipes and logs, as wide as its longest cells.
-- `to_html`: an HTML fragment for a page's template.
-- `to_json`: one object per row, with the cells' values rather than their text.
-"""
+"""One description of a table, and its renderings for terminals, plain text and HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,13 +32,11 @@ STYLES: Mapping[str, str] = {
 class Cell:
     """One value of a table.
 
-    text: for people, with thousands separators and unit. value: for JSON; by default the text.
     mark: a key of `STYLES`. detail: a second line, such as a remedy or an id; detail_mark: its
     style.
     """
 
     text: str
-    value: Any = ...
     mark: str = ""
     detail: str = ""
     detail_mark: str = "note"
@@ -63,14 +53,13 @@ class Column:
 
     kind: ``number`` is right-aligned and never wrapped; ``label`` names the row, in bold and never
     wrapped. wrap: whether ``text`` may be wrapped. width: fixed, in characters; None fits the
-    cells. key: of the values in JSON, by default the head. css: an additional HTML class.
+    cells. css: an additional HTML class.
     """
 
     head: str = ""
     kind: Literal["text", "number", "label"] = "text"
     wrap: bool = True
     width: int | None = None
-    key: str = ""
     css: str = ""
 
 
@@ -117,13 +106,12 @@ def print_table(console: Console, table: Table) -> None:
     if table.title:
         # Not rich's own title, which wraps at the width of the table.
         console.print(Text(table.title, style="bold"))
-    if table.look == "boxed":
-        drawn = RichTable(show_header=table.head)
-    elif table.look == "compact":
+    drawn = RichTable(show_header=table.head)
+    if table.look == "compact":
         drawn = RichTable(
             box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_header=table.head
         )
-    else:
+    elif table.look == "bare":
         drawn = RichTable.grid(padding=(0, 1, 0, 0), expand=True)
     for at, column in enumerate(table.columns):
         last_of_bare = table.look == "bare" and at == len(table.columns) - 1
@@ -180,29 +168,27 @@ def to_html(table: Table, *, stacked: bool = False) -> str:
 
     stacked: on a narrow screen the cells of a row stand below one another, by the page's CSS.
     """
-    kinds = [
-        " ".join(filter(None, ("num" if column.kind == "number" else "", column.css)))
-        for column in table.columns
-    ]
-    classes = [f' class="{kind}"' if kind else "" for kind in kinds]
+    classes = []
+    for column in table.columns:
+        names = [name for name in ("num" * (column.kind == "number"), column.css) if name]
+        classes.append(f' class="{" ".join(names)}"' if names else "")
     # Focusable, so that a table wider than the screen can be scrolled with the keyboard.
     parts = ['<div class="scroll" tabindex="0">']
     parts.append('<table class="stacked">' if stacked else "<table>")
     if table.title:
         parts.append(f"<caption>{escape(table.title)}</caption>")
     if table.head:
-        heads = (
-            f'<th scope="col"{kind}>{escape(column.head)}</th>'
-            for kind, column in zip(classes, table.columns, strict=True)
-        )
-        parts.append(f"<thead><tr>{''.join(heads)}</tr></thead>\n")
+        parts.append("<thead><tr>")
+        for kind, column in zip(classes, table.columns, strict=True):
+            parts.append(f'<th scope="col"{kind}>{escape(column.head)}</th>')
+        parts.append("</tr></thead>\n")
     body = []
     for row in filter(None, table.rows):
         cells = []
-        for kind, column, cell in zip(classes, table.columns, map(_cell, row), strict=True):
+        for kind, column, cell in zip(classes, table.columns, row, strict=True):
             tag = 'th scope="row"' if column.kind == "label" else "td"
             name = f' data-head="{escape(column.head)}"' if stacked else ""
-            cells.append(f"<{tag}{kind}{name}>{_cell_html(cell)}</{tag[:2]}>")
+            cells.append(f"<{tag}{kind}{name}>{_cell_html(_cell(cell))}</{tag[:2]}>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     parts.append("<tbody>" + "\n".join(body) + "</tbody></table></div>")
     parts += [f'<p class="note">{escape(note)}</p>' for note in table.notes]
@@ -217,16 +203,3 @@ def _cell_html(cell: Cell) -> str:
         detail_class = cell.detail_mark.replace(" ", "-")
         text += f'<br><span class="{detail_class}">{escape(cell.detail)}</span>'
     return text
-
-
-def to_json(table: Table) -> list[dict[str, Any]]:
-    """Return one object per row: the column's key -> the cell's value."""
-    names = [column.key or column.head for column in table.columns]
-    return [
-        {
-            name: cell.text if cell.value is ... else cell.value
-            for name, cell in zip(names, map(_cell, row), strict=True)
-        }
-        for row in table.rows
-        if row
-    ]

@@ -1,4 +1,4 @@
-"""Runs of publications and their figures, as ``published.yml`` has them.
+"""Read ``published.yml``, and choose the published figures that a run is compared with.
 
 The file is read once per process, when figures are first needed.
 """
@@ -14,7 +14,14 @@ from typing import Any, Literal
 
 import yaml
 
-from image_classification.reporting.figures import ACCURACY, FIGURES
+from image_classification.config.schema import RunConfig
+from image_classification.reporting.figures import (
+    ACCURACY,
+    FIGURES,
+    INFERENCE,
+    TRAINING,
+    with_batch,
+)
 
 SPREADS = 2.0
 """Printed spreads by which one run may differ from a published mean. A spread is about one standard
@@ -105,13 +112,13 @@ class PublishedRun:
 
     id: str
     model: str
-    platform: str | None
-    precision: str | None
     kind: Kind
     hardware: Hardware
-    num_devices: int | None
     source: Source
     recipe: Recipe
+    platform: str | None = None
+    precision: str | None = None
+    num_devices: int | None = None
     named: RunName | None = None
     why_not: str | None = None
     differs: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -163,9 +170,9 @@ class PublishedRow:
         return self.run.named.precision if self.run.named else self.run.precision
 
     @property
-    def unit(self) -> str:
-        """Unit of value and spread."""
-        return FIGURES[self.figure].unit
+    def key(self) -> str:
+        """The figure's key, with the batch size of inference."""
+        return with_batch(self.figure, self.batch)
 
     @property
     def hardware(self) -> Hardware:
@@ -202,14 +209,6 @@ try:  # libyaml's loader is ten times faster, but not every build of PyYAML has 
 except ImportError:
     from yaml import SafeLoader  # type: ignore[assignment]
 
-# Columns of inference tables whose figure has another name.
-_COLUMNS = {
-    "images_per_s": "inference_images_per_s",
-    "images_per_s_speedup": "inference_images_per_s_speedup",
-}
-# Keys of `figures` that are details of another figure.
-_PARTS = ("top1_spread", "top1_range", "speedup_over", "time_to_train_printed")
-
 
 @cache
 def _content() -> dict[str, Any]:
@@ -226,6 +225,11 @@ def _content() -> dict[str, Any]:
 
 
 @cache
+def _entries() -> dict[str, dict[str, Any]]:
+    return {entry["id"]: entry for entry in _content()["runs"]}
+
+
+@cache
 def load_runs() -> tuple[PublishedRun, ...]:
     """Read every run of ``published.yml``, in the file's order.
 
@@ -237,35 +241,24 @@ def load_runs() -> tuple[PublishedRun, ...]:
     hardware = {key: Hardware(**fields) for key, fields in content["hardware"].items()}
     runs: dict[str, PublishedRun] = {}
     for entry in content["runs"]:
-        run = _run(entry, sources, hardware)
-        if run.id in runs:
-            raise ValueError(f"published.yml: {run.id} appears twice")
-        if (run.named is None) == (run.why_not is None):
-            raise ValueError(f"published.yml: {run.id} needs either run or why_not")
-        runs[run.id] = run
+        name, source, what = entry["id"], entry["source"], dict(entry["what"])
+        if name in runs:
+            raise ValueError(f"published.yml: {name} appears twice")
+        if ("run" in entry) == ("why_not" in entry):
+            raise ValueError(f"published.yml: {name} needs either run or why_not")
+        device = what.pop("hardware", None)
+        runs[name] = PublishedRun(
+            id=name,
+            **what,
+            hardware=hardware.get(device) or Hardware(device),
+            source=sources[source] if isinstance(source, str) else Source(**source),
+            recipe=Recipe(**entry.get("recipe", {})),
+            named=RunName(**entry["run"]) if "run" in entry else None,
+            why_not=entry.get("why_not"),
+            differs=entry.get("differs", {}),
+            note=entry.get("note"),
+        )
     return tuple(runs.values())
-
-
-def _run(
-    entry: Mapping[str, Any], sources: Mapping[str, Source], hardware: Mapping[str, Hardware]
-) -> PublishedRun:
-    source, what = entry["source"], entry["what"]
-    device = what.get("hardware")
-    return PublishedRun(
-        id=entry["id"],
-        model=what["model"],
-        platform=what.get("platform"),
-        precision=what.get("precision"),
-        kind=what["kind"],
-        hardware=hardware.get(device) or Hardware(device),
-        num_devices=what.get("num_devices"),
-        source=sources[source] if isinstance(source, str) else Source(**source),
-        recipe=Recipe(**entry.get("recipe", {})),
-        named=RunName(**entry["run"]) if "run" in entry else None,
-        why_not=entry.get("why_not"),
-        differs=entry.get("differs", {}),
-        note=entry.get("note"),
-    )
 
 
 @cache
@@ -286,7 +279,11 @@ def rows_of(run: PublishedRun) -> tuple[PublishedRow, ...]:
         ValueError: as `load_published`.
     """
     entry = _entries()[run.id]
-    rows = tuple(_all_rows(entry, run))
+    rows = list(_rows(entry, run, run.num_devices, {}))
+    for other in entry.get("others", ()):
+        common = {"elsewhere": other["source"], "note": other.get("note")}
+        common |= {key: other[key] for key in ("same_as", "epochs_stated") if key in other}
+        rows += _rows(other, run, other.get("num_devices", run.num_devices), common)
     seen: set[tuple[str, str, int | None]] = set()
     for row in rows:
         if row.figure not in FIGURES:
@@ -296,21 +293,7 @@ def rows_of(run: PublishedRun) -> tuple[PublishedRow, ...]:
         if key in seen and row.batch is None and row.requests is None:
             raise ValueError(f"published.yml: {key} appears twice")
         seen.add(key)
-    return rows
-
-
-@cache
-def _entries() -> dict[str, dict[str, Any]]:
-    return {entry["id"]: entry for entry in _content()["runs"]}
-
-
-def _all_rows(entry: Mapping[str, Any], run: PublishedRun) -> Iterator[PublishedRow]:
-    notes = entry.get("figure_notes", {})
-    yield from _rows(entry, run, run.num_devices, {}, notes)
-    for other in entry.get("others", ()):
-        common = {"elsewhere": other["source"], "note": other.get("note")}
-        common |= {key: other[key] for key in ("same_as", "epochs_stated") if key in other}
-        yield from _rows(other, run, other.get("num_devices", run.num_devices), common, {})
+    return tuple(rows)
 
 
 def _rows(
@@ -318,46 +301,123 @@ def _rows(
     run: PublishedRun,
     num_devices: int | None,
     common: Mapping[str, Any],
-    notes: Mapping[str, str],
 ) -> Iterator[PublishedRow]:
-    figures = entry.get("figures", {})
-    printed = _by_devices(figures.get("time_to_train_printed"), num_devices)
-    for end, value in zip(("low", "high"), figures.get("top1_range", ()), strict=False):
-        yield PublishedRow(run, f"top1_{end}", value, num_devices, **common)
+    """Yield the figures of one document. common: fields of every row."""
+    figures = dict(entry.get("figures", {}))
+    notes = entry.get("figure_notes", {})
+    details: dict[str, dict[str, Any]] = {
+        "top1": {"spread": figures.pop("top1_spread", None)},
+        "train_speedup": {"over": figures.pop("speedup_over", None)},
+    }
+    printed = _by_devices(figures.pop("time_to_train_printed", {}), num_devices)
+
+    def row(figure: str, value: float, devices: int | None, **fields: Any) -> PublishedRow:
+        note = {"note": notes[figure]} if figure in notes else {}
+        return PublishedRow(run, figure, value, devices, **{**common, **note, **fields})
+
+    for end, value in zip(("low", "high"), figures.pop("top1_range", ()), strict=False):
+        yield row(f"top1_{end}", value, num_devices)
     for figure, given in figures.items():
-        if figure in _PARTS:
-            continue
         for devices, value in _by_devices(given, num_devices).items():
-            own = dict(common)
-            if figure in notes:
-                own["note"] = notes[figure]
-            if figure == "top1":
-                own["spread"] = figures.get("top1_spread")
-            elif figure == "train_speedup":
-                own["over"] = figures.get("speedup_over")
-            elif figure == "time_to_train_min":
-                own["printed"] = printed.get(devices)
-            yield PublishedRow(run, figure, value, devices, **own)
-    for batch_or_requests, values in _table(entry.get("inference", "")):
-        for figure, value in values.items():
-            own = dict(common) | ({"note": notes[figure]} if figure in notes else {})
-            yield PublishedRow(run, figure, value, num_devices, **batch_or_requests, **own)
+            words = {"printed": printed.get(devices)} if figure == "time_to_train_min" else {}
+            yield row(figure, value, devices, **details.get(figure, {}), **words)
+    head, *lines = [line.split() for line in entry.get("inference", "").splitlines()] or [[]]
+    for size, *cells in lines:
+        size_key = "batch" if head[0] == "batch" else "requests"
+        for column, cell in zip(head[1:], cells, strict=True):
+            if cell != "-":
+                figure = f"inference_{column}" if column.startswith("images_per_s") else column
+                yield row(figure, float(cell), num_devices, **{size_key: int(size)})
 
 
 def _by_devices(given: Any, num_devices: int | None) -> dict[int | None, Any]:
-    return given if isinstance(given, dict) else {} if given is None else {num_devices: given}
+    return given if isinstance(given, dict) else {num_devices: given}
 
 
-def _table(text: str) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    lines = [line.split() for line in text.splitlines()]
-    for cells in lines[1:]:
-        (what, *columns), (size, *values) = lines[0], cells
-        key = "batch" if what == "batch" else "requests"
-        yield (
-            {key: int(size)},
-            {
-                _COLUMNS.get(column, column): float(value)
-                for column, value in zip(columns, values, strict=True)
-                if value != "-"
-            },
-        )
+# Platforms whose published rows have the name of another one.
+_SAME_PLATFORM = {"DGX1V-16G": "DGX1V"}
+
+# How well a row fits a run; the lowest rank is chosen.
+_SOURCED, _NAMED, _OTHER_LENGTH, _ELSEWHERE, _ONLY_BESIDE = range(5)
+
+
+def rows_for(config: RunConfig) -> list[PublishedRow]:
+    """Choose the rows that a run is compared with, one for each figure it can measure.
+
+    First come the publications that the configuration names as its sources. If they do not have a
+    figure, or have another number of epochs, it is the newest publication of the same model,
+    platform and precision (and number of epochs, for accuracy). Published command lines turn the
+    250-epoch configuration into the 90-epoch run, so the number of epochs decides, not the name of
+    the recipe. Of rows for several numbers of devices it is the one with this run's, else the one
+    with the most. Inference: each published batch size that this run measures.
+    """
+    chosen: dict[str, tuple[int, PublishedRow]] = {}
+    for rank, row in _ranked(config):
+        best_rank, best = chosen.get(row.key, (_ONLY_BESIDE, None))
+        if rank < best_rank or (best and rank == best_rank and _nearer(row, best, config)):
+            chosen[row.key] = (rank, row)
+    return [row for _, row in chosen.values()]
+
+
+def other_rows_for(config: RunConfig) -> list[PublishedRow]:
+    """Return the same figures of other publications, those with known settings first.
+
+    A value that several documents print is returned once.
+    """
+    chosen = {row.key: row for row in rows_for(config)}
+    taken = {(row.key, row.value, row.spread) for row in chosen.values()}
+    others = []
+    for rank, row in sorted(_ranked(config), key=lambda ranked: ranked[0]):
+        best, printed = chosen.get(row.key), (row.key, row.value, row.spread)
+        if best is None or row.num_devices != best.num_devices:
+            continue
+        if rank != _OTHER_LENGTH and printed not in taken:
+            taken.add(printed)
+            others.append(row)
+    return others
+
+
+def _nearer(row: PublishedRow, best: PublishedRow, config: RunConfig) -> bool:
+    """Return whether ``row`` has a better number of devices than another row of its run."""
+    counts = [(one.num_devices == config.world_size, one.num_devices or 0) for one in (row, best)]
+    return row.id == best.id and counts[0] > counts[1]
+
+
+def _ranked(config: RunConfig) -> Iterator[tuple[int, PublishedRow]]:
+    inference = config.run.mode == "benchmark_inference"
+    runs = {run.id: run for run in load_runs()}
+    sourced = [runs[name] for name in config.sources if name in runs]
+    named = [run for run in runs.values() if run not in sourced and _has_names(run, config)]
+    for run in (*sourced, *named):
+        for row in rows_of(run):
+            if row.figure not in (INFERENCE if inference else TRAINING):
+                continue
+            if row.requests is not None or row.same_as is not None:
+                continue
+            if inference and row.batch not in config.run.inference_batches:
+                continue
+            rank = _rank(row, run in sourced, config)
+            if rank is not None:
+                yield rank, row
+
+
+def _has_names(run: PublishedRun, config: RunConfig) -> bool:
+    names = config.names
+    platform = _SAME_PLATFORM.get(names.platform, names.platform)
+    return run.named is not None and (
+        (run.named.model, run.named.platform, run.named.precision)
+        == (names.model, platform, names.precision)
+    )
+
+
+def _rank(row: PublishedRow, sourced: bool, config: RunConfig) -> int | None:
+    """Rank a row; None for an accuracy of another number of epochs, unless it is a source."""
+    accuracy = row.figure in ACCURACY
+    length = row.run.recipe.epochs
+    if accuracy and not sourced and length not in (None, config.schedule.epochs):
+        return None
+    if row.elsewhere is not None or (accuracy and row.epochs is None):
+        return _ELSEWHERE if sourced else _ONLY_BESIDE
+    if accuracy and length != config.schedule.epochs:
+        return _OTHER_LENGTH
+    return _SOURCED if sourced else _NAMED

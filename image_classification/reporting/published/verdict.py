@@ -10,26 +10,37 @@ differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import DevicesFound
-from image_classification.core.units import number
+from image_classification.core.units import counted, number
 from image_classification.reporting.figures import (
     ACCURACY,
     FIGURES,
+    INFERENCE,
     label_of,
     measured,
     value_text,
-    with_batch,
 )
-from image_classification.reporting.published.comparability import obstacles_of
-from image_classification.reporting.published.load import SPREADS, PublishedRow
-from image_classification.reporting.published.match import other_rows_for, rows_for
-from image_classification.reporting.report import PublishedComparison, RunReport, VerdictWord
+from image_classification.reporting.published.load import (
+    SPREADS,
+    PublishedRow,
+    other_rows_for,
+    rows_for,
+)
+from image_classification.reporting.report import (
+    PublishedComparison,
+    Results,
+    RunReport,
+    VerdictWord,
+)
 from image_classification.reporting.table import Cell, Column, Table, columns, marked
+
+_IMAGENET_VAL_IMAGES = 50_000
+_IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ def judge(
     detail = ""
     if mean_of is not None:
         what = "seed" if accuracy else "run"
-        detail = f" (1 {what})" if mean_of == 1 else f" (mean of {mean_of} {what}s)"
+        detail = f" ({'mean of ' * (mean_of > 1)}{counted(mean_of, what)})"
     elif accuracy and row.spread is None:
         detail = " (no spread printed)"
     elif accuracy:
@@ -111,48 +122,113 @@ def tolerance_factor(n: int, *, spread_is_printed: bool) -> float:
 def compare(
     config: RunConfig, report: RunReport, devices: DevicesFound
 ) -> list[PublishedComparison]:
-    """Compare a run with the published figures of its configuration.
+    """Compare a run with the published figures of its configuration, one entry per figure.
 
     report: its results, telemetry and environment are used. devices: those found on this node.
-
-    Returns one entry per figure: those of `rows_for` come first, then other publications' values
-    of the same figures.
+    The entries of `rows_for` come first, then other publications' values of the same figures.
     """
-    values = measured(report)
-    return [
-        _compare_row(row, config, report, devices, values)
-        for row in (*rows_for(config), *other_rows_for(config))
-    ]
+    values, software = measured(report), report.environment.torch
+    entries = []
+    for row in (*rows_for(config), *other_rows_for(config)):
+        value = values.get(row.key)
+        verdict = judge(row, value, list(_obstacles(row, config, report.results, devices)))
+        why, version = verdict.why, row.run.source.speed_version
+        if verdict.comparable and row.figure not in ACCURACY and software and version:
+            why += f"; published with {version}, here torch {software}"
+        note = row.note or (row.run.note if row.elsewhere is None else None)
+        if value is not None and note:
+            why += f" (the published figure: {note})"
+        entry = PublishedComparison(
+            id=row.id,
+            figure=row.key,
+            unit=FIGURES[row.figure].unit,
+            published=row.value,
+            measured=value,
+            ratio=None if value is None else value / row.value,
+            comparable=verdict.comparable,
+            why=why,
+            verdict=verdict.verdict,
+        )
+        entries.append(entry)
+    return entries
 
 
-def _compare_row(
-    row: PublishedRow,
-    config: RunConfig,
-    report: RunReport,
-    devices: DevicesFound,
-    values: Mapping[str, float],
-) -> PublishedComparison:
-    key = with_batch(row.figure, row.batch)
-    value = values.get(key)
-    verdict = judge(row, value, obstacles_of(row, config, report.results, devices))
-    why = verdict.why
-    software, version = report.environment.torch, row.run.source.speed_version
-    if verdict.comparable and row.figure not in ACCURACY and software and version:
-        why += f"; published with {version}, here torch {software}"
-    note = row.note or (row.run.note if row.elsewhere is None else None)
-    if value is not None and note:
-        why += f" (the published figure: {note})"
-    return PublishedComparison(
-        id=row.id,
-        figure=key,
-        unit=row.unit,
-        published=row.value,
-        measured=value,
-        ratio=None if value is None else value / row.value,
-        comparable=verdict.comparable,
-        why=why,
-        verdict=verdict.verdict,
-    )
+def _obstacles(
+    row: PublishedRow, config: RunConfig, results: Results, devices: DevicesFound
+) -> Iterator[str]:
+    """Yield what differs from the run that gave the published figure."""
+    # Latency does not depend on which images it is measured with.
+    data_obstacle = None if row.figure in INFERENCE else _data_obstacle(config)
+    if data_obstacle is not None:
+        yield data_obstacle
+    shared = list(_shared_obstacles(row, config))
+    yield from shared
+    if row.figure not in ACCURACY:
+        yield from _device_obstacles(row, config, devices)
+    elif config.run.mode == "evaluate":
+        yield "evaluation only: this run did not train the weights"
+    else:
+        imagenet = data_obstacle is None and not shared
+        yield from _training_obstacles(row, config, results, imagenet=imagenet)
+
+
+def _data_obstacle(config: RunConfig) -> str | None:
+    if config.data.path == "synthetic" or config.data.backend == "synthetic":
+        return "synthetic data, not ImageNet"
+    return "demo data set, not ImageNet" if config.data.path == "demo" else None
+
+
+def _shared_obstacles(row: PublishedRow, config: RunConfig) -> Iterator[str]:
+    if config.model.name != row.model:
+        yield f"model {config.model.name}, published for {row.model}"
+    if config.model.num_classes != _IMAGENET_CLASSES:
+        yield f"{config.model.num_classes} classes, not {_IMAGENET_CLASSES}"
+    if config.names.precision != row.precision:
+        yield f"precision {config.names.precision}, published in {row.precision}"
+    if config.platform.device != row.hardware.device:
+        yield f"ran on {config.platform.device}, published on {row.hardware.name}"
+    if row.elsewhere is not None:
+        yield f"the settings behind this figure of {row.elsewhere} are not recorded"
+
+
+def _training_obstacles(
+    row: PublishedRow, config: RunConfig, results: Results, *, imagenet: bool
+) -> Iterator[str]:
+    if config.model.pretrained_from_file is not None:
+        yield "training started from pretrained weights"
+    elif imagenet and results.validation.images not in (None, _IMAGENET_VAL_IMAGES):
+        images = results.validation.images
+        yield f"validated on {images:,} images, not ImageNet's {_IMAGENET_VAL_IMAGES:,}"
+    if row.epochs is None and row.elsewhere is None:
+        yield "the source does not say how many epochs"
+    elif row.epochs not in (None, config.schedule.epochs):
+        yield f"schedule of {counted(config.schedule.epochs, 'epoch')}, published {row.epochs}"
+    epochs = results.train.epochs or 0
+    if epochs < config.schedule.epochs:
+        yield f"stopped after {epochs:g} of {config.schedule.epochs} epochs"
+    for name, value, published in (
+        ("global batch", config.batch.global_batch, row.global_batch),
+        ("learning rate", config.optim.lr, row.recipe.lr),
+        ("mixup", config.mixing.mixup, row.recipe.mixup),
+    ):
+        if published not in (None, value):
+            yield f"{name} {value:g}, published {published:g}"
+    for start in results.starts or ():
+        if start.changes:
+            yield f"settings changed at step {start.step} ({'; '.join(start.changes)})"
+
+
+def _device_obstacles(row: PublishedRow, config: RunConfig, devices: DevicesFound) -> Iterator[str]:
+    wanted = (row.hardware.device_name or "").casefold()
+    others = sorted({name for name in devices.names if wanted not in name.casefold()})
+    if devices.kind == row.hardware.device and (others or not devices.names):
+        yield f"ran on {', '.join(others) or 'no device'}, published on {row.hardware.name}"
+    if config.world_size != row.num_devices:
+        published = "an unknown number" if row.num_devices is None else row.num_devices
+        yield f"{config.world_size} devices, published with {published}"
+    batch = config.batch.per_device_batch
+    if row.figure not in INFERENCE and row.recipe.per_device_batch not in (None, batch):
+        yield f"per-device batch {batch}, published {row.recipe.per_device_batch}"
 
 
 @dataclass(frozen=True)
@@ -167,12 +243,8 @@ class Band:
 
 def band_of(row: PublishedRow) -> Band:
     """Return a published figure with the tolerance of a single run."""
-    return Band(
-        with_batch(row.figure, row.batch),
-        row.value - row.tolerance,
-        row.value + row.tolerance,
-        f"published {row.value:,} ± {row.tolerance:,.3g}",
-    )
+    label = f"published {row.value:,} ± {row.tolerance:,.3g}"
+    return Band(row.key, row.value - row.tolerance, row.value + row.tolerance, label)
 
 
 class _Judged(Protocol):
@@ -224,9 +296,6 @@ def published_table(entries: Iterable[_Judged], *, with_reasons: bool = False) -
         Column("figure", wrap=False, css="figure"),
         *columns("published", "measured", "ratio", numbers=range(3)),
         Column("verdict", wrap=False),
+        *([Column("why", css="why")] if with_reasons else []),
     ]
-    return Table(
-        [*heads, Column("why", css="why")] if with_reasons else heads,
-        rows,
-        title="Against the published figures",
-    )
+    return Table(heads, rows, title="Against the published figures")

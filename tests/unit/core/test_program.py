@@ -10,7 +10,7 @@ from rich.console import Console
 from image_classification.config.resolve import resolve
 from image_classification.core.program import LastingStdout, command, launch_words
 from image_classification.core.types import Record
-from image_classification.reporting.console.sink import open_console_sink
+from image_classification.reporting.console import open_console_sink
 
 ROOT = Path(__file__).parents[3]
 NAMES = ["--model=resnet18", "--precision=FP32", "--mode=convergence", "--platform=CPU"]

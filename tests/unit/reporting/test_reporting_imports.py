@@ -5,8 +5,8 @@ MODULES = (
     "build_report",
     "run_folder",
     "sinks",
-    "console.sink",
-    "console.results",
+    "console",
+    "results",
     "pictures.draw",
     "page",
 )

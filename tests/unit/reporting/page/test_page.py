@@ -8,10 +8,10 @@ from image_classification.config.resolve import resolve
 from image_classification.reporting.build_report import build_report
 from image_classification.reporting.compare.combine import Combined
 from image_classification.reporting.compare.groups import group_runs
-from image_classification.reporting.console.results import result_rows
 from image_classification.reporting.page import combined_page, run_page, write_page
 from image_classification.reporting.pictures.draw import Gallery, draw_run
 from image_classification.reporting.pictures.picture import LeftOut
+from image_classification.reporting.results import result_rows
 from image_classification.reporting.run_folder import read_run
 from tests.support import runs as made
 

@@ -8,7 +8,6 @@ from rich.console import Console
 from image_classification.config.resolve import resolve
 from image_classification.core.types import DevicesFound
 from image_classification.reporting.build_report import build_report
-from image_classification.reporting.console.results import print_results
 from image_classification.reporting.figures import (
     label_of,
     split_batch,
@@ -16,8 +15,9 @@ from image_classification.reporting.figures import (
     with_batch,
 )
 from image_classification.reporting.page import write_page
-from image_classification.reporting.published.match import rows_for
+from image_classification.reporting.published.load import rows_for
 from image_classification.reporting.published.verdict import band_of, newest
+from image_classification.reporting.results import print_results
 from tests.support.runs import compared
 
 V100 = DevicesFound("cuda", ("Tesla V100-SXM2-16GB",))

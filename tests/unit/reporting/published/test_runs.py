@@ -3,7 +3,7 @@ import pytest
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.resolve import resolve
 from image_classification.core.types import DevicesFound
-from image_classification.reporting.published.match import rows_for
+from image_classification.reporting.published.load import rows_for
 from tests.support.runs import compared
 
 # The published throughput is of another per-device batch than the listed configuration, which

@@ -3,8 +3,11 @@ from dataclasses import replace
 import pytest
 
 from image_classification.core.types import DevicesFound
-from image_classification.reporting.published.load import TOP1_TOLERANCE_POINTS, load_published
-from image_classification.reporting.published.match import rows_for
+from image_classification.reporting.published.load import (
+    TOP1_TOLERANCE_POINTS,
+    load_published,
+    rows_for,
+)
 from image_classification.reporting.published.verdict import band_of, newest
 from image_classification.reporting.report import PublishedComparison
 from tests.support.runs import compared

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from image_classification.core.types import Record
-from image_classification.reporting.console.live_view import LiveView, pack
+from image_classification.reporting.console import LiveView, pack
 
 TELEMETRY = {
     "power_w": 2105.4,

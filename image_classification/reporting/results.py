@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -21,13 +21,9 @@ from image_classification.reporting.report import (
     PublishedComparison,
     RunReport,
     TargetResults,
+    ValidationResults,
 )
-from image_classification.reporting.table import (
-    Table,
-    columns,
-    pairs,
-    print_table,
-)
+from image_classification.reporting.table import Table, columns, pairs, print_table
 
 
 def print_results(
@@ -55,76 +51,78 @@ def print_results(
             console.print(Text(more, style="dim"))
 
 
-def result_rows(report: RunReport) -> Iterator[tuple[str, str]]:  # noqa: C901 (one branch per row)
-    """Yield label and text of everything that was measured."""
-    yield "devices", device_text(report)
+def result_rows(report: RunReport) -> list[tuple[str, str]]:
+    """Return label and text of everything that was measured."""
     results, train, step = report.results, report.results.train, report.results.train.step_time_s
-    for validation, label in (
-        (results.validation, "validation"),
-        (results.validation_ema, "validation, EMA"),
-    ):
-        if validation.top1 is not None:
-            parts = [f"top-1 {number(validation.top1)} %"]
-            if validation.top5 is not None:
-                parts.append(f"top-5 {number(validation.top5)} %")
-            if validation.loss is not None:
-                parts.append(f"loss {number(validation.loss, 4)}")
-            if validation.images is not None:
-                parts.append(f"{validation.images:,} images")
-            yield label, ", ".join(parts)
+    rows = [
+        ("devices", _device_text(report)),
+        ("validation", _validation_text(results.validation)),
+        ("validation, EMA", _validation_text(results.validation_ema)),
+    ]
     if train.images_per_s is not None:
         parts = [f"{rate(train.images_per_s)} images/s"]
         if train.images_per_s_per_device is not None:
             parts.append(f"{rate(train.images_per_s_per_device)} per device")
         if train.data_wait_fraction is not None:
             parts.append(f"data wait {percent(train.data_wait_fraction)}")
-        yield "training", ", ".join(parts)
+        rows.append(("training", ", ".join(parts)))
     if step.p50 is not None and step.p95 is not None and step.p99 is not None:
         quantiles = (("p50", step.p50), ("p95", step.p95), ("p99", step.p99))
-        yield (
-            "step time",
-            ", ".join(f"{name} {number(1000 * value, 1)} ms" for name, value in quantiles),
-        )
+        texts = [f"{name} {number(1000 * time_s, 1)} ms" for name, time_s in quantiles]
+        rows.append(("step time", ", ".join(texts)))
     if train.steps:
         epochs = "" if train.epochs is None else f" ({train.epochs:.4g} epochs done)"
-        yield "trained", f"{train.steps:,} steps{epochs}"
-    if results.target.stop_at_top1 is not None:
-        yield "target", _target_text(results.target)
+        rows.append(("trained", f"{train.steps:,} steps{epochs}"))
+    rows.append(("target", _target_text(results.target)))
     worlds = [start.world_size for start in results.starts or ()]
     if len(set(worlds)) > 1:
-        yield "processes", " -> ".join(str(size) for size in worlds)
+        rows.append(("processes", " -> ".join(str(size) for size in worlds)))
     if results.data.images_per_s is not None:
-        yield "loading", f"{rate(results.data.images_per_s)} images/s"
-    if report.telemetry.energy_j is not None:
-        yield "power", _power_text(report)
-    times = (
-        ("total", results.time_s.total),
-        ("training", results.time_s.train),
-        ("validation", results.time_s.validation),
-        ("first step", results.time_s.first_step),
-    )
-    known = [f"{name} {duration(time_s)}" for name, time_s in times if time_s is not None]
-    if known:
-        yield "time", ", ".join(known)
+        rows.append(("loading", f"{rate(results.data.images_per_s)} images/s"))
+    rows.append(("power", _power_text(report)))
+    times = {
+        "total": results.time_s.total,
+        "training": results.time_s.train,
+        "validation": results.time_s.validation,
+        "first step": results.time_s.first_step,
+    }
+    known = [f"{name} {duration(time_s)}" for name, time_s in times.items() if time_s is not None]
+    rows.append(("time", ", ".join(known)))
     if report.exit.code != 0:
-        yield "ended", f"{report.exit.status}: {report.exit.message}"
+        rows.append(("ended", f"{report.exit.status}: {report.exit.message}"))
+    return [(label, text) for label, text in rows if text]
+
+
+def _validation_text(validation: ValidationResults) -> str:
+    if validation.top1 is None:
+        return ""
+    parts = [f"top-1 {number(validation.top1)} %"]
+    if validation.top5 is not None:
+        parts.append(f"top-5 {number(validation.top5)} %")
+    if validation.loss is not None:
+        parts.append(f"loss {number(validation.loss, 4)}")
+    if validation.images is not None:
+        parts.append(f"{validation.images:,} images")
+    return ", ".join(parts)
 
 
 def _power_text(report: RunReport) -> str:
     telemetry, mean_w = report.telemetry, mean_power_w(report)
-    count = len(telemetry.devices or ())
-    parts = []
+    if telemetry.energy_j is None:
+        return ""
+    count, parts = len(telemetry.devices or ()), []
     if mean_w is not None:
         devices = f" of {count} devices" if count > 1 else ""
         parts.append(f"mean {number(mean_w * count, 1)} W{devices}")
-    if telemetry.energy_j is not None:
-        parts.append(f"{number(telemetry.energy_j / 1000)} kJ")
+    parts.append(f"{number(telemetry.energy_j / 1000)} kJ")
     if telemetry.images_per_joule is not None:
         parts.append(f"{number(telemetry.images_per_joule, 3)} images per joule")
     return ", ".join(parts)
 
 
 def _target_text(target: TargetResults) -> str:
+    if target.stop_at_top1 is None:
+        return ""
     wanted = f"top-1 {number(target.stop_at_top1)} %"
     if target.top1 is None:
         return f"{wanted} not reached"
@@ -134,8 +132,7 @@ def _target_text(target: TargetResults) -> str:
     )
 
 
-def device_text(report: RunReport) -> str:
-    """Return count and name of the devices: ``8 x Tesla V100-SXM2-16GB``."""
+def _device_text(report: RunReport) -> str:
     platform = report.config["platform"]
     count = platform["num_devices"] * platform["num_nodes"]
     names = report.environment.device_names

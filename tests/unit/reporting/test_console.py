@@ -8,9 +8,9 @@ from rich.console import Console
 
 from image_classification.core.types import Record
 from image_classification.reporting.build_report import build_report
-from image_classification.reporting.console.results import print_results, result_rows
-from image_classification.reporting.console.sink import LiveSink, PlainSink, open_console_sink
+from image_classification.reporting.console import LiveSink, PlainSink, open_console_sink
 from image_classification.reporting.report import StartResults, TargetResults
+from image_classification.reporting.results import print_results, result_rows
 
 EXPECTED = Path(__file__).parent / "expected"
 
