@@ -16,10 +16,10 @@ from markupsafe import Markup
 
 from image_classification.core.files import write_atomically
 from image_classification.core.units import number, percent, size
+from image_classification.reporting import results as run_results
 from image_classification.reporting.compare.combine import Combined, ratio_table, vendor_table
 from image_classification.reporting.compare.groups import Group, figure_table, inference_table
 from image_classification.reporting.compare.identity import environment_of, short_commit
-from image_classification.reporting.console import results as console
 from image_classification.reporting.published.verdict import newest, published_table
 from image_classification.reporting.report import RunReport, Telemetry, to_json
 from image_classification.reporting.table import Column, Table, columns, pairs, to_html
@@ -64,8 +64,8 @@ def run_page(
         exit=report.exit,
         published=published_table(first, with_reasons=True) if first else None,
         others=published_table(others, with_reasons=True),
-        results=pairs(console.result_rows(report)),
-        inference=console.inference_table(inference) if inference else None,
+        results=pairs(run_results.result_rows(report)),
+        inference=run_results.inference_table(inference) if inference else None,
         telemetry=_telemetry_tables(telemetry) if telemetry.devices else (),
         gallery=gallery,
         environment=pairs((k, _text(v)) for k, v in to_json(report.environment).items()),
