@@ -1,7 +1,7 @@
 """Several processes over gloo train like one process, and stop and fail together.
 
-The short form forks the launcher and its ranks. FAULTS=full (`make test-long`) starts each as a new
-process.
+The short form forks the launcher and its ranks, with narrow networks. FAULTS=full (`make
+test-long`) starts each as a new process.
 """
 
 from __future__ import annotations
@@ -18,17 +18,29 @@ import pytest
 
 from image_classification.cli.emit import render_emission
 from image_classification.cli.launch import parse
-from tests.support.jobs import LAUNCH, FinalState, Jobs, job_environ, read_losses, read_records
+from tests.conftest import STEM_CHANNELS
+from tests.support.jobs import (
+    FORK_SERVER,
+    LAUNCH,
+    FinalState,
+    Jobs,
+    job_environ,
+    read_losses,
+    read_records,
+)
 
 pytestmark = pytest.mark.slow
+FULL = os.environ.get("FAULTS") == "full"
+EPOCHS = 3 if FULL else 10
 
 MIXED = ["--mixup=0.2", "--label-smoothing=0.1", "--use-ema=0.9", "--save-every=50 epochs"]
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    fresh = os.environ.get("FAULTS") == "full"
-    jobs = Jobs(tmp_path_factory.mktemp("jobs"), fresh=fresh, launcher=True)
+    stem_channels = None if FULL else STEM_CHANNELS
+    folder = tmp_path_factory.mktemp("jobs")
+    jobs = Jobs(folder, fresh=FULL, launcher=True, stem_channels=stem_channels)
     yield jobs
     jobs.close()
 
@@ -36,7 +48,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
 @pytest.fixture
 def half_batches(small_arguments: list[str]) -> list[str]:
     """Four images per device and micro-batch, for a global batch of eight."""
-    return [a.replace("batch.per_device=8", "batch.per_device=4") for a in small_arguments]
+    half = [a.replace("batch.per_device=8", "batch.per_device=4") for a in small_arguments]
+    return [a.replace("schedule.epochs=3", f"schedule.epochs={EPOCHS}") for a in half]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +59,7 @@ def two_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two(jobs: Jobs, half_batches: list[str], two_folder: Path) -> Path:
-    """Return the folder of a run of 12 steps on two processes; run once."""
+    """Return the folder of a run on two processes, of four steps per epoch; run once."""
     if not two_folder.exists():
         jobs.run(half_batches, two_folder, *MIXED, processes=2)
     return two_folder
@@ -70,7 +83,7 @@ def test_two_processes_train_like_one(jobs, half_batches, two, tmp_path):
     one = tmp_path / "one"
     jobs.run(half_batches, one, *MIXED)
     assert read_losses(one) == pytest.approx(read_losses(two), abs=1e-4)
-    assert len(read_losses(two)) == 12
+    assert len(read_losses(two)) == 4 * EPOCHS
     for folder in (one, two):
         assert_each_image_was_validated_once(folder)
 
@@ -80,12 +93,14 @@ def test_the_emitted_torchrun_command_trains_like_the_launcher(half_batches, two
     folder = tmp_path / "a run"
     argv = [*half_batches, *MIXED, "--set=platform.num_devices=2", "--set=run.stop_epoch=1"]
     argv.append(f"--workspace={folder}")
+    program = [str(LAUNCH)] if FULL else [str(FORK_SERVER), str(LAUNCH)]
+    variables = {} if FULL else {"STEM_CHANNELS": str(STEM_CHANNELS)}
     config = parse(["--emit=torchrun", *argv]).read().on()
-    command = render_emission("torchrun", config, ["--emit=torchrun", *argv], [str(LAUNCH)])
+    command = render_emission("torchrun", config, ["--emit=torchrun", *argv], program)
     python = Path(sys.executable).parent
     done = subprocess.run(
         ["bash", "-c", command],
-        env=job_environ(PATH=f"{python}{os.pathsep}{os.environ['PATH']}"),
+        env=job_environ(PATH=f"{python}{os.pathsep}{os.environ['PATH']}", **variables),
         capture_output=True,
         text=True,
         timeout=240,
@@ -105,7 +120,7 @@ def test_stopped_by_signals_and_resumed(jobs, half_batches, two, tmp_path):
     # Loader workers must neither die of the signal nor outlive the run.
     arguments = [a.replace("data.workers=0", "data.workers=1") for a in half_batches]
     arguments += [*MIXED, "--resume=auto"]
-    for number, step in ((signal.SIGTERM, 2), (signal.SIGUSR1, 7)):
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGUSR1, 2 * EPOCHS)):
         job = jobs.start(arguments, stopped, processes=2)
         job.wait_for_record("step", step)
         job.send_signal(number)

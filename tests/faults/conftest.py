@@ -3,7 +3,8 @@
 ``FAULTS=full`` in the environment (``make test-faults``) selects the long form: more repetitions,
 and jobs that are a fresh ``launch.py`` each. The short form forks jobs from a process with its
 imports done, and starts the ranks of a world without a launcher, as Slurm does; so do most of the
-long form's many kills.
+long form's many kills. The short form's networks are narrow, and its runs have more steps where a
+fault must come before the end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import STEM_CHANNELS
 from tests.support.jobs import FinalState, Jobs
 
 
@@ -28,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def full() -> bool:
     """Whether the long form is selected."""
     return os.environ.get("FAULTS") == "full"
+
+
+@pytest.fixture(scope="session")
+def stem_channels(full: bool) -> int | None:
+    """Return the width of the short form's networks."""
+    return None if full else STEM_CHANNELS
 
 
 @pytest.fixture
@@ -45,17 +53,19 @@ def record_outcome(
 
 
 @pytest.fixture(scope="session")
-def jobs_of_session(full: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    jobs = Jobs(tmp_path_factory.mktemp("jobs"), fresh=full)
+def jobs_of_session(
+    full: bool, stem_channels: int | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Jobs]:
+    jobs = Jobs(tmp_path_factory.mktemp("jobs"), fresh=full, stem_channels=stem_channels)
     yield jobs
     jobs.close()
 
 
 @pytest.fixture
-def jobs(full: bool, tmp_path: Path) -> Iterator[Jobs]:
+def jobs(full: bool, stem_channels: int | None, tmp_path: Path) -> Iterator[Jobs]:
     log_folder = tmp_path / "jobs"
     log_folder.mkdir()
-    jobs = Jobs(log_folder, fresh=full)
+    jobs = Jobs(log_folder, fresh=full, stem_channels=stem_channels)
     yield jobs
     jobs.close()
 
@@ -65,6 +75,12 @@ def arguments(small_arguments: list[str]) -> list[str]:
     """Eight steps of training on one or two ranks, with every kind of randomness in it."""
     changes = {"schedule.epochs": 2, "run.keep_checkpoints": 3}
     return [*small_arguments, "--mixup=0.2", *(f"--set={k}={v}" for k, v in changes.items())]
+
+
+@pytest.fixture
+def long_arguments(arguments: list[str], full: bool) -> list[str]:
+    """The same with 48 steps in the short form, whose steps take about 30 ms."""
+    return arguments if full else [*arguments, "--set=schedule.epochs=12"]
 
 
 @pytest.fixture(scope="session")

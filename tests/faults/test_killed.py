@@ -24,6 +24,8 @@ def test_killed_at_random_moments(
     jobs, arguments, reference_state, full, record_outcome, tmp_path, processes
 ):
     """A rank is killed with SIGKILL at a random moment of training or saving."""
+    if not full:
+        arguments = [*arguments, "--set=schedule.epochs=5"]
     expected = reference_state(arguments, processes)
     draw = random.Random(processes)
     num_kills = KILLS[processes][full]
@@ -37,7 +39,7 @@ def test_killed_at_random_moments(
         before = len(job.records())
         started = job.wait_until(lambda j=job, n=before: len(j.records()) > n)
         if started and draw.random() < 0.9:
-            time.sleep(draw.uniform(0.0, 1.2))
+            time.sleep(draw.uniform(0.0, 1.2 if full else 0.6))
         if not job.has_ended:
             os.kill(job.rank_pid(draw.randrange(processes)), signal.SIGKILL)
             job.wait_after_kill()

@@ -39,7 +39,7 @@ def test_loader_process_killed(
     """A loader process of a running job is killed with SIGKILL."""
     times = 5 if full else 1
     # Prefetching may reach the end of an epoch: each start gets into the next one.
-    arguments = [*arguments, f"--set=schedule.epochs={times + 1}"]
+    arguments = [*arguments, f"--set=schedule.epochs={times + 1 if full else 12}"]
     folder = tmp_path / "run"
     for n in range(times):
         loading = [*with_backend(arguments, "pytorch"), "--set=data.prefetch=1", "--resume=auto"]

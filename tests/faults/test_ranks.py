@@ -18,9 +18,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux sig
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
+def jobs(tmp_path: Path, stem_channels: int | None) -> Iterator[Jobs]:
     """Jobs with the launcher, whose behavior these tests are about."""
-    jobs = Jobs(tmp_path, fresh=FULL, launcher=True)
+    jobs = Jobs(tmp_path, fresh=FULL, launcher=True, stem_channels=stem_channels)
     yield jobs
     jobs.close()
 
@@ -29,7 +29,7 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
 def command(small_arguments: list[str]) -> Callable[..., list[str]]:
     """Return the arguments of a run of three steps per epoch, 12 images each."""
 
-    def make(world_size: int, epochs: int = 2) -> list[str]:
+    def make(world_size: int, epochs: int = 2 if FULL else 8) -> list[str]:
         changed = {
             "batch.per_device": 12 // world_size,
             "batch.global": 12,

@@ -61,13 +61,15 @@ def wait_for_saving(job) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"] if FULL else ["SIGINT"])
-def test_stopped_while_saving(jobs, arguments, reference_state, record_outcome, tmp_path, name):
+def test_stopped_while_saving(
+    jobs, long_arguments, reference_state, record_outcome, tmp_path, name
+):
     """A stop signal arrives while a checkpoint is being written."""
     saving = ["--training-only", "--save-every=2 steps"]
     stop_and_continue(
         jobs,
-        reference_state(arguments),
-        arguments,
+        reference_state(long_arguments),
+        long_arguments,
         tmp_path / "run",
         *saving,
         send=signal_to(getattr(signal, name)),
@@ -116,12 +118,12 @@ def test_stopped_during_evaluation(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"] if FULL else ["SIGTERM"])
-def test_stopped_by_one_rank(jobs, arguments, reference_state, record_outcome, tmp_path, name):
+def test_stopped_by_one_rank(jobs, long_arguments, reference_state, record_outcome, tmp_path, name):
     """One rank of two receives a stop signal."""
     stop_and_continue(
         jobs,
-        reference_state(arguments, 2),
-        arguments,
+        reference_state(long_arguments, 2),
+        long_arguments,
         tmp_path / "run",
         "--training-only",
         send=signal_to(getattr(signal, name), rank=1),
@@ -134,12 +136,12 @@ def test_stopped_by_one_rank(jobs, arguments, reference_state, record_outcome, t
 
 
 @pytest.mark.parametrize("processes", [1, 2] if FULL else [1])
-def test_stopped_twice(jobs, arguments, reference_state, record_outcome, tmp_path, processes):
+def test_stopped_twice(jobs, long_arguments, reference_state, record_outcome, tmp_path, processes):
     """A second SIGTERM arrives while the first is being handled."""
     stop_and_continue(
         jobs,
-        reference_state(arguments, processes),
-        arguments,
+        reference_state(long_arguments, processes),
+        long_arguments,
         tmp_path / "run",
         "--training-only",
         send=signal_to(signal.SIGTERM, times=2, interval_s=0.1),
@@ -150,10 +152,10 @@ def test_stopped_twice(jobs, arguments, reference_state, record_outcome, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"] if FULL else ["SIGUSR1"])
-def test_stopped_with_dali(jobs, arguments, reference_state, record_outcome, tmp_path, name):
+def test_stopped_with_dali(jobs, long_arguments, reference_state, record_outcome, tmp_path, name):
     """A stop signal during an epoch loaded with DALI."""
     pytest.importorskip("nvidia.dali")
-    dali = [*arguments, "--data-backend=dali-cpu", "--set=data.workers=2"]
+    dali = [*long_arguments, "--data-backend=dali-cpu", "--set=data.workers=2"]
     stop_and_continue(
         jobs,
         reference_state(dali),

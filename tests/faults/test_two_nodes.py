@@ -69,8 +69,8 @@ def arguments(small_arguments: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def jobs(tmp_path, full) -> Iterator[Jobs]:
-    jobs = Jobs(tmp_path, fresh=full, launcher=True)
+def jobs(tmp_path, full, stem_channels) -> Iterator[Jobs]:
+    jobs = Jobs(tmp_path, fresh=full, launcher=True, stem_channels=stem_channels)
     yield jobs
     jobs.close()
 
@@ -83,18 +83,21 @@ def assert_equals_one_node(jobs, arguments, two_nodes) -> None:
     assert read_records(two_nodes, "start")[0].values["world_size"] == 2
 
 
-def test_two_nodes_in_namespaces(full, leftover_namespaces, jobs, arguments, tmp_path):
+def test_two_nodes_in_namespaces(
+    full, stem_channels, leftover_namespaces, jobs, arguments, tmp_path
+):
     """Two nodes train like one; the script removes namespaces that a killed run left."""
     folder = tmp_path / "two-nodes"
-    python = Path(sys.executable)
+    python, variables = Path(sys.executable), {}
     if not full:
         # One import per node: the launcher's rank is a fork of it.
         python = tmp_path / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} {FORK_SERVER} "$@"\n')
         python.chmod(0o755)
+        variables = {"STEM_CHANNELS": str(stem_channels)}
     demo = subprocess.Popen(
         [str(ROOT / "scripts" / "two_nodes_demo.sh"), str(folder), *arguments],
-        env=job_environ(PYTHON=str(python)),
+        env=job_environ(PYTHON=str(python), **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
