@@ -25,7 +25,7 @@ class CommandParser(argparse.ArgumentParser):
         if verb:
             options["prog"] = command(verb)
         super().__init__(**options)
-        # How many words before the verb's own arguments the program's name is.
+        # Number of words between the program's name and the arguments of the verb.
         self._depth = 0 if self.prog == "launch.py" else len(verb.split())
 
     def error(self, message: str) -> NoReturn:

@@ -18,7 +18,7 @@ import yaml
 
 from image_classification.config.keys import settable_key
 from image_classification.config.schema import MODES, PRECISIONS
-from image_classification.core.errors import ConfigError, meant, nearest, shortened, unknown
+from image_classification.core.errors import ConfigError, nearest, shortened, suggestion, unknown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED_FILE = _PACKAGE / "configs.yml"
@@ -210,7 +210,7 @@ def _layer(content: Mapping[str, Located], words: tuple[str, ...] = ()) -> Layer
         if name in words:
             continue
         if "." not in name and nearest(name, words):
-            raise ConfigError(f"{at.where}: unknown key {name!r}{meant(name, words)}")
+            raise ConfigError(f"{at.where}: unknown key {name!r}{suggestion(name, words)}")
         key = settable_key(name, at.where)
         value: Any = at.value
         if isinstance(value, list):

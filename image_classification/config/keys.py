@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from image_classification.config.schema import SECTIONS, RunConfig
-from image_classification.core.errors import ConfigError, meant, nearest, shortened
+from image_classification.core.errors import ConfigError, nearest, shortened, suggestion
 
 MAX_INT = 2**31 - 1
-"""Upper bound of whole numbers without a bound of their own."""
+"""Upper bound of whole numbers for which the schema has none."""
 
 _NAME_OPTIONS = {
     "model.name": "--model",
@@ -123,7 +123,7 @@ class Key:
             value = float(value)
         if self.choices and value not in self.choices:
             raise ConfigError(
-                f"{where}: {self.name} cannot be {value!r}{meant(value, self.choices)} "
+                f"{where}: {self.name} cannot be {value!r}{suggestion(value, self.choices)} "
                 f"(valid: {', '.join(self.choices)})"
             )
         if self.pattern and not re.fullmatch(self.pattern, value):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from image_classification.config.keys import KEYS, Key, Override, whole_number
-from image_classification.core.errors import ConfigError, meant, shortened
+from image_classification.core.errors import ConfigError, shortened, suggestion
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _save_every(text: str, option: str, key: Key) -> str:
 def _init(text: str, option: str, key: Key) -> str:
     modes = {"fanin": "fan_in", "fanout": "fan_out"}
     if text not in modes:
-        hint = meant(text, modes)
+        hint = suggestion(text, modes)
         raise ConfigError(f"{option} cannot be {text!r}{hint} (valid: {', '.join(modes)})")
     return modes[text]
 

@@ -74,7 +74,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return folded[hits[0]] if hits else ""
 
 
-def meant(name: str, valid: Iterable[str]) -> str:
+def suggestion(name: str, valid: Iterable[str]) -> str:
     """Return ``; did you mean 'NAME'?`` with the nearest valid name; "" if none is similar."""
     hint = nearest(name, valid)
     return f"; did you mean {hint!r}?" if hint else ""
@@ -84,7 +84,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """Return the message for an unknown name, with the nearest valid one and all valid ones."""
     choices = list(valid)
     listed = ", ".join(choices) if len(choices) <= 24 else f"{len(choices)} names, see --list"
-    return f"unknown {kind} {name!r}{meant(name, choices)} (valid: {listed})"
+    return f"unknown {kind} {name!r}{suggestion(name, choices)} (valid: {listed})"
 
 
 def shortened(value: object, length: int = 60) -> str:

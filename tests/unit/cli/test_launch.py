@@ -15,8 +15,9 @@ from image_classification.cli.launch import (
     render_explanation,
     render_listing,
 )
-from image_classification.config import explanation, load_catalogue, resolve
-from image_classification.config.keys import KEYS
+from image_classification.config import resolve
+from image_classification.config.catalogue import load_catalogue
+from image_classification.config.keys import KEYS, explanation
 from image_classification.config.options import OPTIONS
 from image_classification.core.errors import ConfigError
 from image_classification.models import list_models

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.config import Override, RunConfig, resolve
+from image_classification.config import RunConfig, resolve
 from image_classification.config.catalogue import DEFAULT_FILE
-from image_classification.config.keys import KEYS, read_setting
+from image_classification.config.keys import KEYS, Override, read_setting
 from image_classification.config.resolve import without_line
 from image_classification.core.errors import ConfigError, DeviceError
 from image_classification.core.types import DevicesFound
