@@ -59,7 +59,7 @@ coverage: setup
 # The fault tests have a target of their own, which writes their table.
 test-long: setup
 	OMP_NUM_THREADS=1 FAULTS=full $(BIN)/python -m pytest -m slow \
-	  tests/conformance/test_processes.py tests/unit/cli/emit
+	  tests/conformance/test_processes.py tests/unit/cli/test_emit.py
 
 # The trackers' packages have many dependencies, so they get an environment of their own. It uses
 # the packages of .venv, torch among them.

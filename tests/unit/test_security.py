@@ -53,7 +53,7 @@ def malicious(kind: str, target: Path) -> bytes:
 
 @pytest.fixture
 def ran(tmp_path: Path) -> Path:
-    """Exists once a pickle has run."""
+    """Return the folder that an executed pickle creates."""
     target = tmp_path / "it-ran"
     pickle.loads(malicious("pickle", target))
     assert target.is_dir(), "the pickle is harmless: these tests would test nothing"
@@ -84,8 +84,10 @@ KINDS = ("pickle", "torch.save", "torch.save before 1.6")
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
-def test_a_pickle_in_a_checkpoint_never_runs(tmp_path, ran, fails, kind, name, small_arguments):
-    """Its hash is right, so that only the reader stands between the file and the run."""
+def test_a_pickle_in_a_checkpoint_is_not_executed(
+    tmp_path, ran, fails, kind, name, small_arguments
+):
+    """The hash is right, so that only the reader can refuse the file."""
     snapshot = Snapshot({"w": torch.ones(2)}, {}, {}, {"progress": {"step": 1}})
     saved = checkpoint.save(tmp_path / "run" / "checkpoints", 1, snapshot).path
     content = malicious(kind, ran)
@@ -108,7 +110,7 @@ def test_a_pickle_in_a_checkpoint_never_runs(tmp_path, ran, fails, kind, name, s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pth", "model.pt"])
-def test_pickled_weights_never_run(tmp_path, ran, fails, kind, name, small_arguments):
+def test_pickled_weights_are_not_executed(tmp_path, ran, fails, kind, name, small_arguments):
     path = tmp_path / name
     path.write_bytes(malicious(kind, ran))
     arguments = [*small_arguments, f"--workspace={tmp_path / 'run'}"]
@@ -211,7 +213,7 @@ def test_packing_a_hostile_shard_writes_nothing(tmp_path, fails):
 
 
 @pytest.mark.parametrize("address", ["pipe:mkdir RAN", "pipe:cat x.tar", "http://127.0.0.1:9/x"])
-def test_addresses_and_commands_are_no_data_sets(tmp_path, ran, fails, address, small_arguments):
+def test_addresses_and_commands_are_not_data_sets(tmp_path, ran, fails, address, small_arguments):
     address = address.replace("RAN", str(ran))
     named = [address if a.startswith("/") else a for a in small_arguments]
     line = fails(main, *named, f"--workspace={tmp_path / 'run'}")
@@ -224,15 +226,15 @@ def tree(folder: Path) -> set[Path]:
 
 
 @pytest.mark.slow
-def test_nothing_secret_is_written_down(tmp_path, monkeypatch, small_arguments, capfd):
-    """The environment is looked at for a launcher's variables, and never copied."""
+def test_secrets_of_the_environment_are_not_written(tmp_path, monkeypatch, small_arguments, capfd):
+    """Variables of the launcher are read; none is copied."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     folder = tmp_path / "run"
     more = ["--save-every=2 steps", "--raport-file=raport.json", "--set=schedule.epochs=1"]
     arguments = [*small_arguments, "--set=schedule.warmup_epochs=0", *more]
     assert main([*arguments, f"--workspace={folder}"]) == 0
-    told = capfd.readouterr()
+    printed = capfd.readouterr()
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {"report.json", "config.yml", "metrics.jsonl", "model.safetensors"} <= {
         path.name for path in files
@@ -240,6 +242,6 @@ def test_nothing_secret_is_written_down(tmp_path, monkeypatch, small_arguments, 
     assert all((path.stat().st_size > 0) or path.name == ".lock" for path in files)
     for name, value in SECRETS.items():
         for text in (name, value):
-            assert text not in told.out + told.err
+            assert text not in printed.out + printed.err
             assert [p for p in files if text.encode() in p.read_bytes()] == []
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""``--emit``: the words reach the program as they were given, on every kind of cluster."""
+"""``--emit``: job files and commands that pass the arguments on unchanged."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def shown(done: subprocess.CompletedProcess[str]) -> tuple[list[str], dict[str, 
 # The command line
 
 
-def test_the_option_itself_is_left_out():
+def test_the_emit_option_is_removed_from_the_arguments():
     assert without_emit(["-a", "m", "--emit", "slurm", "x"]) == ["-a", "m", "x"]
     assert without_emit(["--emit=slurm", "-a", "m"]) == ["-a", "m"]
 
 
 @pytest.mark.parametrize("kind", EMIT_KINDS)
-def test_it_prints_and_runs_nothing(kind, tmp_path, monkeypatch, capfd):
+def test_emit_prints_and_runs_nothing(kind, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert main([*NAMES, "DGXA100", "--emit", kind]) == 0
     out, err = capfd.readouterr()
@@ -94,12 +94,12 @@ def test_it_prints_and_runs_nothing(kind, tmp_path, monkeypatch, capfd):
         (["--emit", "slurm", "--json"], "--json goes with"),
     ],
 )
-def test_mistakes_of_the_option(argv, words):
+def test_invalid_arguments_of_emit(argv, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         parse([*NAMES, "DGXA100", *argv])
 
 
-def test_list_takes_no_emit():
+def test_list_and_emit_together_are_an_error():
     with pytest.raises(ConfigError, match="--list goes with"):
         parse(["--list", "--emit", "slurm"])
 
@@ -120,7 +120,7 @@ def test_list_takes_no_emit():
         (["--cfg_file", str(ROOT / "configs.yml")], "is not in the container"),
     ],
 )
-def test_what_a_container_cannot_see_is_an_error(kind, argv, words):
+def test_paths_outside_the_container_are_an_error(kind, argv, words):
     if not words:
         assert emit(kind, *NAMES, "DGXA100", *argv)
         return
@@ -128,7 +128,7 @@ def test_what_a_container_cannot_see_is_an_error(kind, argv, words):
         emit(kind, *NAMES, "DGXA100", *argv)
 
 
-def test_only_training_is_continued():
+def test_only_training_runs_resume():
     names = [*NAMES, "DGXA100", "--mode", "benchmark_training"]
     for kind in EMIT_KINDS:
         text = emit(kind, *names)
@@ -139,7 +139,7 @@ def test_only_training_is_continued():
     assert given.endswith("--resume runs/a")
 
 
-def test_what_is_given_is_not_given_again():
+def test_given_workspace_and_resume_are_not_added_again():
     text = emit("torchrun", *NAMES, "DGXA100", "--workspace", "w", "--resume", "auto")
     assert text.count("--workspace") == text.count("--resume") == 1
     text = emit("torchrun", *NAMES, "DGXA100", "--set", "run.workspace=w", "--", "/data")
@@ -158,14 +158,14 @@ def test_the_committed_examples_are_current(name, kind):
 # torchrun
 
 
-def test_torchrun_on_one_machine_keeps_every_word():
+def test_torchrun_on_one_machine_passes_all_arguments():
     words = shlex.split(emit("torchrun", *NAMES, "DGXA100", *NASTY))
     at = words.index("launch.py")
     assert words[at + 1 :] == [*NAMES, "DGXA100", *NASTY, *OWN]
     assert {"--nnodes=1", "--nproc-per-node=8", "--standalone"} <= set(words[:at])
 
 
-def test_torchrun_on_two_machines_is_told_where_by_the_shell(tmp_path):
+def test_torchrun_on_two_machines_takes_the_address_from_the_shell(tmp_path):
     text = emit("torchrun", *NAMES, "BI-V100x16")
     write_program(tmp_path, "show", SHOW)
     start = shlex.join(shlex.split(text.split(" --nnodes")[0]))
@@ -196,7 +196,7 @@ def directives(text: str) -> dict[str, str | None]:
     return found
 
 
-def test_slurm_asks_for_the_published_machine():
+def test_slurm_requests_the_nodes_of_the_platform():
     asked = directives(emit("slurm", *NAMES, "DGXA100", "--set", "platform.num_nodes=2"))
     assert asked["--nodes"] == "2"
     assert asked["--ntasks-per-node"] == asked["--gpus-per-node"] == "8"
@@ -209,7 +209,7 @@ def test_slurm_asks_for_the_published_machine():
     assert "--gpus-per-node" not in directives(emit("slurm", *NAMES, "CPU"))
 
 
-def test_slurm_keeps_every_word_and_mounts_the_folders(tmp_path):
+def test_slurm_passes_all_arguments_and_mounts_the_folders(tmp_path):
     text = emit("slurm", *NAMES, "DGXA100", *NASTY)
     write_program(tmp_path / "bin", "srun", SHOW)
     words, _ = shown(shell(text, tmp_path, with_programs(tmp_path / "bin")))
@@ -225,7 +225,7 @@ def test_slurm_keeps_every_word_and_mounts_the_folders(tmp_path):
     assert (tmp_path / "runs").is_dir()
 
 
-def test_slurm_keeps_the_demo_where_all_nodes_see_it(tmp_path):
+def test_slurm_puts_the_demo_data_into_the_shared_folder(tmp_path):
     write_program(tmp_path / "bin", "srun", SHOW)
     text = emit("slurm", *NAMES, "CPU", "--workspace", f"{tmp_path}/w")
     words, environ = shown(shell(text, tmp_path, with_programs(tmp_path / "bin")))
@@ -234,7 +234,7 @@ def test_slurm_keeps_the_demo_where_all_nodes_see_it(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (3, False), (75, True)])
-def test_slurm_requeues_what_was_stopped_and_nothing_else(code, requeued, tmp_path):
+def test_slurm_requeues_only_jobs_stopped_by_a_signal(code, requeued, tmp_path):
     bin_ = tmp_path / "bin"
     write_program(bin_, "srun", f"raise SystemExit({code})")
     write_program(bin_, "scontrol", "import sys; print('scontrol', *sys.argv[1:])")
@@ -245,7 +245,7 @@ def test_slurm_requeues_what_was_stopped_and_nothing_else(code, requeued, tmp_pa
     assert not done.stderr
 
 
-def test_slurm_says_when_a_site_allows_no_requeue(tmp_path):
+def test_slurm_reports_that_a_site_does_not_allow_requeuing(tmp_path):
     write_program(tmp_path / "bin", "srun", "raise SystemExit(75)")
     write_program(tmp_path / "bin", "scontrol", "raise SystemExit(1)")
     environ = with_programs(tmp_path / "bin", SLURM_JOB_ID="17")
@@ -345,13 +345,13 @@ def trainer(text: str) -> dict[str, Any]:
     return found
 
 
-def test_kubernetes_keeps_every_word():
+def test_kubernetes_passes_all_arguments():
     args = trainer(emit("kubernetes", *NAMES, "DGXA100", *NASTY))["args"]
     words = [expanded(arg, {"HOME": "/root"}) for arg in args]
     assert words == ["python", "launch.py", *NAMES, "DGXA100", *NASTY, *OWN]
 
 
-def test_kubernetes_tells_each_pod_of_several_which_it_is(tmp_path):
+def test_kubernetes_passes_the_node_rank_to_each_pod(tmp_path):
     asked = trainer(emit("kubernetes", *NAMES, "BI-V100x16", *NASTY))
     assert (asked["numNodes"], asked["numProcPerNode"]) == (2, 8)
     pod = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_PORT": "29500"}
@@ -372,11 +372,11 @@ def test_kubernetes_tells_each_pod_of_several_which_it_is(tmp_path):
         ("CPU", {"requests": {"cpu": "2"}}),
     ],
 )
-def test_kubernetes_asks_for_the_platforms_devices(platform, resources):
+def test_kubernetes_requests_the_devices_of_the_platform(platform, resources):
     assert trainer(emit("kubernetes", *NAMES, platform))["resourcesPerNode"] == resources
 
 
-def test_a_long_name_stays_one_a_pod_can_have():
+def test_a_long_job_name_is_shortened():
     names = ["--model", "resnext101-32x4d", "--precision", "AMP", "--platform", "DGX1V-16G"]
     found = {
         yaml.safe_load(emit("kubernetes", *names, "--mode", mode))["metadata"]["name"]

@@ -69,7 +69,7 @@ def learnt(config: RunConfig) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("model", "platform", "precision"), RUNS)
-def test_a_training_script_is_the_recipe_of_its_name(
+def test_a_training_script_matches_its_named_recipe(
     model: str, platform: str, precision: str
 ) -> None:
     names = f"--model {model} --precision {precision} --mode convergence --platform {platform}"
@@ -99,7 +99,7 @@ def test_a_benchmark_line_runs_100_iterations(run: tuple[str, str, str], mode: s
 
 
 @pytest.mark.parametrize("line", MAIN)
-def test_a_line_of_main_with_its_names(line: str) -> None:
+def test_a_command_line_of_main_with_names_added(line: str) -> None:
     words = line.split()
     names = NAMES_OF_MAIN.format(
         mode="evaluate" if "--evaluate" in words else "convergence",

@@ -48,7 +48,7 @@ def refuse(tmp_path: Path, old: str, new: str) -> str:
     return caught.value.message.replace(str(tmp_path), "")
 
 
-def test_a_custom_file_resolves_and_names_itself_in_the_origins(tmp_path: Path) -> None:
+def test_the_origins_name_a_custom_file(tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
     load(tmp_path, MINIMAL)
     config = resolve("net", "FP32", "convergence", "BOX", config_file=path)
@@ -110,7 +110,7 @@ def test_an_invalid_file_is_an_error_with_file_and_line(
     assert refuse(tmp_path, old, new).startswith(message)
 
 
-def test_the_whole_message_for_a_misspelt_key(tmp_path: Path) -> None:
+def test_the_message_for_a_misspelled_key(tmp_path: Path) -> None:
     message = refuse(tmp_path, "optim.weight_decay", "optim.weight_decya")
     assert message == ("/c.yml:19: unknown key 'optim.weight_decya'; did you mean 'weight_decay'?")
 
@@ -122,7 +122,7 @@ def test_an_entry_without_a_required_key_is_an_error(tmp_path: Path) -> None:
         resolve("net", "FP32", "convergence", "BOX", config_file=path)
 
 
-def test_a_mistake_shows_whichever_run_is_asked_for(tmp_path: Path) -> None:
+def test_an_error_in_another_entry_is_found_too(tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
     path.write_text(MINIMAL + "  other:\n    BOX:\n      FP32: {optim.lrr: 1}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"c\.yml:28: unknown key 'optim\.lrr'"):
@@ -142,7 +142,7 @@ def child(at: Located, *keys: str) -> Located:
     return at
 
 
-def test_every_value_knows_its_line(tmp_path: Path) -> None:
+def test_every_value_has_its_line(tmp_path: Path) -> None:
     root = read_yaml(tmp_path, "a: 1\nb:\n  c: text\n  d: [1.5,\n      true]\n")
     assert child(root, "a") == Located(1, "f.yml:1", "1")
     assert child(root, "b", "c").where == "f.yml:3"
@@ -168,7 +168,7 @@ def test_an_own_key_wins_over_a_merge_that_follows_it(tmp_path: Path) -> None:
     assert child(root, "use", "x").value == 5
 
 
-def test_text_keeps_what_yaml_would_reinterpret(tmp_path: Path) -> None:
+def test_the_text_of_a_scalar_is_as_written(tmp_path: Path) -> None:
     at = child(read_yaml(tmp_path, "a: no\n"), "a")
     assert (at.value, at.text) == (False, "no")
 
@@ -195,12 +195,12 @@ def test_invalid_yaml_is_an_error_with_the_line(tmp_path: Path, text: str, messa
     assert caught.value.message.startswith(message)
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file.*--cfg_file"):
         load_yaml(tmp_path / "none.yml", "none.yml")
 
 
-def test_bytes_that_are_not_utf8_say_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "f.yml"
     path.write_bytes(b"a: \xff\n")
     with pytest.raises(ConfigError, match=r"f\.yml: not UTF-8 text at byte 3"):

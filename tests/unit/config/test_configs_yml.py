@@ -61,7 +61,7 @@ def test_batches_divide_in_every_entry() -> None:
         assert batch.per_device_batch * world * batch.accumulation == batch.global_batch, run
 
 
-def test_every_run_names_a_published_run_or_says_what_was_assumed() -> None:
+def test_every_run_has_a_published_source_or_an_assumption() -> None:
     for run in RUNS:
         config = resolved(run)
         assumed = any(w.startswith("assumption: ") for w in config.warnings)
@@ -79,7 +79,7 @@ def test_modes_change_run_control_and_data_source_only() -> None:
             assert other.data.image_size == base.data.image_size
 
 
-def test_nvidia_runs_keep_the_published_peculiarities() -> None:
+def test_settings_special_to_nvidias_published_runs() -> None:
     for run in RUNS:
         if run.platform not in NVIDIA_PLATFORMS:
             continue

@@ -84,7 +84,7 @@ def test_some_code_reads_the_key(name: str) -> None:
     assert name in USED, f"{name} is set, explained and never read"
 
 
-def test_a_key_nobody_reads_would_be_found() -> None:
+def test_an_unused_key_is_found() -> None:
     tree = ast.parse("def f(cfg: ScheduleConfig, other):\n    return cfg.power + other.gamma")
     assert set(reads(tree)) == {("schedule", "power")}
     tree = ast.parse("m = config.model\nx = m.init + config.data.mean + run.workspace")

@@ -146,7 +146,7 @@ def test_explanation_has_exactly_the_four_parts() -> None:
     assert keys == set(told["provenance"])
 
 
-def test_yaml_reads_back_as_the_same_values_with_origins_beside_them() -> None:
+def test_yaml_has_the_values_and_their_origins_as_comments() -> None:
     config = resolve(
         "resnet50",
         "AMP",
