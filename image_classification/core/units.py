@@ -8,10 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from image_classification.core.errors import ConfigError
-
-_UNITS = {"step": "steps", "minute": "minutes", "min": "minutes", "epoch": "epochs"}
-
 
 @dataclass(frozen=True)
 class Every:
@@ -22,17 +18,9 @@ class Every:
 
     @classmethod
     def parse(cls, text: str) -> Every:
-        """Parse ``"N steps"``, ``"N minutes"`` or ``"N epochs"``; N >= 1, singular allowed.
-
-        Raises:
-            ConfigError: anything else.
-        """
-        match = re.fullmatch(r"\s*(\d+)\s*([a-z]+?)s?\s*", text)
-        if not match or match[2] not in _UNITS or int(match[1]) < 1:
-            raise ConfigError(
-                f"cannot read interval {text!r}: write 'N steps', 'N minutes' or 'N epochs', N >= 1"
-            )
-        return cls(int(match[1]), _UNITS[match[2]])
+        """Parse a value of ``run.save_every``, such as ``3 steps``."""
+        count, unit = text.split()
+        return cls(int(count), unit)
 
     def due(self, step: int, elapsed_s: float) -> bool:
         """Return whether the interval ends after ``step``, ``elapsed_s`` after its start."""

@@ -2,7 +2,6 @@ import math
 
 import pytest
 
-from image_classification.core.errors import ConfigError
 from image_classification.core.units import (
     Every,
     counted,
@@ -57,26 +56,8 @@ def test_number_rate_percent_and_counted() -> None:
     assert [counted(n, "epoch") for n in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("3 steps", Every(3, "steps")),
-        ("1 epoch", Every(1, "epochs")),
-        ("10 minutes", Every(10, "minutes")),
-        ("5min", Every(5, "minutes")),
-    ],
-)
-def test_an_interval_is_parsed(text: str, expected: Every) -> None:
-    assert Every.parse(text) == expected
-
-
-@pytest.mark.parametrize("text", ["0 steps", "steps", "3 hours", "-1 steps", "1.5 epochs", ""])
-def test_an_invalid_interval_is_an_error(text: str) -> None:
-    with pytest.raises(ConfigError, match="N steps"):
-        Every.parse(text)
-
-
 def test_interval_is_due() -> None:
+    assert Every.parse("10 minutes") == Every(10, "minutes")
     assert [s for s in range(1, 10) if Every(3, "steps").due(s, 1e9)] == [3, 6, 9]
     assert not Every(1, "minutes").due(5, 59.0)
     assert Every(1, "minutes").due(5, 60.0)
