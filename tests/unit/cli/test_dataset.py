@@ -29,12 +29,6 @@ def test_demo_writes_the_data_set_and_prints_the_folder(
     assert len(open_index(out, "val", 10)) == 360
 
 
-def test_demo_refuses_a_folder_with_files(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(DataError, match="is not empty"):
-        main(["demo", str(tmp_path)])
-
-
 @pytest.mark.parametrize(
     "argv",
     [

@@ -181,7 +181,7 @@ def flatten(root: Path) -> None:
         (lambda root: shutil.rmtree(root / "val" / "cat"), r"only in train/: cat"),
     ],
 )
-def test_whatever_prevents_a_run_from_starting_is_a_problem(
+def test_what_prevents_a_run_from_starting_is_a_problem(
     image_folder: Path, change: Callable[[Path], None], problem: str
 ) -> None:
     change(image_folder)

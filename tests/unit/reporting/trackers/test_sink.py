@@ -38,7 +38,7 @@ def no_account(monkeypatch, tmp_path):
 
 
 class Kept:
-    """A tracker that keeps what it receives."""
+    """A tracker that stores what it receives."""
 
     def __init__(self) -> None:
         self.started: dict[str, Any] = {}
@@ -67,7 +67,7 @@ def write_all(sink: TrackerSink, records: Iterable[Record]) -> None:
     sink.close()
 
 
-def test_the_schema_and_the_registry_have_the_same_trackers():
+def test_the_schema_and_the_table_have_the_same_trackers():
     assert set(schema.TRACKERS) == set(TRACKERS)
 
 
