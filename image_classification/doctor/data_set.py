@@ -196,9 +196,7 @@ def _drop_cache(index: Index, row: int) -> None:
         path = os.path.join(index.root, index.shards[int(index.shard[row])])
         offset, length = int(index.offset[row]), int(index.length[row])
     # A file that cannot be opened raises the same error when it is read.
-    with suppress(OSError), open(path, "rb", opener=_open_without_waiting) as file:
-        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -147,11 +147,7 @@ def check_driver(driver: Driver, needs_gpu: bool) -> CheckResult:
     if driver.error:
         remedy = _INIT_REMEDIES.get(driver.error_kind, "see nvidia-smi and dmesg")
         return fail(name, f"NVIDIA's driver: {driver.error}", remedy)
-    return ok(name, f"{driver.version}, runs up to CUDA {_dotted(driver.cuda)} by itself")
-
-
-def _dotted(version: Sequence[int]) -> str:
-    return f"{version[0]}.{version[1]}"
+    return ok(name, "{}, runs up to CUDA {}.{} by itself".format(driver.version, *driver.cuda))
 
 
 def _check_health(driver: Driver) -> Iterator[CheckResult]:
@@ -190,24 +186,23 @@ def check_driver_runs_cuda(
     From CUDA 11 on, any driver for a major version runs all its minor releases. has_run: a kernel
     ran, as it does on an older driver with NVIDIA's forward-compatibility package.
     """
-    major = built_for[0]
+    major, minor = built_for
     minimum = _MIN_DRIVER.get(major)
-    found = f"{what} is built with CUDA {_dotted(built_for)}, driver {driver.version}"
+    found = f"{what} is built with CUDA {major}.{minor}, driver {driver.version}"
     if minimum is None:
         if driver.cuda >= built_for or has_run:
             return ok(check_name, found)
-        return warn(check_name, found, f"install a driver for CUDA {_dotted(built_for)}")
+        return warn(check_name, found, f"install a driver for CUDA {major}.{minor}")
     if driver.branch >= minimum:
         how = "" if driver.cuda >= built_for else " (minor version compatibility)"
         return ok(check_name, found + how)
     if has_run:
         return ok(check_name, f"{found}; kernels run (forward compatibility)")
-    older = [major for major, least in _MIN_DRIVER.items() if least <= driver.branch]
+    older = [release for release, least in _MIN_DRIVER.items() if least <= driver.branch]
     alternative = f", or use a build for CUDA {max(older)}" if older else ""
     return fail(check_name, found, f"install driver {minimum} or newer{alternative}")
 
 
-_MATRIX_SIZE = 512
 _TOLERANCE = 1e-2
 
 
@@ -244,28 +239,25 @@ def try_kernels() -> TorchGpus:
     version = str(torch.__version__)
     if torch.version.cuda is None:
         return TorchGpus(version, None)
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     archs = torch.cuda.get_arch_list()
     gpus = []
     for index in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(index)
         capability = torch.cuda.get_device_capability(index)
         lacks = build_lacks(capability, archs, name, version) or ""
-        gpus.append(TorchGpu(name, capability, lacks, "" if lacks else _multiply(index)))
+        error = ""
+        if not lacks:
+            matrix = torch.randn(512, 512, generator=torch.Generator().manual_seed(index))
+            try:
+                on_gpu = matrix.to(torch.device("cuda", index))
+                difference = float(((on_gpu @ on_gpu).cpu() - matrix @ matrix).abs().max())
+                if difference >= _TOLERANCE:
+                    error = f"a matrix product is wrong by {difference:.3g}"
+            except RuntimeError as failed:  # the kind that torch.cuda raises
+                error = str(failed).strip().splitlines()[0]
+        gpus.append(TorchGpu(name, capability, lacks, error))
     return TorchGpus(version, str(torch.version.cuda), tuple(gpus))
-
-
-def _multiply(index: int) -> str:
-    import torch
-
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    left = torch.randn(_MATRIX_SIZE, _MATRIX_SIZE, generator=torch.Generator().manual_seed(index))
-    try:
-        device = torch.device("cuda", index)
-        result = (left.to(device) @ left.to(device)).cpu()
-    except RuntimeError as error:  # the kind that torch.cuda raises
-        return str(error).strip().splitlines()[0]
-    difference = float((result - left @ left).abs().max())
-    return "" if difference < _TOLERANCE else f"a matrix product is wrong by {difference:.3g}"
 
 
 def _check_devices(context: Context, torch: TorchGpus, needs_gpu: bool) -> CheckResult:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, requires, version
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from image_classification.doctor.gpu import check_driver_runs_cuda
@@ -28,6 +27,7 @@ _MIN_PYTHON = (3, 10)
 # Older releases run code from a checkpoint file even with weights_only (CVE-2025-32434 and
 # CVE-2026-24747).
 _MIN_TORCH = (2, 10)
+_VISION_MODULES = ("torchvision.io", "torchvision.transforms.v2", "PIL")
 _TORCH_REMEDY = "pip install torch and torchvision together, from one index, in the pinned versions"
 
 
@@ -70,17 +70,14 @@ def import_versions() -> dict[str, str]:
     Raises:
         ImportError: one of them, or a compiled part, cannot be imported; with the reason.
     """
-    for module in ("torch", "torch.distributed", "torchvision.io", "torchvision.transforms.v2"):
-        _import(module)
-    names = {"torch": "torch", "torchvision": "torchvision", "pillow": "PIL"}
-    return {package: str(_import(module).__version__) for package, module in names.items()}
-
-
-def _import(module: str) -> ModuleType:
+    module = ""
     try:
-        return importlib.import_module(module)
+        for module in ("torch", "torch.distributed", *_VISION_MODULES):
+            importlib.import_module(module)
     except Exception as error:  # a broken installation may raise anything
         raise ImportError(f"{module}: {one_line(error)}") from error
+    packages = {"torch": "torch", "torchvision": "torchvision", "pillow": "PIL"}
+    return {name: str(sys.modules[module].__version__) for name, module in packages.items()}
 
 
 def torchvision_wants() -> str | None:

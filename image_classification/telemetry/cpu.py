@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -93,7 +94,10 @@ class ProcessTree:
         """
         begun_s = time.perf_counter()
         if begun_s >= self._next_scan_s:
-            self._pids = {pid for root in self._roots for pid in _pids_of_tree(root)}
+            self._pids = set()
+            for root in self._roots:
+                with suppress(psutil.Error):  # it has ended
+                    self._pids |= {root.pid, *(p.pid for p in root.children(recursive=True))}
             scan_s = time.perf_counter() - begun_s
             self._next_scan_s = begun_s + scan_s / _SCAN_SHARE
         uses = [use for pid in self._pids if (use := _pages_and_ticks(pid)) is not None]
@@ -105,13 +109,6 @@ class ProcessTree:
     def peak_of_one_bytes(self) -> int:
         """Return the largest resident set that any root ever had, which sampling may miss."""
         return max((_peak_bytes(root.pid) for root in self._roots), default=0)
-
-
-def _pids_of_tree(root: psutil.Process) -> list[int]:
-    try:
-        return [root.pid, *(child.pid for child in root.children(recursive=True))]
-    except psutil.Error:  # it has ended
-        return []
 
 
 def _pages_and_ticks(pid: int) -> tuple[int, int] | None:
