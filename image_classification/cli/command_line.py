@@ -53,8 +53,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def completed_by(
-    action: argparse.Action,
-    words: Iterable[str] | Callable[[argparse.Namespace], Iterable[str]],
+    action: argparse.Action, words: Iterable[str] | Callable[[argparse.Namespace], Iterable[str]]
 ) -> None:
     """Let the shell complete the argument of ``action``.
 

@@ -93,10 +93,7 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(
     content = malicious(kind, ran)
     (saved / name).write_bytes(content)
     manifest = json.loads((saved / "manifest.json").read_text())
-    manifest["files"][name] = {
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-    }
+    manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (saved / "manifest.json").write_text(json.dumps(manifest))
     checkpoint.verify(saved)
     with pytest.raises(CheckpointError, match="damaged checkpoint"):

@@ -79,11 +79,7 @@ def test_runs_list_every_combination_with_its_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (
-            "optim.weight_decay",
-            "optim.weight_decya",
-            "/c.yml:19: unknown key",
-        ),
+        ("optim.weight_decay", "optim.weight_decya", "/c.yml:19: unknown key"),
         ("optim.lr: 0.1", "optim.lr: fast", "/c.yml:18: optim.lr must be a number, got 'fast'"),
         ("optim.lr: 0.1", "optim.lr: -1", "/c.yml:18: optim.lr must be 0 or more"),
         ("optim.lr: 0.1", "optim.lr: {a: 1}", "/c.yml:18: optim.lr must be a value"),

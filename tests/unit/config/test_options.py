@@ -3,10 +3,7 @@ from typing import Any
 import pytest
 
 from image_classification.config.keys import KEYS
-from image_classification.config.options import (
-    OPTIONS,
-    read_option,
-)
+from image_classification.config.options import OPTIONS, read_option
 from image_classification.core.errors import ConfigError
 
 BY_NAME = {option.name: option for option in OPTIONS}

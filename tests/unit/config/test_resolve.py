@@ -146,11 +146,7 @@ def test_loss_scaling_is_for_float16_only() -> None:
 def test_a_dtype_must_fit_the_precision_name() -> None:
     with pytest.raises(ConfigError, match="use --precision BF16"):
         resolve(
-            "resnet50",
-            "FP32",
-            "convergence",
-            "DGX1V",
-            overrides={"precision.dtype": "bfloat16"},
+            "resnet50", "FP32", "convergence", "DGX1V", overrides={"precision.dtype": "bfloat16"}
         )
 
 
@@ -308,11 +304,7 @@ def test_apex_where_it_is_supported() -> None:
     assert (config.precision.amp_backend, config.optim.implementation) == ("apex", "apex")
     assert config.precision.dtype == "float16"
     fp32 = resolve(
-        "resnet50",
-        "FP32",
-        "convergence",
-        "DGX1V",
-        overrides={"optim.implementation": "apex"},
+        "resnet50", "FP32", "convergence", "DGX1V", overrides={"optim.implementation": "apex"}
     )
     assert fp32.optim.implementation == "apex"
     with pytest.raises(ConfigError, match=r"AMP in float16.*TF32 in float32.*use --precision AMP"):

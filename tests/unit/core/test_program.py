@@ -60,9 +60,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_live_view_and_other_prints_reach_the_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_live_view_and_other_prints_reach_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     console = Console(file=cast(IO[str], LastingStdout()), width=80)
