@@ -110,6 +110,9 @@ def test_the_emitted_torchrun_command_starts_the_installed_module(installed):
         ("image-classification launch --lr-schedule cos", {"cosine"}),
         ("image-classification launch --set optim.l", {"optim.lr="}),
         ("image-classification dataset pr", {"prepare"}),
+        ("image-classification report com", {"combine", "compare"}),
+        ("image-classification report compare --js", {"--json"}),
+        ("image-classification doctor --platform DGXA", {"DGXA100"}),
     ],
 )
 def test_the_shell_completes_verbs_options_and_names(installed, line, expected, tmp_path):
