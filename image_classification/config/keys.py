@@ -30,13 +30,14 @@ _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One setting: its dotted name, type and constraints; see `schema.setting`.
+    """One setting ``section.short``: its type and constraints; see `schema.setting`.
 
     kind: type of the value, or of the elements of a list. length: None for a single value, 0 for a
     list of any length, n for a list of n. words: texts allowed besides numbers.
     """
 
-    name: str
+    section: str
+    short: str
     field: str
     kind: type
     optional: bool
@@ -52,14 +53,9 @@ class Key:
     computed: bool = False
 
     @property
-    def section(self) -> str:
-        """The section's name."""
-        return self.name.partition(".")[0]
-
-    @property
-    def short(self) -> str:
-        """The name within the section."""
-        return self.name.partition(".")[2]
+    def name(self) -> str:
+        """The dotted name."""
+        return f"{self.section}.{self.short}"
 
     @property
     def has_default(self) -> bool:
@@ -87,11 +83,7 @@ class Key:
         return tuple(self._check_element(element, where) for element in value)
 
     def parse(self, text: str, where: str) -> Any:
-        """Read ``text`` from the command line as the key's type; lists are written ``1,2,3``.
-
-        Raises:
-            ConfigError: as `check`.
-        """
+        """Read ``text`` from the command line (lists as ``1,2,3``) and `check` it."""
         text = text.strip()
         if not text and self.length is None:
             # Usually an unset shell variable; never take it for a default.
@@ -183,7 +175,8 @@ def _read_keys() -> dict[str, Key]:
                 length = 0 if elements[-1] is Ellipsis else len(elements)
                 kinds = [elements[0]]
             key = Key(
-                name=f"{section}.{metadata.pop('key', f.name)}",
+                section=section,
+                short=metadata.pop("key", f.name),
                 field=f.name,
                 kind=kinds[0],
                 optional=optional,
@@ -213,11 +206,7 @@ class Override:
 
 
 def read_setting(text: str) -> Override:
-    """Read the argument of ``--set section.key=value``.
-
-    Raises:
-        ConfigError: no ``=``, no such key, or a value that does not fit it.
-    """
+    """Read the argument of ``--set section.key=value``. Raises ConfigError."""
     name, equals, value = text.partition("=")
     origin = f"--set {text}"
     if not equals:
@@ -227,22 +216,14 @@ def read_setting(text: str) -> Override:
 
 
 def find_key(name: str, where: str) -> Key:
-    """Return the key ``name``.
-
-    Raises:
-        ConfigError: no such key. The message starts with ``where`` and has the nearest key.
-    """
+    """Return the key ``name``, or raise ConfigError ``WHERE: …`` with the nearest key."""
     if name not in KEYS:
         raise ConfigError(f"{where}: {_unknown_key(name)}")
     return KEYS[name]
 
 
 def settable_key(name: str, where: str) -> Key:
-    """Return the key ``name``, which a file or a user may set; `find_key` otherwise.
-
-    Raises:
-        ConfigError: also for keys that the run's names set, or that are computed.
-    """
+    """Return the key ``name``; raise ConfigError if a file or a user may not set it."""
     key = find_key(name, where)
     if name in _NAME_OPTIONS:
         raise ConfigError(f"{where}: {name} is set by {_NAME_OPTIONS[name]}; use that")

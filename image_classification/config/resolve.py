@@ -210,11 +210,7 @@ def resolve(
     num_nodes: int = 1,
     **settings: Any,
 ) -> RunConfig:
-    """Return the configuration of a run: `read_run` with ``settings``, then `LayeredRun.on`.
-
-    Raises:
-        ConfigError, DeviceError: see there.
-    """
+    """Return the configuration of a run: `read_run` with ``settings``, then `LayeredRun.on`."""
     run = read_run(model, precision, mode, platform, recipe, **settings)
     return run.on(available, world_size, num_nodes)
 
@@ -246,12 +242,7 @@ def _apply_layers(catalogue: Catalogue, entry: Entry, names: RunNames) -> Values
 
 
 def _apply_overrides(values: Values, overrides: Iterable[Override]) -> None:
-    """Apply the user's settings.
-
-    Raises:
-        ConfigError: an unknown key, a value of the wrong type or out of range, a key that cannot
-            be set, or two different values for a key.
-    """
+    """Check and apply the user's settings; two different values for a key are an error."""
     for override in overrides:
         value, where = override.value, override.origin
         key = settable_key(override.key, where)

@@ -70,8 +70,7 @@ def replacement_file(path: Path) -> Iterator[BinaryIO]:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace ``path`` by ``content`` (text as UTF-8); see `replacement_file`.
 
-    Raises:
-        WorkspaceError: it cannot be written.
+    Raises WorkspaceError.
     """
     with explained(path), replacement_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

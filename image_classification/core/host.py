@@ -232,7 +232,7 @@ def open_nvml() -> tuple[ModuleType | None, Exception | None]:
 
 @contextmanager
 def nvml() -> Iterator[ModuleType | None]:
-    """Yield ``pynvml``, initialized; None without the package or the driver's library."""
+    """Yield `open_nvml`'s ``pynvml`` or None; shut it down at the end."""
     lib, _ = open_nvml()
     try:
         yield lib

@@ -22,11 +22,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T | str] = {}
 
     def add(self, name: str, target: T | str) -> None:
-        """Register ``target`` under ``name``.
-
-        Raises:
-            ValueError: the name is already registered.
-        """
+        """Register ``target`` under ``name``. Raises ValueError if it is already registered."""
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._entries[name] = target
@@ -41,11 +37,7 @@ class Registry(Generic[T]):
         return wrap
 
     def get(self, name: str) -> T:
-        """Return the object registered as ``name``.
-
-        Raises:
-            ConfigError: unknown name, with the nearest valid one.
-        """
+        """Return the object registered as ``name``. Raises ConfigError with the nearest name."""
         if name not in self._entries:
             raise ConfigError(unknown(self.kind, name, self._entries))
         entry = self._entries[name]
