@@ -35,11 +35,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse all of ``args``; print completions and exit instead where the shell asks for them.
-
-        Raises:
-            ConfigError: the arguments do not fit. SystemExit(0): after ``--help``.
-        """
+        """Complete where the shell asks for it, else parse; errors are ConfigError."""
         self.complete()
         return super().parse_args(args, namespace)
 
@@ -55,10 +51,7 @@ class CommandParser(argparse.ArgumentParser):
 def completed_by(
     action: argparse.Action, words: Iterable[str] | Callable[[argparse.Namespace], Iterable[str]]
 ) -> None:
-    """Let the shell complete the argument of ``action``.
-
-    words: the possible arguments, or a function of what was parsed before.
-    """
+    """Let the shell complete an argument by ``words``, or by a function of what was parsed."""
 
     def completer(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
         return words(parsed_args) if callable(words) else words
@@ -74,10 +67,7 @@ def complete_command(commands: Iterable[str], verb: str = "") -> None:
 
 
 def words_to_complete() -> list[str]:
-    """Return the whole words before the one the shell completes, without the program's name.
-
-    Empty at an ordinary start.
-    """
+    """Return the words between the program's name and the one that the shell completes, if any."""
     if _COMPLETING not in os.environ:
         return []
     from argcomplete.lexers import split_line

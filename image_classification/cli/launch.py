@@ -182,9 +182,7 @@ def _fitting_names(kind: str, parsed: argparse.Namespace) -> list[str]:
 def parse(argv: Sequence[str]) -> Request:
     """Parse a command line, without the program's name.
 
-    Raises:
-        ConfigError: an unknown option, name, key or value, with the nearest valid one; or a
-            missing name. SystemExit(0): after ``--help``.
+    Raises ConfigError with the nearest valid word, or SystemExit(0) after ``--help``.
     """
     _check_text(argv)
     parser = build_parser()

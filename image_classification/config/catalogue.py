@@ -93,12 +93,7 @@ class Catalogue:
                 yield ListedRun(*names, recipe, default=recipe == entry.default_recipe)
 
     def find(self, model: str, platform: str, precision: str) -> Entry:
-        """Return the entry of these names.
-
-        Raises:
-            ConfigError: an unknown name (with the nearest one), or names without an entry (with
-                the ones that have one).
-        """
+        """Return the entry of these names, or raise ConfigError with the names that have one."""
         for kind, name, valid in (
             ("model", model, self.models),
             ("precision", precision, self.precisions),
@@ -123,10 +118,9 @@ class Catalogue:
 
 @lru_cache(maxsize=4)
 def load_catalogue(path: Path | None = None) -> Catalogue:
-    """Read and check a configuration file; None: the project's own ``configs.yml``.
+    """Read and check a configuration file (None: ``configs.yml``).
 
-    Raises:
-        ConfigError: ``FILE:LINE: …`` for anything unknown, of the wrong type or out of range.
+    Raises ConfigError ``FILE:LINE: …`` for anything unknown, of the wrong type or out of range.
     """
     name = "configs.yml" if path is None else str(path)
     root = load_yaml(path or DEFAULT_FILE, name)

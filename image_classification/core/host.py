@@ -91,19 +91,13 @@ def container_kind(environ: Mapping[str, str], mounts: list[Mount], root: Path =
 
 
 def image_text(environ: Mapping[str, str]) -> str:
-    """Return image and base as text, ``image-classification 0.1.0 on python:3.11-slim``.
-
-    "" outside images of this project.
-    """
+    """Return ``IMAGE on BASE`` inside an image of this project, else ""."""
     image, base = environ.get(IMAGE_VARIABLE, ""), environ.get(BASE_VARIABLE, "")
     return f"{image} on {base}" if image and base else image
 
 
 def container_text(kind: str, environ: Mapping[str, str]) -> str:
-    """Return kind and image, ``docker, image-classification 0.1.0 on python:3.11-slim``.
-
-    Only the kind outside images of this project; "" outside containers.
-    """
+    """Return ``KIND, IMAGE on BASE``; only the kind outside images of this project."""
     image = image_text(environ)
     # If the engine is not recognized, the image's environment variables are still set.
     return f"{kind or 'container'}, {image}" if image else kind

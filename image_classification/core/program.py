@@ -11,10 +11,7 @@ from image_classification.core.errors import WorkspaceError
 
 
 def command(verb: str) -> str:
-    """Return the command for ``verb`` as a user types it, the way this process was started.
-
-    ``image-classification VERB``, ``python -m image_classification VERB``, or ``launch.py``.
-    """
+    """Return the command for ``verb``, in the way this process was started."""
     program = Path(sys.argv[0]).name
     if program == "image-classification":
         return f"{program} {verb}"
@@ -38,11 +35,7 @@ def mute_stdout() -> None:
 
 
 def show(text: str) -> None:
-    """Print ``text`` at once.
-
-    Raises:
-        WorkspaceError: it cannot be written. BrokenPipeError: the reader has ended.
-    """
+    """Print ``text`` at once. Raises WorkspaceError, or BrokenPipeError if the reader has ended."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
