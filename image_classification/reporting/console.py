@@ -21,6 +21,7 @@ from rich.text import Text
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import Record
 from image_classification.core.units import (
+    counted,
     duration,
     number,
     other_topk,
@@ -126,7 +127,7 @@ def _print_start(console: Console, config: RunConfig, values: Mapping[str, Any])
         if values.get("steps_per_epoch"):
             length += f", {values['steps_per_epoch']:,} per epoch"
         if values.get("epochs"):
-            length += f"; schedule of {values['epochs']} epochs"
+            length += f"; schedule of {counted(values['epochs'], 'epoch')}"
         rows.append(("length", length))
     if values.get("start_step"):
         rows.append(("resumed", f"at step {values['start_step']:,}"))
