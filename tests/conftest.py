@@ -35,7 +35,7 @@ CLASSES = ("cat", "dog", "owl")
 
 
 def write_images(folder: Path, per_class: int, seed: int) -> None:
-    """Write ``folder/<class>/<n>.JPEG``: noise around a colour that tells the class."""
+    """Write ``folder/<class>/<n>.JPEG``: noise around a color that identifies the class."""
     random = np.random.default_rng(seed)
     for k, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)

@@ -51,7 +51,7 @@ TRAINING_PICTURES = [
 
 
 class Writer:
-    """Writes records at times of its own."""
+    """Writes records with the time `now_s`."""
 
     def __init__(self, folder: Path, begin_s: float = BEGIN_S, append: bool = False):
         self.now_s = begin_s
@@ -86,7 +86,7 @@ def write_training(
     noise_seed: int = 0,
     inference: list[dict[str, Any]] | None = None,
 ) -> Path:
-    """Write metrics.jsonl and report.json of a training run whose curves look like one's."""
+    """Write metrics.jsonl and report.json of a training run with realistic curves."""
     noise = random.Random(noise_seed)
     step_s = 256 * devices / images_per_s
     writer = Writer(folder)
@@ -205,7 +205,7 @@ def _write_report(folder: Path, config, results, names) -> None:
 
 
 def change_report(folder: Path, section: str, **values) -> None:
-    """Set values of a section of report.json, as a damaged file may have them."""
+    """Set values of a section of report.json, valid or not."""
     path = folder / "report.json"
     content = json.loads(path.read_text())
     content[section].update(values)

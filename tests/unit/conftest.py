@@ -1,4 +1,4 @@
-"""Reports of finished runs, for the tests of what is said about several of them."""
+"""Reports of finished runs, for tests that compare or combine several."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def train_results(images_per_s: float = 8300.0, top1: float = 76.8) -> dict[str,
 def record_run(tmp_path: Path) -> Callable[..., Path]:
     """Write the report of a run of a published configuration; return its folder.
 
-    ended_at: day of January 2026. overrides: ``section__key=value``. num_devices: of that many
-    the device is found.
+    ended_at: the day in January 2026. device: its name; there are as many as the platform has.
+    overrides: settings as ``section__key=value``.
     """
 
     def record(
@@ -103,5 +103,5 @@ def record_run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def run_results() -> Callable[..., dict[str, Any]]:
-    """`train_results`: images_per_s and top1 of a finished run."""
+    """Return the function that makes the results of a finished run."""
     return train_results
