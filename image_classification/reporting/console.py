@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import table
@@ -35,8 +36,6 @@ from image_classification.reporting.sinks import Sink
 from image_classification.reporting.table import Column, Table, print_table
 
 _BETWEEN = "  "
-_BAR_WIDTH = 30
-_INDENT = 4
 
 
 def open_console_sink(console: Console, config: RunConfig) -> Sink:
@@ -62,7 +61,7 @@ class PlainSink:
         # Paths and messages of other programs may hold what would control the terminal.
         figures = [printable(figure) for figure in figures]
         if figures and self._console.is_terminal:
-            self._console.print(_Packed(figures, style, indent=_INDENT))
+            self._console.print(_Packed(figures, style, indent=4))
         elif figures:
             self._console.print(Text(_BETWEEN.join(figures), style=style), soft_wrap=True)
 
@@ -230,23 +229,22 @@ def _data_wait_text(values: Mapping[str, Any], time_key: str) -> list[str]:
     return [f"data wait {percent(wait_s / time_s)}"] if time_s and wait_s is not None else []
 
 
+@dataclass(frozen=True)
 class _Packed:
-    """Figures side by side, as many per line as fit; none is broken in two."""
+    """Figures side by side, as many per line as fit; indent: of the lines after the first."""
 
-    def __init__(self, figures: Sequence[str], style: str = "", indent: int = 0) -> None:
-        """indent: of the lines after the first, in columns."""
-        self._figures = tuple(figures)
-        self._style = style
-        self._indent = indent
+    figures: Sequence[str]
+    style: str = ""
+    indent: int = 0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield one line at a time; only a figure longer than a whole line is folded."""
         width = options.max_width
-        for line in pack(self._figures, width, self._indent):
+        for line in pack(self.figures, width, self.indent):
             # Prose breaks between words; a path longer than the line cannot.
-            fits = max(map(cell_len, line.split()), default=0) <= width - self._indent
+            fits = max(map(cell_len, line.split()), default=0) <= width - self.indent
             for part in [line] if fits else chop_cells(line, width):
-                yield Text(part, style=self._style)
+                yield Text(part, style=self.style)
 
 
 def pack(figures: Iterable[str], width: int, indent: int = 0) -> list[str]:
@@ -328,7 +326,7 @@ class LiveView:
         rest = options.max_width - sum(map(cell_len, (at, done, left))) - 3 * len(_BETWEEN)
         cells: list[Text | ProgressBar] = [Text(at, style="bold", no_wrap=True)]
         if rest > 0:
-            cells.append(ProgressBar(total=1.0, completed=share, width=min(rest, _BAR_WIDTH)))
+            cells.append(ProgressBar(total=1.0, completed=share, width=min(rest, 30)))
         cells += [Text(done, no_wrap=True), Text(left, style="bold", no_wrap=True)]
         progress = table.Table.grid(padding=(0, len(_BETWEEN)), pad_edge=False)
         progress.add_row(*cells)

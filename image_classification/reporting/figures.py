@@ -17,8 +17,6 @@ from image_classification.core.units import duration, number, rate
 if TYPE_CHECKING:
     from image_classification.reporting.report import InferenceResults, RunReport
 
-_GIB = 2**30
-_JOULES_PER_WH = 3600
 _BATCH_KEY = re.compile(r"(?P<figure>\w+?)_batch_(?P<batch>\d+)")
 
 
@@ -88,7 +86,7 @@ def mean_power_w(report: RunReport) -> float | None:
 
 def _peak_memory_gib(report: RunReport) -> float | None:
     peaks = _of_devices(report, "memory_peak_bytes")
-    return max(peaks) / _GIB if peaks else None
+    return max(peaks) / 2**30 if peaks else None
 
 
 def _higher(label: str, unit: str, path: str, threshold: str | None = None) -> Figure:
@@ -231,7 +229,7 @@ def plain_value(key: str, value: float | None) -> str:
     if unit == "images/s":
         return rate(value)
     if unit == "J":  # a run takes millions of joules; people read watt-hours
-        return rate(value / _JOULES_PER_WH)
+        return rate(value / 3600)
     if unit == "epochs":
         return f"{value:.4g}"
     return number(value, 4 if name in ("loss", "loss_ema") else 2)

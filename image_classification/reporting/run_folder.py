@@ -122,12 +122,11 @@ def read_run(path: Path) -> RecordedRun:
         reason = error.strerror if isinstance(error, OSError) else error
         raise WorkspaceError(f"cannot read {where}: {reason}; {remedy}") from error
     report = _parse_report(content, where)
-    ended_at, time_is_known = report.environment.ended_at, report.environment.ended_at is not None
-    if ended_at is None:
-        ended = datetime.fromtimestamp(status.st_mtime, timezone.utc)
-    else:
-        ended = datetime.fromisoformat(ended_at).astimezone(timezone.utc)
-    return RecordedRun(path, report, measured(report), ended, time_is_known)
+    ended_at = datetime.fromtimestamp(status.st_mtime, timezone.utc)
+    stated = report.environment.ended_at
+    if stated is not None:
+        ended_at = datetime.fromisoformat(stated).astimezone(timezone.utc)
+    return RecordedRun(path, report, measured(report), ended_at, stated is not None)
 
 
 class _DamagedError(Exception):
@@ -185,8 +184,8 @@ def _parse(kind: Any, value: Any, where: str, or_null: str = "") -> Any:
             raise _DamagedError(f"{where} is {_shown(value)}, not a list")
         item = get_args(kind)[0]
         return tuple(_parse(item, each, f"{where}[{at}]") for at, each in enumerate(value))
-    words, fits = _rule(kind)
-    if not fits(value):
+    words, is_valid = _rule(kind)
+    if not is_valid(value):
         raise _DamagedError(f"{where} is {_shown(value)}, not {words}{or_null}")
     if where == "config":
         _check_config(value)

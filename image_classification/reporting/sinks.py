@@ -144,7 +144,7 @@ def read_timed_metrics(path: Path) -> list[TimedRecord]:
     records: list[TimedRecord] = []
     for number, line in enumerate(complete.splitlines(), start=1):
         try:
-            timed = _parse(json.loads(line))
+            timed = _timed_record(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise WorkspaceError(
                 f"{path}:{number} is not a record of a run ({error}); restore the file or delete "
@@ -162,7 +162,7 @@ def read_timed_metrics(path: Path) -> list[TimedRecord]:
     return records
 
 
-def _parse(line: dict[str, Any]) -> TimedRecord:
+def _timed_record(line: dict[str, Any]) -> TimedRecord:
     record = Record(line["kind"], int(line["step"]), int(line["epoch"]), dict(line["values"]))
     written = line.get("timestamp")
     return TimedRecord(
@@ -226,7 +226,7 @@ class DLLoggerSink:
         self._now = now
         self._start = now()
         self._parameters = dict(parameters)
-        # What is appended to has them all.
+        # A file that is continued has every declaration.
         self._declared = set(_METADATA) if append else set()
         self._declare("train")
         self._declare("val")

@@ -337,8 +337,8 @@ def _by_devices(given: Any, num_devices: int | None) -> dict[int | None, Any]:
 # Platforms whose published rows have the name of another one.
 _SAME_PLATFORM = {"DGX1V-16G": "DGX1V"}
 
-# How well a row fits a run; the lowest rank is chosen.
-_SOURCED, _NAMED, _OTHER_LENGTH, _ELSEWHERE, _ONLY_BESIDE = range(5)
+# How well a row fits a run; the lowest rank is chosen, the last one only shown.
+_SOURCED, _NAMED, _OTHER_LENGTH, _ELSEWHERE, _NEVER_CHOSEN = range(5)
 
 
 def rows_for(config: RunConfig) -> list[PublishedRow]:
@@ -353,7 +353,7 @@ def rows_for(config: RunConfig) -> list[PublishedRow]:
     """
     chosen: dict[str, tuple[int, PublishedRow]] = {}
     for rank, row in _ranked(config):
-        best_rank, best = chosen.get(row.key, (_ONLY_BESIDE, None))
+        best_rank, best = chosen.get(row.key, (_NEVER_CHOSEN, None))
         if rank < best_rank or (best and rank == best_rank and _nearer(row, best, config)):
             chosen[row.key] = (rank, row)
     return [row for _, row in chosen.values()]
@@ -417,7 +417,7 @@ def _rank(row: PublishedRow, sourced: bool, config: RunConfig) -> int | None:
     if accuracy and not sourced and length not in (None, config.schedule.epochs):
         return None
     if row.elsewhere is not None or (accuracy and row.epochs is None):
-        return _ELSEWHERE if sourced else _ONLY_BESIDE
+        return _ELSEWHERE if sourced else _NEVER_CHOSEN
     if accuracy and length != config.schedule.epochs:
         return _OTHER_LENGTH
     return _SOURCED if sourced else _NAMED

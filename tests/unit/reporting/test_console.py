@@ -1,16 +1,18 @@
 import io
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from image_classification.core.types import Record
-from image_classification.reporting.build_report import build_report
-from image_classification.reporting.console import LiveSink, PlainSink, open_console_sink
-from image_classification.reporting.report import StartResults, TargetResults
-from image_classification.reporting.results import print_results, result_rows
+from image_classification.reporting.console import (
+    LiveSink,
+    LiveView,
+    PlainSink,
+    open_console_sink,
+    pack,
+)
 
 EXPECTED = Path(__file__).parent / "expected"
 
@@ -23,7 +25,8 @@ def terminal(width=100):
     return Console(file=io.StringIO(), width=width, force_terminal=True, legacy_windows=False)
 
 
-def text_of(console):
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
@@ -33,22 +36,12 @@ def write_all(sink, records):
     sink.close()
 
 
-@pytest.fixture
-def report(make_config, dgx1, results):
-    return build_report(
-        make_config(),
-        devices=dgx1,
-        environment={"devices": [{"name": "Tesla V100-SXM2-16GB"}] * 8},
-        results=results,
-    )
-
-
-def test_the_sink_follows_the_console(make_config):
+def test_open_console_sink(make_config):
     assert isinstance(open_console_sink(plain_console(), make_config()), PlainSink)
     assert isinstance(open_console_sink(terminal(), make_config()), LiveSink)
 
 
-def test_plain_lines_one_a_record(make_config, records):
+def test_plain_output_has_one_line_per_record(make_config, records):
     console = plain_console()
     write_all(PlainSink(console, make_config()), records)
     lines = text_of(console).splitlines()
@@ -111,7 +104,7 @@ def test_no_line_on_a_terminal_is_wider_than_it_and_no_figure_is_broken(
         assert any(figure in line for line in lines)
 
 
-def test_what_was_not_measured_is_not_shown_as_a_number(make_config):
+def test_values_that_were_not_measured_are_dashes(make_config):
     console = plain_console()
     write_all(PlainSink(console, make_config()), [Record("step", 3, 0, {"loss": float("nan")})])
     assert text_of(console) == "epoch 1  step 3  loss nan  lr -  - images/s\n"
@@ -144,7 +137,7 @@ def test_benchmark_records_have_lines(make_config):
     ]
 
 
-def test_a_resumed_run_says_where_it_goes_on(make_config, records):
+def test_a_resumed_run_prints_its_first_step(make_config, records):
     console = plain_console()
     start = Record("start", 4, 1, {**records[0].values, "start_step": 4})
     write_all(PlainSink(console, make_config()), [start])
@@ -183,68 +176,124 @@ def test_no_color_is_respected(make_config, monkeypatch):
     assert "\x1b[33m" not in text_of(console) and "33m" not in text_of(console)
 
 
-def test_the_results_table_has_results_and_verdicts(report, tmp_path):
-    console = plain_console(100)
-    print_results(console, report, folder=tmp_path, checkpoint="checkpoints/best")
-    shown = text_of(console)
-    for expected in (
-        "resnet50 AMP convergence DGX1V 90e",
-        "8 x Tesla V100-SXM2-16GB",
-        "top-1 76.80 %, top-5 93.20 %, loss 0.9800, 50,000 images",
-        "8,300 images/s, 1,038 per device, data wait 2.0 %",
-        "total 4 h 02 min",
-        "checkpoints/best",
-        "76.88 %",
-        "8,322 images/s",
-        "nvidia-resnet50-dgx1v-amp-90e, top-1: -0.08 points",
-    ):
-        assert expected in shown
-    assert shown.count("reproduced") == 2
-    assert "validation, EMA" not in shown
+TELEMETRY = {
+    "power_w": 2105.4,
+    "utilization": 0.974,
+    "memory_bytes": 9 * 2**30,
+    "temperature_c": 71.0,
+}
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
-def test_the_results_table_keeps_to_the_width(report, tmp_path, width):
+def shown(view, width):
     console = plain_console(width)
-    print_results(console, report, folder=tmp_path)
-    assert max(map(len, text_of(console).splitlines())) <= width
+    console.print(view)
+    return [line.rstrip() for line in text_of(console).splitlines()]
 
 
-def test_the_table_of_an_inference_run(make_config, dgx1):
-    row = {"batch": 8, "images_per_s": 800.0, "latency_ms": {"mean": 10.0, "p99": 20.0}}
-    results = {"inference": [row]}
-    report = build_report(
-        make_config(platform={"device": "cpu", "num_devices": 1}),
-        devices=dgx1,
-        environment={},
-        results=results,
-        exit_code=75,
-        exit_message="SIGTERM",
+def view_at(records, step, *others, seconds=4.0):
+    """A view that took the records up to ``step``, which all came ``seconds`` after the start."""
+    clock = iter([0.0, 10.0])
+    view = LiveView(lambda: next(clock, 10.0 + seconds))
+    for record in [*(r for r in records if r.step <= step), *others]:
+        view.update(record)
+    return view
+
+
+def test_live_view_shows_progress_figures_and_time_left(records):
+    first, second, *rest = shown(view_at(records, 6), 100)
+    assert first.startswith("epoch 2/2  ━")
+    # Six of eight steps took 4 s from the start record on: two more take 1.3 s.
+    assert first.endswith("  75 %  1.3 s left")
+    assert second.split("  ")[0] == "step 6/8"
+    everything = " ".join(" ".join([second, *rest]).split())
+    assert everything == (
+        "step 6/8 loss 4.0000 lr 1.5 8,000 images/s data wait 25.0 % "
+        "top-1 30.00 % best 30.00 % (epoch 1) peak memory 3.0 GiB loss scale 128"
     )
-    console = plain_console(100)
-    print_results(console, report, folder="runs/x")
-    shown = text_of(console)
-    assert "Inference, latency in ms" in shown
-    assert "20.00" in shown
-    assert "stopped: SIGTERM" in shown
-    assert report.environment.cpu in shown
-    assert "training" not in shown.split("Against")[0]
 
 
-def test_the_table_has_the_target_and_the_worlds(report):
-    def rows(**results):
-        return dict(result_rows(replace(report, results=replace(report.results, **results))))
+def test_live_view_shows_telemetry(records):
+    view = view_at(records, 1, Record("telemetry", 1, 0, {**TELEMETRY, "temperature_c": None}))
+    text = " ".join(" ".join(shown(view, 200)).split())
+    assert "memory 9.0 GiB power 2,105 W busy 97 %" in text
+    assert "°C" not in text
 
-    def starts(*sizes):
-        starts = (StartResults(step=0, world_size=size, changes=()) for size in sizes)
-        return rows(starts=tuple(starts))
 
-    assert "target" not in rows()
-    assert "processes" not in starts(8, 8)
-    target = TargetResults(stop_at_top1=75.9)
-    assert rows(target=target)["target"] == "top-1 75.90 % not reached"
-    target = TargetResults(stop_at_top1=75.9, top1=76.0, epoch=3, step=1200, time_s=61.0)
-    assert rows(target=target)["target"] == (
-        "top-1 75.90 % reached (76.00 %) after epoch 3, step 1,200, in 1 min 01 s"
-    )
-    assert starts(8, 4)["processes"] == "8 -> 4"
+def test_live_view_omits_telemetry_that_was_not_measured(records):
+    view = view_at(records, 1, Record("telemetry", 1, 0, dict.fromkeys(TELEMETRY)))
+    text = " ".join(shown(view, 200))
+    assert not any(word in text for word in ("power", "busy", "°C", "None", "-"))
+
+
+def test_live_view_before_the_first_step_of_a_resumed_run(records):
+    view = LiveView(lambda: 5.0)
+    view.update(Record("start", 6, 1, {**records[0].values, "start_step": 6}))
+    assert view.eta_s() is None
+    first, second = shown(view, 80)
+    assert first.startswith("epoch 2/2")
+    assert second == "step 6/8  waiting for the first steps"
+
+
+def test_live_view_shows_last_best_and_ema_top1(records):
+    later = Record("validation", 8, 1, {"top1": 29.0, "is_best": False})
+    average = Record("validation_ema", 8, 1, {"top1": 55.25, "is_best": True})
+    text = " ".join(" ".join(shown(view_at(records, 6, later), 200)).split())
+    assert "top-1 29.00 % best 30.00 % (epoch 1)" in text
+    text = " ".join(" ".join(shown(view_at(records, 6, later, average), 200)).split())
+    assert "top-1 29.00 % EMA top-1 55.25 % best 55.25 % (epoch 2)" in text
+
+
+def test_live_view_of_a_resumed_run_has_no_best_before_a_new_one(records):
+    start = Record("start", 4, 1, {**records[0].values, "start_step": 4})
+    view = view_at([start], 4, Record("validation", 8, 1, {"top1": 29.0, "is_best": False}))
+    assert "best" not in " ".join(shown(view, 200))
+
+
+LARGEST = {
+    "loss": 6.9078,
+    "lr": 0.0001234567,
+    "images_per_s": 123_456.0,
+    "step_time_s": 1.0,
+    "data_wait_s": 1.0,
+    "memory_bytes": 1023.9 * 2**30,
+    "loss_scale": 2.0**24,
+    "skipped_steps": 0,
+}
+SMALLEST = {**LARGEST, "loss": 0.5, "lr": 0.1, "images_per_s": 9.5, "loss_scale": 1.0}
+SMALLEST |= {"data_wait_s": 0.0, "memory_bytes": 2**20}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_live_view_fits_and_each_figure_stays_on_its_line(records, width):
+    start = Record("start", 0, 0, {**records[0].values, "total_steps": 112_590, "epochs": 90})
+    validation = Record("validation", 1251, 0, {"top1": 7.25, "is_best": True})
+    views = [
+        view_at([start], 0, validation, telemetry, Record("step", step, 0, values), seconds=9e4)
+        for step, values, telemetry in (
+            (1252, SMALLEST, Record("telemetry", 1, 0, dict.fromkeys(TELEMETRY, 0.0))),
+            (112_590, LARGEST, Record("telemetry", 1, 0, TELEMETRY)),
+        )
+    ]
+    few, many = (shown(view, width) for view in views)
+    assert max(map(len, few + many)) <= width
+    assert len(few) == len(many) <= {60: 7, 80: 5, 120: 4}[width]
+
+    def places(lines):
+        words = ("step", "loss", "lr", "images/s", "data wait", "top-1", "best", "power", "busy")
+        return [next(n for n, line in enumerate(lines) if word in line) for word in words]
+
+    assert places(few) == places(many), "each figure stays on its line"
+
+
+def test_the_progress_bar_takes_the_rest_of_a_narrow_terminal(records):
+    view = view_at(records, 6)
+    assert [line for line in shown(view, 24) if len(line) > 24] == []
+    assert "1.3 s left" in shown(view, 30)[0]
+
+
+def test_pack_keeps_figures_whole():
+    assert pack(["aa", "bbb", "c"], 7) == ["aa  bbb", "c"]
+    assert pack(["aa", "bbb", "c"], 6, indent=1) == ["aa", " bbb", " c"]
+    assert pack(["too long for it", "c"], 6) == ["too long for it", "c"]
+    assert pack(["aa   ", "b"], 20) == ["aa     b"]
+    assert pack([], 10) == []

@@ -33,7 +33,7 @@ def fill_results(results):
 ENVIRONMENT = {"torch": "2.10.0", "devices": [{"name": "Tesla V100-SXM2-16GB"}]}
 
 
-def test_every_key_of_the_schema_is_there_and_null_when_not_measured():
+def test_every_key_that_was_not_measured_is_null():
     empty = {"top1": None, "top5": None, "loss": None, "images": None}
     assert fill_results({}) == {
         "train": {
@@ -77,7 +77,7 @@ def test_given_values_are_kept_and_nan_becomes_null(results):
         ({"inference": [{"size": 1}]}, "results.inference has no key size"),
     ],
 )
-def test_a_misspelt_key_is_a_programming_error(results, where):
+def test_an_unknown_key_is_a_value_error(results, where):
     with pytest.raises(ValueError, match=where):
         fill_results(results)
 
@@ -109,12 +109,13 @@ def test_telemetry_of_a_device_has_every_key(make_config, dgx1, results):
         results=results,
         telemetry={"devices": [{"name": "V100", "power_w_mean": 250.0}], "source": "nvml"},
     )
+    assert report.telemetry.devices is not None
     (device,) = report.telemetry.devices
     assert device == DeviceTelemetry(name="V100", power_w_mean=250.0, memory_peak_bytes=None)
     assert len(to_json(device)) == 13
 
 
-def test_a_run_that_ended_before_it_measured(make_config, dgx1):
+def test_the_report_of_a_run_without_results(make_config, dgx1):
     report = build_report(
         make_config(),
         devices=dgx1,
@@ -129,7 +130,7 @@ def test_a_run_that_ended_before_it_measured(make_config, dgx1):
         build_report(make_config(), devices=dgx1, environment={}, results=None, exit_code=9)
 
 
-def test_report_json_survives_a_round_trip(tmp_path, make_config, dgx1, results):
+def test_a_written_report_is_read_back_equal(tmp_path, make_config, dgx1, results):
     results["validation"]["loss"] = math.nan
     report = build_report(make_config(), devices=dgx1, environment=ENVIRONMENT, results=results)
     path = write_report(report, tmp_path)
@@ -174,7 +175,7 @@ def test_a_failed_write_keeps_the_old_report(tmp_path, make_config, dgx1, result
         ('{"schema_version": 1, "name": {}}', "is damaged: name.model is missing"),
     ],
 )
-def test_a_report_that_cannot_be_read_says_why(tmp_path, content, message):
+def test_errors_of_files_that_are_not_reports(tmp_path, content, message):
     path = tmp_path / "report.json"
     if content is not None:
         path.write_text(content)
@@ -182,7 +183,7 @@ def test_a_report_that_cannot_be_read_says_why(tmp_path, content, message):
         read_run(path)
 
 
-def test_the_processor_is_named_with_its_usable_cores(tmp_path):
+def test_cpu_name_has_model_and_usable_cores(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t: fpu\n")
     assert cpu_name(cpuinfo).startswith("AMD EPYC 9B14, ")
@@ -197,8 +198,8 @@ def test_the_container_and_its_image_are_named(monkeypatch):
     assert host_environment()["container"] == "kubernetes"
     monkeypatch.setenv(IMAGE_VARIABLE, "image-classification 0.1.0")
     monkeypatch.setenv(BASE_VARIABLE, "python:3.11-slim-bookworm")
-    told = host_environment()["container"]
-    assert told == "kubernetes, image-classification 0.1.0 on python:3.11-slim-bookworm"
+    container = host_environment()["container"]
+    assert container == "kubernetes, image-classification 0.1.0 on python:3.11-slim-bookworm"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

@@ -222,3 +222,12 @@ def test_combined_page_has_every_table_and_needs_no_other_file(combined):
     for expected in (*words, "<script>alert(1)</script>", "<b>0"):
         assert expected in checker.text
     assert "No published figure belongs to these runs." in checker.text
+
+
+def test_the_page_folds_other_publications_away(make_config, results, dgx1, tmp_path):
+    report = build_report(make_config(), devices=dgx1, environment={}, results=results)
+    text = write_page(report, tmp_path).read_text(encoding="utf-8")
+    before, _, folded = text.partition("<summary>Other publications")
+    assert "nvidia-resnet50-dgx1v-amp-90e" in before
+    assert "nvidia-pyt1910-resnet50-dgx1v-amp-90e" not in before
+    assert "nvidia-pyt1910-resnet50-dgx1v-amp-90e" in folded

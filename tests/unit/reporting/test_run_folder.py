@@ -38,7 +38,7 @@ def test_a_run_is_read_by_its_folder_or_its_file(record_run):
     assert "memory_g_per_device" not in run.figures and "top1_ema" not in run.figures
 
 
-def test_a_report_says_when_it_was_made(record_run):
+def test_the_end_time_is_of_the_report_or_else_of_the_file(record_run):
     folder = record_run("first", ended_at=5)
     run = read_run(folder)
     assert run.time_is_known and run.time_text == "2026-01-05 03:00"
@@ -57,7 +57,7 @@ def test_the_time_of_a_new_report_is_now(make_config, dgx1, tmp_path):
     assert before <= read_run(tmp_path).ended_at <= datetime.now(timezone.utc)
 
 
-def test_power_and_memory_are_those_of_each_device(record_run):
+def test_power_and_memory_are_per_device(record_run):
     devices = [
         {"name": "V100", "power_w_mean": 240.0 + n, "memory_peak_bytes": (10 + n) * 2**30}
         for n in range(3)
@@ -91,7 +91,7 @@ def test_power_and_memory_are_those_of_each_device(record_run):
         (("schema_version",), "\x1b[31m", "has schema version \N{REPLACEMENT CHARACTER}"),
     ],
 )
-def test_a_damaged_report_is_refused_by_file_and_key(record_run, keys, value, words):
+def test_the_error_of_a_damaged_report_names_file_and_key(record_run, keys, value, words):
     folder = record_run("first")
     change(folder, *keys, value=value)
     with pytest.raises(WorkspaceError, match=words) as caught:
@@ -99,7 +99,7 @@ def test_a_damaged_report_is_refused_by_file_and_key(record_run, keys, value, wo
     assert str(folder) in caught.value.message and caught.value.message.isprintable()
 
 
-def test_files_that_are_no_reports(tmp_path):
+def test_files_that_are_not_reports(tmp_path):
     large = tmp_path / "large.json"
     large.write_bytes(b" " * (MAX_REPORT_BYTES + 1))
     deep = tmp_path / "deep.json"
@@ -124,10 +124,11 @@ def test_files_that_are_no_reports(tmp_path):
             read_run(path)
 
 
-def test_text_that_would_drive_a_terminal_is_made_harmless(record_run):
+def test_control_characters_are_replaced(record_run):
     folder = record_run("first")
     change(folder, "environment", "driver", value="550\x1b[2J\n")
-    assert read_run(folder).report.environment.driver.startswith("550\N{REPLACEMENT CHARACTER}[")
+    driver = read_run(folder).report.environment.driver
+    assert driver == "550\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}"
 
 
 def leaves(value, at=()):
@@ -142,7 +143,7 @@ def leaves(value, at=()):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [None, -1, 0, 1e-320, 10**400, "\x1b", [], {}, [None], True])
-def test_whatever_a_value_is_there_is_no_traceback(record_run, value):
+def test_any_wrong_value_is_read_or_is_a_user_error(record_run, value):
     sound = read_run(record_run("sound"))
     row = {"batch": 8, "images_per_s": 1.0, "latency_ms": {"p50": 1.0}}
     results = {"train": {"images_per_s": 1.0}, "inference": [row]}
