@@ -104,9 +104,11 @@ def _batch(figures: Figures) -> str:
     return plain(figures.run.recipe.per_device_batch) or "not stated"
 
 
-def _speed_lines(runs: Sequence[PublishedRun]) -> dict[tuple[object, ...], dict[bool, Figures]]:
+def _speed_lines(
+    runs: Sequence[PublishedRun],
+) -> dict[tuple[int, object, int], dict[bool, Figures]]:
     """Pair mixed with full precision; a speed printed for runs of several lengths counts once."""
-    lines: dict[tuple[object, ...], dict[bool, Figures]] = {}
+    lines: dict[tuple[int, object, int], dict[bool, Figures]] = {}
     for run in runs:
         figures = Figures(run)
         for figure, devices in figures.rows:

@@ -37,10 +37,12 @@ OTHER_OPTIONS |= {"--logdir", "--backend-store-uri"}
 # A file of a run, one of the predecessor, and a unit.
 NO_FILES = {"config.yml", "main.py", "images/s"}
 # Folders of a run and of a checkout, subfolders named without their parent, names of curves.
-NO_FOLDERS = (".venv/", "site/", "runs/", "plots/", "checkpoints/", "trackers/", "train/", "val/")
-NO_FOLDERS += ("formats/", "loaders/", "tools/", "published/", "compare/", "page/", "pictures/")
-NO_FOLDERS += ("console/", "precision/", "requirements/")
-NO_FOLDERS += ("checkpoint/", "epoch/", "telemetry/", "validation/", "validation_ema/")
+NO_FOLDERS = (
+    *(".venv/", "site/", "runs/", "plots/", "checkpoints/", "trackers/", "train/", "val/"),
+    *("formats/", "loaders/", "tools/", "published/", "compare/", "page/", "pictures/"),
+    *("console/", "precision/", "requirements/"),
+    *("checkpoint/", "epoch/", "telemetry/", "validation/", "validation_ema/"),
+)
 
 
 def text_of(path: Path) -> str:
