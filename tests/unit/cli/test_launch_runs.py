@@ -148,8 +148,6 @@ def test_a_precision_the_device_lacks(fails, small_arguments):
 
 
 def test_a_gpu_platform_without_a_gpu_names_the_alternatives(fails):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     names = ["--model=resnet50", "--precision=AMP", "--mode=convergence", "--platform=DGX1V"]
@@ -178,26 +176,6 @@ def test_evaluating_without_weights_is_refused(fails, small_arguments, tmp_path)
     line = fails(*argv, f"--workspace={tmp_path / 'new'}")
     assert "--resume" in line
     assert "--pretrained-from-file" in line
-
-
-def test_an_unknown_backend_names_the_known_ones(fails, small_arguments):
-    assert "pytorch" in fails(*small_arguments, "--data-backend=ffcv")
-
-
-@pytest.mark.parametrize(
-    ("argument", "hint"),
-    [
-        ("--model=resnet5", "resnet50"),
-        ("--platform=DGX1", "DGX1V"),
-        ("--lr-schedul=cosine", "--lr-schedule"),
-        ("--set=optim.weight_decya=1", "weight_decay"),
-        ("--lr=fast", "fast"),
-    ],
-)
-def test_unknown_names_suggest_the_nearest_valid(fails, small_arguments, argument, hint):
-    name = argument.split("=")[0]
-    argv = [a for a in small_arguments if not a.startswith(f"{name}=") or name == "--set"]
-    assert hint in fails(*argv, argument)
 
 
 def test_divergence_exits_3_and_keeps_the_last_good_checkpoint(small_arguments, tmp_path, capfd):
