@@ -48,14 +48,13 @@ def open_index(root: Path, split: str, num_classes: int | None, layout: str = AU
     Raises:
         DataError: no data set there, not in its layout (see `index_folder` and
             `image_classification.data.formats.shards.open_shards`), or quarantined images in val.
-        ValueError: an unknown layout or split.
     """
-    name = _layout(root, split, layout)
+    layout = recognize(root, split, layout)
     index: Index
-    if name == FOLDER:
+    if layout == FOLDER:
         index = index_folder(root, split, num_classes)
     else:
-        index = open_shards(SHARD_FORMATS[name], root, split, num_classes)
+        index = open_shards(SHARD_FORMATS[layout], root, split, num_classes)
     kept = index.without(set(quarantine.load(root)))
     if split == "val" and kept.num_quarantined:
         raise DataError(
@@ -77,27 +76,21 @@ def index_folder(root: Path, split: str, num_classes: int | None) -> FolderIndex
         DataError: no data set there, the split is missing or flat, a class is empty, train and
             val have different classes, or their number is not the model's.
     """
-    folder = root / split
-    _check_folder(root, split, num_classes)
-    classes = _class_names(folder)
+    classes = _check_folder(root, split, num_classes)
     relative: list[bytes] = []
     counts: list[int] = []
     for name in classes:
-        files = _image_names(folder / name)
+        folder = root / split / name
+        files = _image_names(folder)
         if not files:
             raise DataError(
-                f"class folder {folder / name} holds no image ({', '.join(IMAGE_EXTENSIONS)}): "
-                f"fill it, or remove it from train/ and val/"
+                f"class folder {folder} holds no image ({', '.join(IMAGE_EXTENSIONS)}): fill it, "
+                f"or remove it from train/ and val/"
             )
         relative.extend(os.fsencode(f"{split}/{name}/{file}") for file in files)
         counts.append(len(files))
-    return FolderIndex(
-        root=root,
-        split=split,
-        classes=classes,
-        labels=np.repeat(np.arange(len(classes), dtype=np.int64), counts),
-        names=Names.of(relative),
-    )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    return FolderIndex(root, split, classes, labels, Names.of(relative))
 
 
 def check_classes(root: Path, split: str, num_classes: int, layout: str = AUTO) -> None:
@@ -108,39 +101,59 @@ def check_classes(root: Path, split: str, num_classes: int, layout: str = AUTO) 
     Raises:
         DataError: as for `open_index`.
     """
-    name = _layout(root, split, layout)
-    if name == FOLDER:
+    if recognize(root, split, layout) == FOLDER:
         _check_folder(root, split, num_classes)
-        return
-    named = named_classes(root)
-    if named is not None:
-        check_count(root, len(named), num_classes)
+    else:
+        named = named_classes(root)
+        if named is not None:
+            check_count(root, len(named), num_classes)
 
 
-def _check_folder(root: Path, split: str, num_classes: int | None) -> None:
+def _check_folder(root: Path, split: str, num_classes: int | None) -> tuple[str, ...]:
+    """Return the classes of ``split``; compare them with the other split's and the model's."""
     classes = _class_names(root / split)
-    other = root / SPLITS[1 - SPLITS.index(split)]
-    if other.is_dir():
-        _check_same(root, {split: classes, other.name: _class_names(other)})
+    other = SPLITS[1 - SPLITS.index(split)]
+    if (root / other).is_dir():
+        found = {split: set(classes), other: set(_class_names(root / other))}
+        parts = []
+        for name, extra in (
+            ("train", found["train"] - found["val"]),
+            ("val", found["val"] - found["train"]),
+        ):
+            if extra:
+                more = f" and {len(extra) - _MAX_SHOWN} more" if len(extra) > _MAX_SHOWN else ""
+                parts.append(f"only in {name}/: {', '.join(sorted(extra)[:_MAX_SHOWN])}{more}")
+        if parts:
+            raise DataError(
+                f"train/ and val/ of {root} have different classes ({'; '.join(parts)}): both "
+                f"need the same class folders"
+            )
     if num_classes is not None:
         check_count(root / split, len(classes), num_classes, "class folders")
+    return classes
 
 
-def recognize(root: Path, split: str) -> str:
-    """Return the layout of the data set at ``root``: one of `FORMATS`.
+def recognize(root: Path, split: str, layout: str = AUTO) -> str:
+    """Return the layout of the data set at ``root``, one of `FORMATS`; ``layout`` if it is there.
 
     Raises:
-        DataError: nothing there, nothing recognized, or several layouts at once.
-        ValueError: an unknown split.
+        DataError: nothing there, nothing recognized, not ``layout``, or several layouts at once.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is neither 'train' nor 'val'")
     _check_root(root)
+    folder = root / split
+    if layout == FOLDER and not folder.is_dir():
+        raise DataError(f"{root} has no {split}/ folder: {_remedy(root)}")
+    if layout in SHARD_FORMATS and not SHARD_FORMATS[layout].find(root, split):
+        raise DataError(
+            f"{root} has no {split} shards of format {layout}: give --set data.format=auto to "
+            f"take what is there"
+        )
+    if layout != AUTO:
+        return layout
     found = [name for name, kind in SHARD_FORMATS.items() if kind.find(root, split)]
     try:
-        has_folder = (root / split).is_dir()
         # If there are shards, train/ may be the folder that holds them.
-        if has_folder and (not found or _has_folders(root / split)):
+        if folder.is_dir() and (not found or _folder_names(folder)):
             found.insert(0, FOLDER)
     except OSError as error:
         raise _unreadable(root, error) from error
@@ -148,7 +161,7 @@ def recognize(root: Path, split: str) -> str:
         raise DataError(f"{root} has no {split}/ folder and no {split} shards: {_remedy(root)}")
     if len(found) > 1:
         raise DataError(
-            f"{root} holds its {split} images as {' and as '.join(found)}: say which with --set "
+            f"{root} holds its {split} images as {' and as '.join(found)}: choose one with --set "
             f"data.format={found[0]}"
         )
     return found[0]
@@ -162,25 +175,6 @@ def has_split(root: Path, split: str) -> bool:
     """
     _check_root(root)
     return (root / split).is_dir() or any(f.find(root, split) for f in SHARD_FORMATS.values())
-
-
-def _layout(root: Path, split: str, layout: str) -> str:
-    if layout == AUTO:
-        return recognize(root, split)
-    if layout not in FORMATS:
-        raise ValueError(f"layout {layout!r} is none of {', '.join(FORMATS)}")
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is neither 'train' nor 'val'")
-    _check_root(root)
-    if layout == FOLDER:
-        if not (root / split).is_dir():
-            raise DataError(f"{root} has no {split}/ folder: {_remedy(root)}")
-    elif not SHARD_FORMATS[layout].find(root, split):
-        raise DataError(
-            f"{root} has no {split} shards of format {layout}: give --set data.format=auto to "
-            f"take what is there"
-        )
-    return layout
 
 
 def _check_root(root: Path) -> None:
@@ -202,15 +196,14 @@ def _remedy(root: Path) -> str:
     )
 
 
-def _has_folders(folder: Path) -> bool:
+def _folder_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return any(e.is_dir() and not e.name.startswith(".") for e in entries)
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     try:
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        names = _folder_names(folder)
     except OSError as error:
         raise _unreadable(folder, error) from error
     if names:
@@ -233,27 +226,8 @@ def _image_names(folder: Path) -> list[str]:
         names = os.listdir(folder)
     except OSError as error:
         raise _unreadable(folder, error) from error
-    return sorted(
-        name
-        for name in names
-        if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
-    )
+    return sorted(n for n in names if n.lower().endswith(IMAGE_EXTENSIONS) and n[0] != ".")
 
 
 def _unreadable(folder: Path, error: OSError) -> DataError:
     return DataError(f"cannot read {folder}: {error.strerror}: check its permissions and its mount")
-
-
-def _check_same(root: Path, classes: dict[str, tuple[str, ...]]) -> None:
-    train, val = set(classes["train"]), set(classes["val"])
-    parts = []
-    for split, extra in (("train", train - val), ("val", val - train)):
-        if extra:
-            shown = ", ".join(sorted(extra)[:_MAX_SHOWN])
-            more = f" and {len(extra) - _MAX_SHOWN} more" if len(extra) > _MAX_SHOWN else ""
-            parts.append(f"only in {split}/: {shown}{more}")
-    if parts:
-        raise DataError(
-            f"train/ and val/ of {root} have different classes ({'; '.join(parts)}): both need "
-            f"the same class folders"
-        )

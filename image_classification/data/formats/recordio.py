@@ -84,7 +84,6 @@ def write_record(file: BinaryIO, content: bytes, label: int, number: int) -> int
 FORMAT = ShardFormat(
     name="recordio",
     pattern=r"(?:.*[-_])?{split}\.rec",
-    within=r"(?!)",
     scan=scan,
     index_class=RecordIndex,
 )

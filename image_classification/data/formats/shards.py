@@ -1,10 +1,17 @@
-"""What the packed formats share: find the shards, scan them, and name the classes."""
+"""What the packed formats share: find the shards, scan them, and name the classes.
+
+Scanning takes minutes, so the index is cached in a file next to the shards, or in the cache folder
+if they are read-only. The file is valid until the size or modification time of a shard changes. An
+invalid or damaged file is ignored.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from image_classification.core.errors import DataError
-from image_classification.data.formats import index_cache
+from image_classification.core.files import replacement_file
 from image_classification.data.formats.index import Columns, Int64s, Names, ShardIndex
-from image_classification.data.formats.index_cache import Scanned, unreadable_shard
+from image_classification.data.tools.demo import cache_root
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation")}
 """Names of the files and folders of a split."""
@@ -25,6 +32,19 @@ CLASSES_FILE = "classes.json"
 _CLASS_LISTS = ("synset.txt", "labels.txt")
 _BLOCK_BYTES = 4096
 _MAX_CLASSES = 1 << 20
+_CACHE_VERSION = 1
+_COLUMN_TYPES: dict[str, type] = {
+    "shard": np.int32,
+    "offset": np.int64,
+    "length": np.int64,
+    "number": np.int64,
+    "labels": np.int64,
+    "text": np.uint8,
+    "ends": np.int64,
+}
+
+Scanned = tuple[Columns, dict[str, str]]
+"""Columns of a `ShardIndex`, and class name by label."""
 
 
 class ShardImage(NamedTuple):
@@ -58,8 +78,6 @@ class ShardReader:
         Raises:
             DataError: the shard ends before that.
         """
-        if count < 0 or position + count > self.size_bytes:
-            raise self.damaged(position, "it ends inside a record")
         begin = position - self._start
         if begin < 0 or begin + count > len(self._block):
             self._block = os.pread(self._descriptor, max(count, _BLOCK_BYTES), position)
@@ -86,8 +104,8 @@ class ShardFormat:
 
     name: str
     pattern: str
-    within: str
     scan: Callable[[ShardReader], Iterator[ShardImage]]
+    within: str = r"(?!)"
     index_class: type[ShardIndex] = ShardIndex
     complete: Callable[[Path, tuple[str, ...]], None] | None = None
 
@@ -95,11 +113,9 @@ class ShardFormat:
         """Return the split's shards as sorted paths below ``root``; empty if there are none."""
         names = SPLIT_NAMES[split]
         pattern = self.pattern.format(split=f"(?:{'|'.join(names)})")
-        found = [_matching(root, pattern)]
-        for folder in names:
-            inside = _matching(root / folder, f"(?:{pattern})|(?:{self.within})")
-            found.append([f"{folder}/{name}" for name in inside])
-        sets = [shards for shards in found if shards]
+        sets = [_matching(root, "", pattern)]
+        sets += [_matching(root, f"{name}/", f"{pattern}|{self.within}") for name in names]
+        sets = [shards for shards in sets if shards]
         if len(sets) > 1:
             raise DataError(
                 f"{root} has {split} shards in several places ("
@@ -108,13 +124,13 @@ class ShardFormat:
         return tuple(sets[0]) if sets else ()
 
 
-def _matching(folder: Path, pattern: str) -> list[str]:
+def _matching(root: Path, folder: str, pattern: str) -> list[str]:
     try:
-        names = os.listdir(folder)
+        names = os.listdir(root / folder)
     except OSError:
         return []
-    wanted = re.compile(pattern)
-    return sorted(n for n in names if wanted.fullmatch(n) and (folder / n).is_file())
+    found = (folder + name for name in names if re.fullmatch(pattern, name))
+    return sorted(path for path in found if (root / path).is_file())
 
 
 def open_shards(
@@ -134,11 +150,11 @@ def open_shards(
         raise DataError(f"{root} has no {split} shards of format {shard_format.name}")
     if shard_format.complete is not None:
         shard_format.complete(root, shards)
-    signature = index_cache.signature_of(shard_format.name, root, shards)
-    scanned = index_cache.load(root, split, signature)
+    signature = _signature(shard_format.name, root, shards)
+    scanned = _load_cached(root, split, signature)
     if scanned is None:
         scanned = _scan(shard_format, root, shards)
-        index_cache.save(root, split, signature, scanned)
+        _save_cache(root, split, signature, scanned)
     columns, class_names = scanned
     num_images = len(columns["labels"])
     if num_images == 0:
@@ -173,16 +189,11 @@ def _scan(shard_format: ShardFormat, root: Path, shards: tuple[str, ...]) -> Sca
                         f"others {known}: the shards are not of one data set"
                     )
         rows.append(np.array(numbers, dtype=np.int64).reshape(-1, 5))
-    shard_of, offset, length, number, labels = (c.copy() for c in np.concatenate(rows).T)
     names = Names.of(members)
-    columns: Columns = {
-        "shard": shard_of.astype(np.int32),
-        "offset": offset,
-        "length": length,
-        "number": number,
-        "labels": labels,
-        "text": names.text,
-        "ends": names.ends,
+    values = [*np.concatenate(rows).T, names.text, names.ends]
+    columns = {
+        name: column.astype(kind)  # a copy, so that columns do not share the table's memory
+        for (name, kind), column in zip(_COLUMN_TYPES.items(), values, strict=True)
     }
     return columns, class_names
 
@@ -201,7 +212,89 @@ def _scan_shard(shard_format: ShardFormat, path: Path) -> Iterator[ShardImage]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise unreadable_shard(path, error) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot read shard {path}: {error.strerror}: check its permissions and its mount"
+    )
+
+
+def _signature(layout: str, root: Path, shards: tuple[str, ...]) -> str:
+    """Return the names, sizes and modification times of ``shards``, as JSON."""
+    files: list[tuple[str, int, int]] = []
+    for shard in shards:
+        for name in (shard, f"{shard.removesuffix('.rec')}.idx"):  # RecordIO's order of images
+            try:
+                status = os.stat(root / name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _unreadable(root / name, error) from error
+            files.append((name, status.st_size, status.st_mtime_ns))
+    return json.dumps([_CACHE_VERSION, layout, files])
+
+
+def _cache_paths(root: Path, split: str) -> list[Path]:
+    paths = [root / f".{split}.index.npz"]
+    try:
+        digest = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
+        paths.append(cache_root() / "indexes" / f"{digest}-{split}.npz")
+    except DataError:  # no home folder
+        pass
+    return paths
+
+
+def _load_cached(root: Path, split: str, signature: str) -> Scanned | None:
+    files = json.loads(signature)[2]
+    sizes = np.array([size for name, size, _ in files if name[-4:] != ".idx"], dtype=np.int64)
+    for path in _cache_paths(root, split):
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                continue
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                header = json.loads(file["said"].tobytes())
+                columns = {name: file[name] for name in _COLUMN_TYPES}
+                if header["signature"] == signature and _is_consistent(columns, sizes):
+                    return columns, header["class_names"]
+        except Exception:  # damaged in whatever way: the shards are scanned again
+            continue
+    return None
+
+
+def _is_consistent(columns: Columns, sizes: Int64s) -> bool:
+    """Return whether the columns fit one another and the shards; anybody may have written them."""
+    if any(columns[name].dtype != kind for name, kind in _COLUMN_TYPES.items()):
+        return False
+    *per_image, text, ends = columns.values()
+    shard, offset, length, _, labels = per_image
+    count = len(labels)
+    if any(a.shape != (count,) for a in per_image) or ends.shape not in ((0,), (count,)):
+        return False
+    if count == 0:
+        return True
+    if len(ends) and (ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] != len(text)):
+        return False
+    if shard.min() < 0 or shard.max() >= len(sizes) or labels.min() < 0:
+        return False
+    fits = (offset >= 0) & (length > 0) & (offset <= sizes[shard] - length)
+    return bool(fits.all())
+
+
+def _save_cache(root: Path, split: str, signature: str, scanned: Scanned) -> None:
+    """Write the index to the first place that is writable; do nothing if there is none."""
+    columns, class_names = scanned
+    header = json.dumps({"signature": signature, "class_names": class_names}).encode()
+    content: Columns = {"said": np.frombuffer(header, dtype=np.uint8), **columns}
+    for path in _cache_paths(root, split):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacement_file(path) as file:
+                np.savez(file, **content)  # type: ignore[arg-type]
+        except OSError:
+            continue
+        return
 
 
 def _check_manifest(root: Path, split: str, shards: tuple[str, ...], num_images: int) -> None:
@@ -214,7 +307,7 @@ def _check_manifest(root: Path, split: str, shards: tuple[str, ...], num_images:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise unreadable_shard(root / MANIFEST, error) from error
+        raise _unreadable(root / MANIFEST, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root / MANIFEST} is damaged: pack the data set again") from error
     if missing:
@@ -235,27 +328,25 @@ def named_classes(root: Path) -> tuple[str, ...] | None:
     Raises:
         DataError: the list cannot be read, or names a class twice.
     """
-    path = root / CLASSES_FILE
+    names = (CLASSES_FILE, *_CLASS_LISTS)
+    path = next((root / name for name in names if (root / name).is_file()), None)
+    if path is None:
+        return None
     try:
-        for name in (CLASSES_FILE, *_CLASS_LISTS):
-            path = root / name
-            if not path.is_file():
-                continue
-            text = path.read_text(encoding="utf-8")
-            if name == CLASSES_FILE:
-                classes = json.loads(text)
-            else:  # lines such as "n01440764 tench, Tinca tinca", in the order of the labels
-                classes = [line.split()[0] for line in text.splitlines() if line.strip()]
-            if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
-                raise ValueError("no list of names")
-            if len(set(classes)) != len(classes):
-                raise ValueError("a class is named twice")
-            return tuple(classes)
+        text = path.read_text(encoding="utf-8")
+        if path.name == CLASSES_FILE:
+            classes = json.loads(text)
+        else:  # lines such as "n01440764 tench, Tinca tinca", in the order of the labels
+            classes = [line.split()[0] for line in text.splitlines() if line.strip()]
+        if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+            raise ValueError("no list of names")
+        if len(set(classes)) != len(classes):
+            raise ValueError("a class is named twice")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}: check its permissions") from error
     except ValueError as error:
         raise DataError(f"{path} is no list of class names: correct or remove it") from error
-    return None
+    return tuple(classes)
 
 
 def check_count(where: Path, count: int, num_classes: int, what: str = "classes") -> None:
@@ -268,11 +359,7 @@ def check_count(where: Path, count: int, num_classes: int, what: str = "classes"
 
 
 def _classes(
-    root: Path,
-    split: str,
-    labels: Int64s,
-    class_names: dict[str, str],
-    num_classes: int | None,
+    root: Path, split: str, labels: Int64s, class_names: dict[str, str], num_classes: int | None
 ) -> tuple[str, ...]:
     min_classes = int(labels.max()) + 1
     listed = named_classes(root)

@@ -104,7 +104,6 @@ def _check_complete(root: Path, shards: tuple[str, ...]) -> None:
 FORMAT = ShardFormat(
     name="tfrecord",
     pattern=r"{split}-\d{{5}}-of-\d{{5}}",
-    within=r"(?!)",
     scan=scan,
     complete=_check_complete,
 )

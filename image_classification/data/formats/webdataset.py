@@ -19,6 +19,7 @@ from image_classification.data.formats.shards import ShardFormat, ShardImage, Sh
 _MAX_READ_BYTES = 1 << 16
 _MAX_LABEL_BYTES = 16
 _IMAGES = ("jpg", "jpeg", "png")
+_PAX_KEYS = (b"path=", b"size=", b"GNU.sparse", b"hdrcharset=")
 
 
 class _Member(NamedTuple):
@@ -84,9 +85,9 @@ def _label(reader: ShardReader, member: _Member) -> int:
 class _HeaderFile:
     """What tarfile needs of a file to read headers; a longer read is refused."""
 
-    def __init__(self, reader: ShardReader) -> None:
+    def __init__(self, reader: ShardReader, position: int) -> None:
         self._reader = reader
-        self._position = 0
+        self._position = position
 
     def seek(self, position: int) -> None:
         self._position = position
@@ -105,42 +106,92 @@ class _HeaderFile:
 
 def _members(reader: ShardReader) -> Iterator[_Member]:
     """Yield the regular files of a tar in any format that tarfile reads."""
-    at, tar = 0, None
+    at = 0
+    tar: Any = None
     while True:
-        try:
-            if tar is None:
-                tar = tarfile.TarFile(
-                    fileobj=cast(Any, _HeaderFile(reader)),
-                    encoding="utf-8",
-                    errors="surrogateescape",
-                )
-            info = tar.next()
-        except (DataError, OSError):
-            raise
-        except Exception as error:  # of many kinds, for a hostile header
-            raise reader.damaged(at, f"{error} (compressed shards are not read)") from error
-        if info is None:
-            break
-        cast(Any, tar).members.clear()  # tarfile keeps every member otherwise
-        # A negative size would lead tarfile back to where it was.
-        if info.size < 0 or tar.offset <= at:
-            raise reader.damaged(at, "a member's header has a negative size")
-        name = info.name.encode("utf-8", "surrogateescape")
-        if any(key.startswith("GNU.sparse") for key in info.pax_headers):
-            raise reader.damaged(at, f"the member {_shown(name)} is a sparse file")
-        if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
+        # Once there are headers for all later members, only tarfile applies them.
+        member = None if tar is not None and tar.pax_headers else _plain_member(reader, at)
+        if member is not None:
+            next_at = member.offset + member.length
+        else:
+            tar, info = _next_of_tarfile(reader, tar, at)
+            if info is None:
+                break
+            next_at = tar.offset
+            # A negative size would lead tarfile back to where it was.
+            if info.size < 0 or next_at <= at:
+                raise reader.damaged(at, "a member's header has a negative size")
+            member = _regular_file(reader, info, at)
+        if member is not None:
+            name = member.name
             if name.startswith(b"/") or b".." in name.split(b"/") or b"\0" in name or not name:
                 raise reader.damaged(at, f"the member name {_shown(name)} leads out of the shard")
-            if info.offset_data + info.size > reader.size_bytes:
+            if member.offset + member.length > reader.size_bytes:
                 raise reader.damaged(at, f"it ends inside the member {_shown(name)}")
-            yield _Member(name, info.offset_data, info.size)
-        elif not info.isdir():
-            raise reader.damaged(
-                at, f"the member {_shown(name)} is a link, a device or of an unknown kind"
-            )
-        at = tar.offset
+            yield member
+        at = next_at + -next_at % tarfile.BLOCKSIZE
     # tarfile also stops at a damaged header; a real end is a block of zeros or the end of the file.
-    if tar.offset < reader.size_bytes and any(reader.at(tar.offset, tarfile.BLOCKSIZE)):
+    if at < reader.size_bytes and any(reader.at(at, tarfile.BLOCKSIZE)):
+        raise reader.damaged(at, "no tar member begins there (compressed shards are not read)")
+
+
+def _next_of_tarfile(reader: ShardReader, tar: Any, at: int) -> tuple[Any, tarfile.TarInfo | None]:
+    """Return a TarFile (``tar``, if it is not None) and its member at ``at``, if there is one."""
+    try:
+        if tar is None:
+            file = cast(Any, _HeaderFile(reader, at))
+            tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+        else:
+            tar.offset = at
+        info = tar.next()
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # of many kinds, for a hostile header
+        raise reader.damaged(at, f"{error} (compressed shards are not read)") from error
+    tar.members.clear()  # tarfile keeps every member otherwise
+    return tar, info
+
+
+def _regular_file(reader: ShardReader, info: tarfile.TarInfo, at: int) -> _Member | None:
+    name = info.name.encode("utf-8", "surrogateescape")
+    if any(key.startswith("GNU.sparse") for key in info.pax_headers):
+        raise reader.damaged(at, f"the member {_shown(name)} is a sparse file")
+    if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
+        return _Member(name, info.offset_data, info.size)
+    if not info.isdir():
         raise reader.damaged(
-            tar.offset, "no tar member begins there (compressed shards are not read)"
+            at, f"the member {_shown(name)} is a link, a device or of an unknown kind"
         )
+    return None
+
+
+def _plain_member(reader: ShardReader, at: int) -> _Member | None:
+    """Return the ustar file whose header is at ``at``; None if only tarfile reads it.
+
+    A pax header that changes neither name nor size is skipped. This takes a quarter of the time of
+    tarfile, which parses every field.
+    """
+    try:
+        header = reader.at(at, tarfile.BLOCKSIZE)
+        length = _plain_size(header)
+        if header[156:157] == tarfile.XHDTYPE and length <= _MAX_READ_BYTES:
+            records = reader.at(at + tarfile.BLOCKSIZE, length)
+            if any(key in records for key in _PAX_KEYS):
+                return None
+            at += tarfile.BLOCKSIZE + length + -length % tarfile.BLOCKSIZE
+            header = reader.at(at, tarfile.BLOCKSIZE)
+            length = _plain_size(header)
+    except (ValueError, DataError):
+        return None
+    if header[156:157] != tarfile.REGTYPE or header[257:265] != tarfile.POSIX_MAGIC:
+        return None
+    name, prefix = (part.partition(b"\0")[0] for part in (header[:100], header[345:500]))
+    return _Member(prefix + b"/" + name if prefix else name, at + tarfile.BLOCKSIZE, length)
+
+
+def _plain_size(header: bytes) -> int:
+    """Return the size that a tar header states; raise ValueError if its checksum is wrong."""
+    checksum = header[148:156]
+    if int(checksum.strip(b"\0 "), 8) != sum(header) - sum(checksum) + 8 * ord(" "):
+        raise ValueError("wrong checksum")
+    return int(header[124:136].strip(b"\0 "), 8)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import atexit
 import os
-import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -35,9 +33,7 @@ from image_classification.data.transforms import check_transform
 
 _MAX_IMAGES_PER_TASK = 16  # handing over a task takes as long as a small step of one image
 _TASKS_PER_THREAD = 4  # so that no thread waits long for the last task
-_STOP_POLL_S = 0.05
 
-T = TypeVar("T")
 Produced = tuple[Staged, dict[str, str]]
 """A batch queued for the device, and the images that it lacks: name -> reason."""
 
@@ -101,7 +97,7 @@ class DaliLoader:
             if on_gpu
             else None
         )
-        self._running: BackgroundIterator[Produced] | None = None
+        self._running: Generator[Batch, None, None] | None = None
         atexit.register(self.close)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -110,9 +106,8 @@ class DaliLoader:
             raise ValueError("the loader is closed")
         batches = self._order.batches(epoch, start_step)
         self._stop_running()
-        produced = self._produce(self._decoder, epoch, batches)
-        self._running = running = BackgroundIterator(produced, self._depth)
-        return self._run(running)
+        self._running = self._run(self._produce(self._decoder, epoch, batches), len(batches))
+        return self._running
 
     def sample_name(self, index: int) -> str:
         """Return the name of image ``index``, as in quarantine lists."""
@@ -128,24 +123,31 @@ class DaliLoader:
     def _stop_running(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            running.stop()
+            running.close()
 
-    def _run(self, running: BackgroundIterator[Produced]) -> Iterator[Batch]:
-        for staged, undecodable in running:
-            self.undecodable.note(undecodable)
-            yield self._prefetch.take(staged)
+    def _run(self, produced: Iterator[Produced], num_batches: int) -> Generator[Batch, None, None]:
+        producer = ThreadPoolExecutor(1, "batches", initializer=self._init_producer)
+        futures = (producer.submit(next, produced) for _ in range(num_batches))
+        try:
+            # `data.prefetch` batches wait while the thread makes the next one.
+            for future in look_ahead(futures, self._depth + 1):
+                staged, undecodable = future.result()
+                self.undecodable.note(undecodable)
+                yield self._prefetch.take(staged)
+        finally:
+            producer.shutdown(cancel_futures=True)
 
-    def _produce(
-        self, decoder: DaliDecoder, epoch: int, batches: Indices
-    ) -> Generator[Produced, None, None]:
-        """Make the micro-batches, in the background thread.
-
-        While one is finished, DALI decodes the next, and the pool reads the one after that.
-        """
+    def _init_producer(self) -> None:
         use_one_torch_thread()
         if self._device.type == "cuda":
             # The current device is per thread; on another one this would use memory of GPU 0.
             torch.cuda.set_device(self._device)
+
+    def _produce(self, decoder: DaliDecoder, epoch: int, batches: Indices) -> Iterator[Produced]:
+        """Make the micro-batches, in the background thread.
+
+        While one is finished, DALI decodes the next, and the pool reads the one after that.
+        """
         while decoder.num_running:  # left from an epoch that was broken off
             decoder.collect()
         decoding: list[Sample] | None = None
@@ -275,53 +277,3 @@ def use_one_torch_thread() -> None:
         restore = threading.Thread(target=torch.set_num_threads, args=(of_process,))
         restore.start()
         restore.join()
-
-
-class BackgroundIterator(Generic[T]):
-    """Iterates over ``items``, which its own thread draws up to ``depth`` items ahead.
-
-    What ``items`` raises is raised after the items before it. The thread is a daemon: a program
-    that ends without `stop` does not wait for it.
-    """
-
-    def __init__(self, items: Generator[T, None, None], depth: int) -> None:
-        # The last item is an exception: what the items raised, or StopIteration.
-        self._queue: queue.Queue[T | BaseException] = queue.Queue(maxsize=depth)
-        self._is_stopping = threading.Event()
-        self._is_over = False
-        self._thread = threading.Thread(target=self._run, args=(items,), daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> BackgroundIterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        item = StopIteration() if self._is_over else self._queue.get()
-        if isinstance(item, BaseException):
-            self._is_over = True
-            self._thread.join()
-            raise item
-        return item
-
-    def stop(self) -> None:
-        """End the thread and discard its items; may be called twice."""
-        self._is_over = True
-        self._is_stopping.set()
-        while self._thread.is_alive():
-            while not self._queue.empty():  # the thread may be waiting for a free place
-                self._queue.get()
-            self._thread.join(_STOP_POLL_S)
-
-    def _run(self, items: Generator[T, None, None]) -> None:
-        end: BaseException = StopIteration()
-        try:
-            try:
-                for item in items:
-                    self._queue.put(item)
-                    if self._is_stopping.is_set():
-                        break
-            finally:
-                items.close()
-        except BaseException as raised:
-            end = raised
-        self._queue.put(end)

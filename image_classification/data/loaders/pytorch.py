@@ -18,7 +18,7 @@ from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from image_classification.core.errors import DataError
 from image_classification.core.types import Batch
@@ -83,7 +83,7 @@ class TorchvisionLoader:
         self.steps_per_epoch = self._order.steps_per_epoch
         self._device = torch.device(spec.device)
         self._prefetch = DevicePrefetch(self._device, data.mean, data.std)
-        self._requests = RequestSampler()
+        self._requests: list[Request] = []
         self._running: Generator[Batch, None, None] | None = None
         self._guard: WorkerGuard | None = None
         self._images = ImageBatches(index, spec)
@@ -95,7 +95,7 @@ class TorchvisionLoader:
             raise ValueError("the loader is closed")
         batches = self._order.batches(epoch, start_step)
         self._stop_running()
-        self._requests.requests = [(epoch, indices) for indices in batches]
+        self._requests[:] = [(epoch, indices) for indices in batches]
         known = set(multiprocessing.active_children())
         # With persistent workers this also discards what is left of an epoch that was broken off.
         try:
@@ -197,19 +197,6 @@ def _no_advice() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         yield
-
-
-class RequestSampler(Sampler[Request]):
-    """Passes the current epoch's requests to the DataLoader."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
-
-    def __len__(self) -> int:
-        return len(self.requests)
 
 
 class ImageBatches(Dataset[HostBatch]):

@@ -387,7 +387,7 @@ def test_autoaugment_draws_as_often_as_the_policy_says() -> None:
     expected: Counter[str] = Counter()
     for sub_policy in v2.AutoAugment()._policies:
         for name, probability, _ in sub_policy:
-            expected[name] += probability * DRAWS / 25  # type: ignore[assignment]
+            expected[name] += probability * DRAWS / 25
     assert set(counts) == set(expected)
     for name, number in expected.items():
         assert counts[name] == pytest.approx(number, abs=5 * number**0.5)

@@ -110,7 +110,7 @@ def test_crop_larger_than_the_resize_is_an_error() -> None:
         {"crop_ratio_min": 0.0},
     ],
 )
-def test_empty_ranges_are_errors(change: dict[str, float]) -> None:
+def test_empty_ranges_are_errors(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is no range"):
         check_transform(replace(DATA, **change), "train")
 

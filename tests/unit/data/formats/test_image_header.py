@@ -1,16 +1,23 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from image_classification.core.errors import DataError
-from image_classification.data.formats.image_header import MAX_PIXELS, check_size, image_size
+from image_classification.data.formats.image_header import (
+    MAX_PIXELS,
+    check_size,
+    image_size,
+    plain_jpeg_size,
+)
 
 
-def encoded(file_format: str, mode: str = "RGB", **options: object) -> bytes:
+def encoded(file_format: str, mode: str = "RGB", **options: Any) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (53, 31), (200, 10, 90)).convert(mode).save(file, file_format, **options)
     return file.getvalue()
@@ -54,7 +61,7 @@ def test_no_header(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7])
-def test_any_cut_and_any_noise_end(step: int) -> None:
+def test_truncated_and_random_content_raises_no_error(step: int) -> None:
     rng = np.random.default_rng(0)
     for file_format in ("JPEG", "PNG", "GIF", "WEBP"):
         content = encoded(file_format)
@@ -71,7 +78,7 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head + crc
 
 
-def test_too_many_pixels_are_refused_undecoded() -> None:
+def test_too_many_pixels_raise_an_error() -> None:
     assert check_size(png_of(MAX_PIXELS, 1), "x") == (MAX_PIXELS, 1)
     with pytest.raises(DataError, match=r"cannot decode x: 60000 x 60000 pixels"):
         check_size(png_of(60_000, 60_000), "x")
@@ -83,3 +90,58 @@ def test_every_frame_of_an_animation_counts() -> None:
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match="4000 x 4000 pixels"):
         check_size(file.getvalue(), "x")
+
+
+def plain(mode: str = "RGB", **options: Any) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(encoded("JPEG", mode, **options), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        plain(),
+        plain(subsampling=2),
+        plain(progressive=True),
+        plain("L"),
+        plain(exif=EXIF),
+        plain(exif=b"Exif\0\0" + bytes(60_000)),
+    ],
+    ids=[
+        "full color",
+        "subsampled",
+        "progressive",
+        "gray",
+        "EXIF rotation",
+        "with much before the frame",
+    ],
+)
+def test_sizes_of_plain_jpegs(content: npt.NDArray[np.uint8]) -> None:
+    assert plain_jpeg_size(content) == (53, 31)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        plain("CMYK"),
+        np.frombuffer(encoded("PNG"), np.uint8),
+        plain()[:-2],
+        plain()[:100],
+        np.empty(0, np.uint8),
+        np.frombuffer(b"\xff\xd8\xff\xd9", np.uint8),
+        np.frombuffer(b"\xff\xd8\xff\xe0\x00\x00\xff\xd9", np.uint8),
+        np.frombuffer(b"\xff\xd8" + bytes(50) + b"\xff\xd9", np.uint8),
+    ],
+    ids=["CMYK", "PNG", "no end", "cut", "empty", "no frame", "no length", "zeros"],
+)
+def test_other_content_is_no_plain_jpeg(content: npt.NDArray[np.uint8]) -> None:
+    assert plain_jpeg_size(content) is None
+
+
+def test_damaged_headers_raise_no_error() -> None:
+    content = plain()
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        damaged = content.copy()
+        damaged[random.integers(2, 200)] = random.integers(0, 256)
+        size = plain_jpeg_size(damaged)
+        assert size is None or min(size) > 0

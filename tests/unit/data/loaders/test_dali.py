@@ -4,8 +4,8 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from image_classification.config.schema import DataConfig
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.data.formats.folder import open_index
 from image_classification.data.loaders import LoaderSpec, open_loader
-from image_classification.data.loaders.dali import BackgroundIterator, use_one_torch_thread
+from image_classification.data.loaders.dali import use_one_torch_thread
 from image_classification.data.loaders.dali_decode import (
     DaliDecoder,
     HostSteps,
@@ -69,7 +69,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def spec_of(root: Path, backend: str = "dali-cpu", **changes: object) -> LoaderSpec:
+def spec_of(root: Path, backend: str = "dali-cpu", **changes: Any) -> LoaderSpec:
     values = {"image_size": 64, "resize": 72, "per_device_batch": 4, "num_classes": CLASSES}
     return loader_spec(root, **{"backend": backend, **RAW_PIXELS, **values, **changes})
 
@@ -78,7 +78,7 @@ def pixels_of(spec: LoaderSpec) -> torch.Tensor:
     return torch.cat([batch.images for batch in epoch_of(spec)])
 
 
-VARIANTS = [
+VARIANTS: list[dict[str, Any]] = [
     {},
     {"antialias": False},
     {"interpolation": "bicubic"},
@@ -91,7 +91,7 @@ VARIANTS = [
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("data", VARIANTS, ids=str)
 def test_pixels_are_those_of_the_pytorch_backend(
-    photographs: Path, split: str, data: dict[str, object]
+    photographs: Path, split: str, data: dict[str, Any]
 ) -> None:
     """Both decode with libjpeg-turbo and resample with one kernel, so the bits are equal."""
     pixels = pixels_of(spec_of(photographs, split=split, **data))
@@ -115,7 +115,7 @@ def test_validation_pixels_are_those_of_pil(photographs: Path) -> None:
     assert difference.max() <= 1
 
 
-def prepared(photographs: Path, split: str, **data: object) -> tuple[HostSteps, list[Sample]]:
+def prepared(photographs: Path, split: str, **data: Any) -> tuple[HostSteps, list[Sample]]:
     spec = spec_of(
         photographs, split=split, **{"image_size": 224, "resize": 256, "seed": 1, **data}
     )
@@ -133,7 +133,7 @@ def test_dali_gets_every_common_jpeg(photographs: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("data", [v for v in VARIANTS[:5] if v != VARIANTS[3]], ids=str)
 def test_dalis_resize_is_close_to_torchvisions(
-    photographs: Path, split: str, data: dict[str, object]
+    photographs: Path, split: str, data: dict[str, Any]
 ) -> None:
     """DALI's own resize, which dali-gpu uses, run on the CPU: within a fifth of one of 255."""
     steps, samples = prepared(photographs, split, **data)
@@ -285,60 +285,14 @@ def test_dali_gpu_needs_a_gpu(photographs: Path) -> None:
         open_loader(spec_of(photographs, "dali-gpu"))
 
 
-def test_a_background_iterator_keeps_the_order_and_ends_once() -> None:
-    running = BackgroundIterator((i for i in range(20)), depth=3)
-    assert list(running) == list(range(20))
-    assert list(running) == []
-
-
-def test_a_background_iterator_draws_depth_items_ahead() -> None:
-    made: list[int] = []
-    reached = threading.Event()
-
-    def items() -> Generator[int, None, None]:
-        for i in range(10):
-            made.append(i)
-            if i == 2:  # two wait in the queue, this one for a place
-                reached.set()
-            yield i
-
-    running = BackgroundIterator(items(), depth=2)
-    assert reached.wait(10)
-    assert made == [0, 1, 2]
-    assert next(running) == 0
-    running.stop()
-
-
-def test_an_error_is_raised_after_the_items_before_it() -> None:
-    def items() -> Generator[int, None, None]:
-        yield 1
-        raise ValueError("broken")
-
-    running = BackgroundIterator(items(), depth=4)
-    assert next(running) == 1
-    with pytest.raises(ValueError, match="broken"):
-        next(running)
-    assert list(running) == []
-
-
-def test_stop_closes_the_items_and_may_be_called_twice() -> None:
-    closed = threading.Event()
-
-    def items() -> Generator[int, None, None]:
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.set()
-
-    before = threading.active_count()
-    running = BackgroundIterator(items(), depth=1)
-    assert next(running) == 0
-    running.stop()
-    running.stop()
-    assert closed.is_set()
-    assert threading.active_count() == before
-    assert list(running) == []
+def test_an_epoch_ends_when_another_starts_and_ends_its_thread(photographs: Path) -> None:
+    with opened(spec_of(photographs, prefetch=1)) as loader:
+        first = loader.epoch(0)
+        next(first)
+        before = threading.active_count()
+        next(loader.epoch(1))
+        assert threading.active_count() == before
+        assert list(first) == []
 
 
 def test_one_torch_thread_is_a_setting_of_the_calling_thread_alone() -> None:

@@ -60,7 +60,7 @@ def test_host_normalizer_has_the_bits_of_normalize(layout: torch.memory_format) 
 def test_a_gpu_gets_the_same_batches_as_the_cpu() -> None:
     hosts = [noise_batch(torch.channels_last) for _ in range(8)]
     cpu, cuda = (DevicePrefetch(torch.device(d), MEAN, STD) for d in ("cpu", "cuda:0"))
-    pinned = (cuda.put(HostBatch(*(t.pin_memory() for t in host[:3]))) for host in hosts)
+    pinned = (cuda.put(host._replace(images=host.images.pin_memory())) for host in hosts)
     for host, staged in zip(hosts, look_ahead(pinned, 1), strict=True):
         batch, expected = cuda.take(staged), cpu.take(cpu.put(host))
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
