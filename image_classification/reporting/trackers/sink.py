@@ -17,17 +17,6 @@ from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.core.types import Record
 from image_classification.reporting.trackers.writers import TRACKERS, TrackedRun
 
-# Kinds of records that become curves. Their names begin with the kind, but for ``step``.
-_CURVES = (
-    "step",
-    "epoch",
-    "validation",
-    "validation_ema",
-    "checkpoint",
-    "telemetry",
-    "inference",
-    "data",
-)
 # Positions on the x axis and constants.
 _NO_CURVE = frozenset({"batch", "epoch_step", "steps_per_epoch", "total_steps", "unix_time_s"})
 
@@ -94,7 +83,7 @@ def curve_points(record: Record) -> tuple[dict[str, float], int]:
     values, kind = record.values, record.kind
     if kind == "end":
         return _numbers("results", values.get("results") or {}), record.step
-    if kind not in _CURVES:
+    if kind in ("start", "warning"):
         return {}, record.step
     curves = {name: value for name, value in values.items() if name not in _NO_CURVE}
     step = values["batch"] if kind == "inference" else record.step
