@@ -182,7 +182,7 @@ def inference_rows(
 
 
 def write_inference(folder: Path, config, **options) -> Path:
-    """Write a run that measured inference alone."""
+    """Write a run that measured only inference."""
     writer = Writer(folder)
     writer.add("start", 0, 0)
     rows = inference_rows(**options)

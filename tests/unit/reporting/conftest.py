@@ -83,7 +83,7 @@ def results() -> dict[str, Any]:
 
 
 def two_epochs() -> list[Record]:
-    """Four steps an epoch, two epochs, every kind that a training run yields."""
+    """Two epochs of four steps each, with every kind of record that training yields."""
     start = {
         "num_parameters": 25_557_032,
         "steps_per_epoch": 4,

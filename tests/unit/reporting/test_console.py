@@ -68,7 +68,7 @@ def test_plain_output_has_one_line_per_record(make_config, records):
 
 
 def test_the_plain_output_of_a_run(make_config, records):
-    """The whole of it, as a pipe gets it; telemetry is for the live view and the files."""
+    """All lines that a pipe gets; telemetry is for the live view and the files."""
     console = plain_console(60)
     telemetry = Record("telemetry", 8, 1, {"power_w": 2105.4, "memory_bytes": 9 * 2**30})
     ema = Record(
@@ -99,7 +99,7 @@ def test_no_line_on_a_terminal_is_wider_than_it_and_no_figure_is_broken(
     rows = re.sub(r"\x1b\[[0-9]*A|\r", "\n", text_of(console))
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", rows).splitlines()
     assert max(map(len, lines)) <= width
-    assert f"saved {path}" in "".join(line.rstrip() for line in lines), "whole, to be copied"
+    assert f"saved {path}" in "".join(line.rstrip() for line in lines)
     for figure in ("validation top-1 50.00 %", "50,000 images in 6.0 s", "best so far"):
         assert any(figure in line for line in lines)
 
@@ -155,7 +155,7 @@ def test_the_live_display_keeps_epochs_and_drops_steps(make_config, records):
     assert "train loss 5.0000" in shown
     assert "validation top-1 50.00 %" in shown
     assert "warning: disk nearly full" in shown
-    # A step's figures stand in the display only, never as a line of the log.
+    # A step's figures are in the live display only.
     assert "epoch 1/2  step 1/8" not in shown
     sink.close()
     assert text_of(console) == shown, "closing a second time must print nothing"

@@ -77,10 +77,10 @@ def test_a_resumed_run_appends_and_its_repeated_steps_count_once(tmp_path, recor
     with path.open("a") as file:
         file.write('{"kind": "step", "st')
     resumed_at_4 = Record("start", 4, 1, {**records[0].values, "start_step": 4})
-    again = [record for record in records if record.step > 4]
-    write_all(JsonlSink(path, append=True), [resumed_at_4, *again])
-    kept = [record for record in records if record.step <= 4]
-    assert read_metrics(path) == [*kept, resumed_at_4, *again]
+    repeated = [record for record in records if record.step > 4]
+    write_all(JsonlSink(path, append=True), [resumed_at_4, *repeated])
+    before = [record for record in records if record.step <= 4]
+    assert read_metrics(path) == [*before, resumed_at_4, *repeated]
 
 
 def test_a_new_run_replaces_the_file(tmp_path, records):

@@ -1,4 +1,4 @@
-"""The content of ``published.yml``: whole, as printed, and each run named or explained."""
+"""``published.yml``: complete, as printed, and each run has a name or a reason why not."""
 
 import subprocess
 import sys
@@ -123,7 +123,7 @@ PRINTED = [
 NAMED = [run for run in load_runs() if run.named is not None]
 
 
-def test_every_run_and_figure_is_there():
+def test_number_of_runs_and_figures():
     runs, rows = load_runs(), load_published()
     assert len(runs) == 668
     assert Counter(run.source.name for run in runs) == RUNS_BY_SOURCE
@@ -143,7 +143,7 @@ def test_every_row_is_well_formed():
 
 
 @pytest.mark.parametrize(("name", "figure", "devices", "batch", "value"), PRINTED)
-def test_the_figures_are_those_printed(name, figure, devices, batch, value):
+def test_figures_equal_the_printed_values(name, figure, devices, batch, value):
     found = [
         row.value
         for row in load_published()
@@ -152,14 +152,14 @@ def test_the_figures_are_those_printed(name, figure, devices, batch, value):
     assert found == [value]
 
 
-def test_spreads_and_printed_words_are_kept():
+def test_spreads_and_printed_words():
     rows = {(row.id, row.figure, row.num_devices): row for row in load_published()}
     assert rows["nvidia-resnet50-dgx1v-amp-90e", "top1", 8].spread == 0.16
     assert rows["nvidia-resnet50-dgx1v-amp-90e", "train_speedup", 8].over == "FP32"
     assert rows["nvidia-resnet50-dgx1v-amp-90e", "time_to_train_min", 1].printed == "~29 hours"
 
 
-def test_contradicting_documents_are_both_kept():
+def test_contradicting_documents_are_both_loaded():
     of_one = [row for row in load_published() if row.run.id == "nvidia-resnet50-dgx1v-amp-250e"]
     values = {row.elsewhere: row.value for row in of_one if row.figure == "top1"}
     assert values[None] == 78.25
@@ -171,19 +171,19 @@ def test_contradicting_documents_are_both_kept():
     assert beside.recipe.lr is None
 
 
-def test_every_source_says_where_and_most_say_what_version():
+def test_every_source_has_a_path_and_most_have_a_version():
     for run in load_runs():
         assert run.source.name and run.source.path, run.id
     assert sum(run.source.version is not None for run in load_runs()) == 597
 
 
-def test_hardware_of_named_runs_is_known():
+def test_named_runs_have_known_hardware():
     for run in NAMED:
         if run.source.name != "TensorFlow ResNet-family README, October 2020":
             assert run.hardware.device and run.hardware.device_name, run.id
 
 
-def test_configurations_rest_on_runs_that_are_there_and_name_them_back():
+def test_sources_of_configurations_are_runs_named_after_them():
     runs = {run.id: run for run in load_runs()}
     checked = 0
     for (model, _, precision), entry in load_catalogue().entries.items():
@@ -210,8 +210,8 @@ def test_a_named_run_has_the_published_hyperparameters(run):
         "label_smoothing": config.loss.label_smoothing,
         "mixup": config.mixing.mixup,
     }
-    theirs = {key: getattr(run.recipe, key) for key in ours}
-    other = {key for key, value in theirs.items() if value is not None and value != ours[key]}
+    published = {key: getattr(run.recipe, key) for key in ours}
+    other = {key for key, value in published.items() if value is not None and value != ours[key]}
     if run.hardware.device == "cuda" and run.hardware.device_name != config.platform.device_name:
         other.add("hardware")
     if run.kind != "inference" and run.num_devices not in (None, config.world_size):
@@ -220,7 +220,7 @@ def test_a_named_run_has_the_published_hyperparameters(run):
     assert run.recipe.optimizer in (None, "sgd"), run.id
 
 
-def test_why_a_run_has_no_name():
+def test_reasons_of_runs_without_a_name():
     reasons = {run.id: run.why_not for run in load_runs() if run.named is None}
     assert len(reasons) == 485
     assert reasons["habana-resnet50-hpu8-bf16-lars-compile-35e"] == (
@@ -248,7 +248,7 @@ def test_listing_and_explaining_do_not_read_the_file(arguments):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_figure_of_an_unknown_kind_is_refused(monkeypatch):
+def test_an_unknown_figure_is_refused(monkeypatch):
     run = load_runs()[0]
     entry = {"id": run.id, "figures": {"top2": 90.0}}
     monkeypatch.setattr(published_file, "_entries", lambda: {run.id: entry})
@@ -256,7 +256,7 @@ def test_a_figure_of_an_unknown_kind_is_refused(monkeypatch):
         published_file.rows_of.__wrapped__(run)
 
 
-def test_a_figure_given_twice_is_refused(monkeypatch):
+def test_a_repeated_figure_is_refused(monkeypatch):
     run = load_runs()[0]
     other = {"source": "another page", "figures": {"top1": 76.0}}
     monkeypatch.setattr(published_file, "_entries", lambda: {run.id: {"others": [other, other]}})
