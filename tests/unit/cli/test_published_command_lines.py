@@ -2,9 +2,9 @@
 
 Sources: the READMEs and training scripts of resnet50v1.5, resnext101-32x4d and
 se-resnext101-32x4d, ``scripts/rn50_partial.sh``, and the PyTorch 20.06 scripts around
-``main.py``. What stood before the options (``python ./multiproc.py --nproc_per_node 8
-./main.py``) is left out; lines for ``main.py``, which had no names, get theirs. Shell variables
-and ``<…>`` have values.
+``main.py``. The words before the options (``python ./multiproc.py --nproc_per_node 8
+./main.py``) are left out; lines for ``main.py``, which has no names, get mode, platform and
+precision. Shell variables and ``<…>`` have values.
 """
 
 import itertools
@@ -63,7 +63,7 @@ def resolve(line: str) -> RunConfig:
     return parse(line.split()).read().on()
 
 
-def learnt(config: RunConfig) -> dict[str, object]:
+def training_settings(config: RunConfig) -> dict[str, object]:
     content = to_dict(config)
     return {section: content[section] for section in DECIDING}
 
@@ -75,9 +75,9 @@ def test_a_training_script_matches_its_named_recipe(
     names = f"--model {model} --precision {precision} --mode convergence --platform {platform}"
     tail = "--workspace ./ --raport-file raport.json"
     long = resolve(f"{names} /imagenet {tail}")
-    assert learnt(long) == learnt(resolve(f"{names} --recipe 250e"))
+    assert training_settings(long) == training_settings(resolve(f"{names} --recipe 250e"))
     short = resolve(f"{names} /imagenet --epochs 90 --mixup 0.0 {tail}")
-    assert learnt(short) == learnt(resolve(f"{names} --recipe 90e"))
+    assert training_settings(short) == training_settings(resolve(f"{names} --recipe 90e"))
     assert (short.schedule.epochs, short.mixing.mixup) == (90, 0.0)
     assert (short.run.workspace, short.run.raport_file) == ("./", "raport.json")
 
