@@ -105,7 +105,7 @@ NO_MOUNTS = (
 )
 
 
-@pytest.mark.skipif(not FULL, reason="the short form is test_shared_memory.py")
+@pytest.mark.skipif(not FULL, reason="the short form is in tests/unit/data/loaders/test_pytorch.py")
 @pytest.mark.skipif(NO_MOUNTS, reason="needs root and mount namespaces, for a /dev/shm of 64 MB")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shared_memory_of_64_mb(jobs, arguments, record_outcome, tmp_path, backend) -> None:
