@@ -22,9 +22,6 @@ def count_multiply_adds(
     Counts convolutions and dense layers, each as half of torch's floating-point operations. As in
     published tables, biases, BN, activations, pooling and the product with the SE gate do not
     count. Runs on torch's meta device, so nothing is computed.
-
-    Raises:
-        ConfigError: as `build`.
     """
     with torch.device("meta"), torch.no_grad():
         model = build(name, num_classes, se_reduction=se_reduction).eval()
@@ -41,9 +38,6 @@ def state_bytes(
 
     optimizer_values: values the optimizer keeps per parameter. has_average: the checkpoint has a
     moving average of weights and buffers.
-
-    Raises:
-        ConfigError: as `build`.
     """
     with torch.device("meta"):
         model = build(name, num_classes, se_reduction=se_reduction)

@@ -13,23 +13,15 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from image_classification.core.errors import CheckpointError, ConfigError, WorkspaceError
-from image_classification.core.files import replacement_file
+from image_classification.core.errors import CheckpointError, ConfigError
 from image_classification.core.types import Decoding
-from image_classification.models import build
-from image_classification.models.spec import (
-    MODELS,
-    ModelOptions,
-    Preprocessing,
-    check_options,
-)
+from image_classification.models import ModelOptions, Preprocessing, build, spec
 
 FORMAT_VERSION = 1
 _DTYPES = {
@@ -76,48 +68,19 @@ def model_metadata(
     Raises:
         ConfigError: unknown model, or an option it does not have.
     """
-    spec = MODELS.get(name)
-    check_options(spec, ModelOptions(num_classes=num_classes, se_reduction=se_reduction))
+    model = spec(name)
+    model.check(ModelOptions(num_classes=num_classes, se_reduction=se_reduction))
     header = {
         "format": "pt",
         "format_version": json.dumps(FORMAT_VERSION),
         "model": json.dumps(name),
         "num_classes": json.dumps(num_classes),
         "se_reduction": json.dumps(se_reduction),
-        "preprocessing": json.dumps(asdict(preprocessing or spec.preprocessing)),
+        "preprocessing": json.dumps(asdict(preprocessing or model.preprocessing)),
     }
     if decoding is not None:
         header["decoding"] = json.dumps(asdict(decoding))
     return header
-
-
-def save_model(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the parameters and buffers of ``model`` to ``path`` atomically.
-
-    metadata: that of `model_metadata`; further keys may be added. Tensors keep their dtype, but
-    not their memory format and device.
-
-    Raises:
-        ValueError: metadata describes another model. WorkspaceError: the file cannot be written.
-    """
-    path = Path(path)
-    try:
-        header = _parse_header(metadata, path)
-    except CheckpointError as error:
-        raise ValueError(f"not metadata of model_metadata: {error.message}") from error
-    difference = _difference(_skeleton(header).state_dict(), model.state_dict())
-    if difference:
-        raise ValueError(f"the metadata describes another model: {difference}")
-    tensors = model.state_dict()
-    try:
-        with replacement_file(path) as file:
-            write_tensors(file, tensors, metadata)
-    except OSError as error:
-        size_mb = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6
-        raise WorkspaceError(
-            f"cannot write {path}: {error.strerror}; give a writable place with {size_mb:.0f} MB "
-            "free"
-        ) from error
 
 
 def write_tensors(
@@ -156,10 +119,8 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
     Raises:
         CheckpointError: missing, damaged, not safetensors, or without usable metadata.
     """
-    path = Path(path)
     with _opened(path) as file:
-        metadata = file.metadata() or {}
-    return _parse_header(metadata, path)
+        return _parse_header(file.metadata() or {}, path)
 
 
 def load_model(path: str | os.PathLike[str]) -> nn.Module:
@@ -170,10 +131,10 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
     Raises:
         CheckpointError: as `read_header`, or the weights do not match the metadata.
     """
-    path = Path(path)
-    with _opened(path) as file:
-        metadata, tensors = file.metadata() or {}, _tensors(file)
-    model = _skeleton(_parse_header(metadata, path)).to_empty(device="cpu")
+    header, tensors = read_header(path), _read_tensors(path)
+    with torch.device("meta"):
+        model = build(header.name, header.num_classes, se_reduction=header.se_reduction)
+    model = model.to_empty(device="cpu")
     load_state(model, tensors, where=str(path))
     return model
 
@@ -185,10 +146,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: missing, damaged, not safetensors, or tensors that do not match; the
             model is then unchanged.
     """
-    path = Path(path)
-    with _opened(path) as file:
-        tensors = _tensors(file)
-    load_state(model, tensors, where=str(path))
+    load_state(model, _read_tensors(path), where=str(path))
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: str) -> None:
@@ -199,14 +157,13 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: st
     Raises:
         CheckpointError: the differences; the model is then unchanged.
     """
-    expected = model.state_dict()
-    difference = _difference(expected, state)
+    difference = _difference(model.state_dict(), state)
     if difference:
-        widths = _classifier_widths(model, expected, state)
-        if widths is not None:
+        given, wanted = _num_classes(model.state_dict(), state)
+        if given != wanted:
             raise CheckpointError(
-                f"{where} classifies {widths[0]} classes and the model {widths[1]}: "
-                f"give --num_classes {widths[0]}"
+                f"{where} classifies {given} classes and the model {wanted}: "
+                f"give --num_classes {given}"
             )
         raise CheckpointError(
             f"{where} does not fit the model: {difference}; "
@@ -216,7 +173,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: st
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a safetensors file; raise CheckpointError if it cannot be read."""
     try:
         with open(path, "rb") as f:
@@ -239,11 +196,12 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _tensors(file: Any) -> dict[str, torch.Tensor]:
-    return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+def _read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
-def _parse_header(metadata: Mapping[str, str], path: Path) -> ModelHeader:
+def _parse_header(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> ModelHeader:
     if "model" not in metadata:
         raise CheckpointError(
             f"{path} does not say which model it holds: give its weights to a model you name, "
@@ -259,51 +217,42 @@ def _parse_header(metadata: Mapping[str, str], path: Path) -> ModelHeader:
         name, num_classes, se_reduction = (
             json.loads(metadata[key]) for key in ("model", "num_classes", "se_reduction")
         )
-        check_options(
-            MODELS.get(name), ModelOptions(num_classes=num_classes, se_reduction=se_reduction)
-        )
-        preprocessing = _parse_preprocessing(json.loads(metadata["preprocessing"]))
-        decoding = _parse_decoding(metadata.get("decoding"))
+        spec(name).check(ModelOptions(num_classes=num_classes, se_reduction=se_reduction))
+        examples = asdict(Preprocessing())
+        preprocessing = Preprocessing(**_parse_fields(metadata, "preprocessing", examples))
+        decoding = None
+        if "decoding" in metadata:
+            examples = {"decoder": "", "resampler": ""}
+            decoding = Decoding(**_parse_fields(metadata, "decoding", examples))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error.message}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path} has unusable model metadata ({type(error).__name__}: {error}): "
-            "write it again with save_model"
+            "save the model again"
         ) from error
     return ModelHeader(name, num_classes, se_reduction, preprocessing, decoding)
 
 
-def _parse_decoding(value: str | None) -> Decoding | None:
-    """Parse `Decoding`; raise ValueError or TypeError if it is damaged."""
-    if value is None:
-        return None
-    found = Decoding(**json.loads(value))
-    for field, name in asdict(found).items():
-        if not isinstance(name, str):
-            raise ValueError(f"decoding.{field} cannot be {name!r}")
-    return found
+def _parse_fields(
+    metadata: Mapping[str, str], name: str, examples: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Parse ``metadata[name]``, an object with the keys of ``examples`` and values like theirs.
 
-
-def _parse_preprocessing(values: dict[str, Any]) -> Preprocessing:
-    """Parse `Preprocessing`; raise ValueError or TypeError if it is damaged."""
-    default = asdict(Preprocessing())
-    if values.keys() != default.keys():
-        raise ValueError(f"preprocessing has keys {sorted(values)}, not {sorted(default)}")
+    Raises TypeError, ValueError or AttributeError if it is damaged.
+    """
+    values: dict[str, Any] = json.loads(metadata[name])
+    if values.keys() != examples.keys():
+        raise ValueError(f"{name} has keys {sorted(values)}, not {sorted(examples)}")
     for key, value in values.items():
-        if isinstance(default[key], tuple):
-            if len(value) != len(default[key]):
-                raise ValueError(f"preprocessing.{key} has {len(value)} values")
+        example = examples[key]
+        if isinstance(example, tuple):
+            if len(value) != len(example):
+                raise ValueError(f"{name}.{key} has {len(value)} values")
             values[key] = tuple(float(channel) for channel in value)
-        elif type(value) is not type(default[key]):
-            raise ValueError(f"preprocessing.{key} cannot be {value!r}")
-    return Preprocessing(**values)
-
-
-def _skeleton(header: ModelHeader) -> nn.Module:
-    """Build the model on the meta device, without allocating or initializing weights."""
-    with torch.device("meta"):
-        return build(header.name, header.num_classes, se_reduction=header.se_reduction)
+        elif type(value) is not type(example):
+            raise ValueError(f"{name}.{key} cannot be {value!r}")
+    return values
 
 
 def _difference(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
@@ -338,23 +287,17 @@ def _widens(source: torch.dtype, target: torch.dtype) -> bool:
     )
 
 
-def _classifier_widths(
-    model: nn.Module, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
-) -> tuple[int, int] | None:
-    """Return the number of classes of state and model if nothing else differs, or None.
-
-    The classifier is the model's last dense layer.
-    """
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        return None
-    weight, bias = f"{layers[-1]}.weight", f"{layers[-1]}.bias"
-    if not {weight, bias} <= expected.keys() & state.keys():
-        return None
-    rest = [
-        {key: tensor for key, tensor in side.items() if key not in (weight, bias)}
-        for side in (expected, state)
-    ]
-    if _difference(*rest) or state[weight].shape[1:] != expected[weight].shape[1:]:
-        return None
-    return state[weight].shape[0], expected[weight].shape[0]
+def _num_classes(
+    expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> tuple[int, int]:
+    """Return the classes of state and model; 0 for both if they differ in something else, too."""
+    weight, bias = list(expected)[-2:]  # a model's last layer is its classifier
+    if not {weight, bias} <= state.keys():
+        return 0, 0
+    given, wanted = state[weight].shape, expected[weight].shape
+    of_given_width = {
+        **expected,
+        weight: expected[weight].new_empty(*given[:1], *wanted[1:]),
+        bias: expected[bias].new_empty(*given[:1]),
+    }
+    return (0, 0) if _difference(of_given_width, state) else (given[0], wanted[0])

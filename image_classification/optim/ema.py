@@ -33,22 +33,16 @@ class Ema:
         assert average.keys() == current.keys(), "the average is of another model"
         floats = [name for name, tensor in average.items() if tensor.is_floating_point()]
         averages, values = [average[name] for name in floats], [current[name] for name in floats]
-        others = [
-            (tensor, current[name])
-            for name, tensor in average.items()
-            if not tensor.is_floating_point()
-        ]
         if applied is None:
             torch._foreach_lerp_(averages, values, 1.0 - self.decay)
-            for target, source in others:
-                target.copy_(source)
-            return
-        assert applied.dim() == 0, applied.shape
-        changes = torch._foreach_sub(values, averages)
-        torch._foreach_mul_(changes, applied.to(torch.float32) * (1.0 - self.decay))
-        torch._foreach_add_(averages, changes)
-        for target, source in others:
-            target.copy_(torch.where(applied, source, target))
+        else:
+            assert applied.dim() == 0, applied.shape
+            changes = torch._foreach_sub(values, averages)
+            torch._foreach_mul_(changes, applied.to(torch.float32) * (1.0 - self.decay))
+            torch._foreach_add_(averages, changes)
+        for name in average.keys() - set(floats):
+            source, target = current[name], average[name]
+            target.copy_(source if applied is None else torch.where(applied, source, target))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the averaged tensors (not copies) under the model's names."""

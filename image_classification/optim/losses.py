@@ -23,7 +23,6 @@ def build_loss(cfg: LossConfig) -> LossFn:
     """
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        assert logits.dim() == 2, logits.shape
         assert labels.shape in (logits.shape, logits.shape[:1]), (logits.shape, labels.shape)
         if labels.dim() == 2:
             labels = labels.float()
@@ -112,7 +111,6 @@ class Mixer:
         images: ``[N, 3, H, W]`` float. labels: ``[N]`` int64 on the same device. Both are left
         unchanged. micro_batch_id: counts the run's micro-batches over all ranks.
         """
-        assert images.dim() == 4 and images.shape[0] == labels.shape[0]
         rng = np.random.default_rng((_STREAM, self.seed, micro_batch_id))
         # Always drawn, in this order, so that one setting does not change another's random numbers.
         pick_mixup = rng.random() < 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,39 +17,30 @@ from image_classification.core.registry import Registry
 _NORM_TYPES: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter's full dotted name and the module that has it."""
-
-    name: str
-    module: nn.Module
-
-
-DecayRule = Callable[[Parameter], bool]
-"""Return whether the parameter has weight decay."""
+DecayRule = Callable[[str, nn.Module], bool]
+"""Return whether a parameter has weight decay: its full dotted name, and the module that has it."""
 
 DECAY_RULES: Registry[DecayRule] = Registry("weight-decay rule")
 
 
 @DECAY_RULES.register("no_norm_bias")
-def _no_norm_bias(parameter: Parameter) -> bool:
+def _no_norm_bias(name: str, module: nn.Module) -> bool:
     """All but normalization layers and biases (arXiv:1812.01187, "no bias decay")."""
-    is_bias = parameter.name.rpartition(".")[2] == "bias"
-    return not isinstance(parameter.module, _NORM_TYPES) and not is_bias
+    return not isinstance(module, _NORM_TYPES) and name.rpartition(".")[2] != "bias"
 
 
 @DECAY_RULES.register("legacy_bn_name")
-def _legacy_bn_name(parameter: Parameter) -> bool:
+def _legacy_bn_name(name: str, module: nn.Module) -> bool:
     """All but names that contain ``bn``, as in NVIDIA DeepLearningExamples ConvNets.
 
     Norm layers with other names (``downsample.1``) and ``fc.bias`` therefore decay, as in the
     published runs.
     """
-    return "bn" not in parameter.name
+    return "bn" not in name
 
 
 @DECAY_RULES.register("all")
-def _all(parameter: Parameter) -> bool:
+def _all(name: str, module: nn.Module) -> bool:
     """All parameters (torchvision's reference recipes)."""
     return True
 
@@ -65,12 +55,11 @@ def param_groups(model: nn.Module, weight_decay: float, rule: str) -> list[dict[
         ConfigError: there is no such rule.
     """
     decays = DECAY_RULES.get(rule)
-    modules = dict(model.named_modules())
     decayed: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for name, value in model.named_parameters():
-        parameter = Parameter(name, modules[name.rpartition(".")[0]])
-        (decayed if decays(parameter) else rest).append(value)
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        (decayed if decays(name, module) else rest).append(parameter)
     return [
         {"params": decayed, "weight_decay": float(weight_decay)},
         {"params": rest, "weight_decay": 0.0},
@@ -80,9 +69,6 @@ def param_groups(model: nn.Module, weight_decay: float, rule: str) -> list[dict[
 OptimizerFactory = Callable[[list[dict[str, Any]], OptimConfig, str], torch.optim.Optimizer]
 
 OPTIMIZERS: Registry[OptimizerFactory] = Registry("optimizer")
-
-# Devices where SGD with fused=True is tested; torch refuses it on others.
-_FUSED_SGD_DEVICES = frozenset({"cuda", "cpu"})
 
 
 @OPTIMIZERS.register("sgd")
@@ -98,7 +84,8 @@ def _sgd(groups: list[dict[str, Any]], cfg: OptimConfig, device_kind: str) -> to
             "optim.nesterov is true but optim.momentum is 0; set a momentum above 0 or "
             "remove nesterov"
         )
-    fused = device_kind in _FUSED_SGD_DEVICES
+    # Tested on these devices; torch refuses it on others.
+    fused = device_kind in ("cuda", "cpu")
     optimizer = torch.optim.SGD(
         groups,
         lr=float(cfg.lr),

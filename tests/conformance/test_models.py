@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from image_classification import models
-from image_classification.models.weights import load_model, model_metadata, read_header, save_model
-from tests.support.models import describe, enliven
+from image_classification.models.weights import load_model, model_metadata, read_header
+from tests.support.models import describe, enliven, save_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 NUM_CLASSES = 7

@@ -157,7 +157,7 @@ def continue_as_new_process(environ: Mapping[str, str], keep: Sequence[int] = ()
 def run_script(argv: Sequence[str]) -> NoReturn:
     """Run ``python ARGV`` and end the process; with networks of $STEM_CHANNELS if it is set."""
     if "STEM_CHANNELS" in os.environ:
-        network = importlib.import_module("image_classification.models.resnet_network")
+        network = importlib.import_module("image_classification.models.resnet")
         assert isinstance(network.STEM_CHANNELS, int)
         network.STEM_CHANNELS = int(os.environ["STEM_CHANNELS"])  # type: ignore[attr-defined]
     sys.argv = [*argv]

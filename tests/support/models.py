@@ -1,5 +1,7 @@
 """Models for tests: with realistic activations, and as golden values."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from image_classification.models import build
 from image_classification.models.size import count_multiply_adds, count_parameters
+from image_classification.models.weights import write_tensors
 
 GOLDEN_IMAGE_SIZE_PX = 224
 
@@ -27,6 +30,12 @@ def enliven(model: nn.Module) -> nn.Module:
         for norm in norms:
             norm.momentum = 0.1
     return model
+
+
+def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write the weights of ``model`` with the metadata of `model_metadata`."""
+    with path.open("wb") as file:
+        write_tensors(file, model.state_dict(), metadata)
 
 
 def describe(name: str) -> dict[str, Any]:

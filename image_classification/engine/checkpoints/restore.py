@@ -20,7 +20,7 @@ from image_classification.core.errors import CheckpointError, ConfigError
 from image_classification.data.loaders import DECODING
 from image_classification.engine.checkpoints import files
 from image_classification.engine.runs import EvaluationRun, Progress, TrainingRun
-from image_classification.models.spec import Preprocessing
+from image_classification.models import Preprocessing
 from image_classification.models.weights import load_state, read_header
 
 # Settings that may differ: how a run is started and on what, never what it learns.

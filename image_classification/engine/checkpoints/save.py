@@ -25,7 +25,7 @@ from image_classification.distributed.collectives import (
 from image_classification.engine.checkpoints import files
 from image_classification.engine.checkpoints.restore import DataSet, bound_settings
 from image_classification.engine.runs import TrainingRun
-from image_classification.models.spec import Preprocessing
+from image_classification.models import Preprocessing
 from image_classification.models.weights import model_metadata
 
 

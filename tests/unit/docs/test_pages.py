@@ -16,7 +16,8 @@ from image_classification.cli import report
 from image_classification.cli.launch import parse, render_explanation
 from image_classification.config.keys import KEYS
 from image_classification.core.errors import ConfigError
-from image_classification.models.weights import model_metadata, save_model
+from image_classification.models.weights import model_metadata
+from tests.support.models import save_model
 
 ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"

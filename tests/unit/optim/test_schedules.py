@@ -18,7 +18,7 @@ def table(
 
 
 # Computed by hand: peak 1, 2 steps per epoch; the last entry is the end of the schedule.
-GOLDEN = {
+GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
     "constant": (dict(name="constant", epochs=2), [1, 1, 1, 1, 1]),
     "linear": (dict(name="linear", epochs=2), [1, 0.75, 0.5, 0.25, 0]),
     "linear to 0.2": (dict(name="linear", epochs=2, end_lr=0.2), [1, 0.8, 0.6, 0.4, 0.2]),

@@ -25,10 +25,10 @@ from image_classification.engine.checkpoints.save import CheckpointSaver
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
 from image_classification.launch.run import MODES
-from image_classification.models import build
-from image_classification.models.spec import Preprocessing
-from image_classification.models.weights import model_metadata, read_header, save_model
+from image_classification.models import Preprocessing, build
+from image_classification.models.weights import model_metadata, read_header
 from image_classification.reporting.sinks import read_metrics
+from tests.support.models import save_model
 
 DATA = DataConfig(image_size=64, resize=72, backend="pytorch")
 FAULTY_LAUNCH = Path(__file__).parents[1] / "faulty_launch.py"
