@@ -83,9 +83,9 @@ STEM_CHANNELS = 16
 @pytest.fixture
 def narrow_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build every network with `STEM_CHANNELS` channels after its first convolution, not 64."""
-    from image_classification.models import resnet_network
+    from image_classification.models import resnet
 
-    monkeypatch.setattr(resnet_network, "STEM_CHANNELS", STEM_CHANNELS)
+    monkeypatch.setattr(resnet, "STEM_CHANNELS", STEM_CHANNELS)
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from torch.nn.functional import cross_entropy
 from image_classification import models
 from image_classification.config.resolve import resolve
 from image_classification.engine import build
-from image_classification.models import resnet_network
+from image_classification.models import resnet
 
 rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 if world_size > 2:
     # Of full width, the gradients fill several of DDP's buckets, whose layout matters here.
-    resnet_network.STEM_CHANNELS = 64
+    resnet.STEM_CHANNELS = 64
 DEVICE = torch.device("cpu")
 # Few steps: batch normalization over four images soon amplifies any difference.
 STEPS = 3
