@@ -2,6 +2,7 @@ import math
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_se_reduction_without_se_is_refused(name: str) -> None:
         ({"num_classes": 0}, "model.num_classes must be at least 1, not 0"),
     ],
 )
-def test_unusable_option_values_are_refused(options: dict, message: str) -> None:
+def test_unusable_option_values_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         models.build("se-resnet50", **options)
 

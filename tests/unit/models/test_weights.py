@@ -41,7 +41,7 @@ def saved(saved_bytes: bytes, tmp_path: Path) -> Path:
     return path
 
 
-def assert_one_line(error: pytest.ExceptionInfo, path: Path) -> None:
+def assert_one_line(error: pytest.ExceptionInfo[BaseException], path: Path) -> None:
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
@@ -74,7 +74,8 @@ def test_loaded_model_is_independent_of_its_file(saved: Path) -> None:
 
 
 def test_channels_last_weights_are_saved_contiguous(tmp_path: Path) -> None:
-    model = models.build("resnet18", 7).to(memory_format=torch.channels_last)
+    model = models.build("resnet18", 7)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weight = model.state_dict()["conv1.weight"]
     assert not weight.is_contiguous()
     path = tmp_path / "model.safetensors"
@@ -167,7 +168,7 @@ def test_file_without_metadata_loads_only_into_a_given_model(tmp_path: Path) -> 
         ({"model": '"resnet34"'}, r"does not fit the model: \d+ missing"),
     ],
 )
-def test_unusable_metadata_is_refused(saved: Path, change: dict, message: str) -> None:
+def test_unusable_metadata_is_refused(saved: Path, change: dict[str, str], message: str) -> None:
     save_file(load_file(saved), saved, metadata={**model_metadata("resnet18", 7), **change})
     with pytest.raises(CheckpointError, match=message) as error:
         load_model(saved)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from image_classification.config.schema import OptimConfig
 from image_classification.core.errors import ConfigError
@@ -18,7 +19,7 @@ RMSPROP = OptimConfig(name="rmsprop", lr=0.01, momentum=0.9, weight_decay=1e-2)
 
 def small_net() -> nn.Module:
     torch.manual_seed(0)
-    net = nn.Sequential(
+    net: nn.Module = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
@@ -27,7 +28,9 @@ def small_net() -> nn.Module:
         nn.Flatten(),
         nn.Linear(8, 4),
     )
-    return net.to(memory_format=torch.channels_last)  # fused kernels must respect the strides
+    # Fused kernels must respect the strides.
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 6) -> list[torch.Tensor]:
@@ -77,7 +80,7 @@ def test_an_overflow_in_the_first_step_has_no_effect(cfg: OptimConfig) -> None:
         junk = [torch.full((64,), float("nan")) for _ in range(64)]
         del junk
         optimizer = build_optimizer(groups, cfg, "cpu")
-        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler = GradScaler("cpu", init_scale=4.0)
         gradients = [torch.full((64,), g) for g in ([float("inf")] * overflow_first + [4.0, 4.0])]
         for gradient in gradients:
             scale = float(scaler.scale(torch.ones(())))
