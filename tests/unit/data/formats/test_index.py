@@ -21,14 +21,14 @@ def data_set(request: pytest.FixtureRequest, image_folder: Path, tmp_path: Path)
     return tmp_path / request.param
 
 
-def test_names_lie_end_to_end() -> None:
+def test_names_are_stored_end_to_end() -> None:
     names = Names.of([b"a", b"", "Kätzchen".encode(), b"\xff.jpg"])
     assert [names[i] for i in range(4)] == ["a", "", "Kätzchen", "\udcff.jpg"]
     kept = names.keep(np.array([3, 0], dtype=np.int64))
     assert [kept[i] for i in range(2)] == ["\udcff.jpg", "a"]
 
 
-def test_an_index_travels_with_its_content(data_set: Path) -> None:
+def test_an_index_can_be_pickled(data_set: Path) -> None:
     index = open_index(data_set, "train", 2)
     expected = [index.read(i).tobytes() for i in range(len(index))]
     copy = pickle.loads(pickle.dumps(index))
@@ -52,7 +52,7 @@ def test_quarantined_images_are_left_out_of_train(data_set: Path) -> None:
         assert index.read(i).tobytes() == whole.read(before).tobytes()
 
 
-def test_validation_skips_none(data_set: Path) -> None:
+def test_quarantined_validation_images_raise_an_error(data_set: Path) -> None:
     name = open_index(data_set, "val", 2).name(3)
     quarantine.save(data_set / "quarantine.json", {name: "truncated"})
     with pytest.raises(DataError, match="1 of the 5 validation images"):
@@ -60,7 +60,7 @@ def test_validation_skips_none(data_set: Path) -> None:
     assert len(open_index(data_set, "train", 2)) == 12
 
 
-def test_one_missing_file_is_that_images_own_fault(image_folder: Path) -> None:
+def test_a_missing_file_is_not_a_vanished_data_set(image_folder: Path) -> None:
     index = open_index(image_folder, "train", 2)
     (image_folder / "train" / "cat" / "3.JPEG").unlink()
     with pytest.raises(DataError, match=r"cat/3.JPEG: No such file") as caught:
@@ -69,7 +69,7 @@ def test_one_missing_file_is_that_images_own_fault(image_folder: Path) -> None:
     assert len(index.read(4)) > 0
 
 
-def test_a_named_pipe_is_refused_and_not_waited_for(image_folder: Path) -> None:
+def test_a_named_pipe_raises_an_error(image_folder: Path) -> None:
     index = open_index(image_folder, "train", 2)
     (image_folder / "train" / "cat" / "3.JPEG").unlink()
     os.mkfifo(image_folder / "train" / "cat" / "3.JPEG")
@@ -80,7 +80,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(image_folder: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("how", ["removed", "replaced", "cut"])
 @pytest.mark.parametrize("is_open", [False, True])
-def test_a_shard_that_goes_is_said(
+def test_a_lost_shard_raises_an_error(
     image_folder: Path, tmp_path: Path, name: str, how: str, is_open: bool
 ) -> None:
     pack(image_folder, tmp_path / name, name)
@@ -104,7 +104,9 @@ def test_a_shard_that_goes_is_said(
         index.read(len(index) - 1)
 
 
-def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_file_is_closed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(index_module, "OPEN_FILES", 2)
     paths = [tmp_path / str(i) for i in range(4)]
     for path in paths:
@@ -112,7 +114,7 @@ def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     files = OpenFiles()
     held = [files.get(str(path)) for path in paths[:2]]
     assert files.get(str(paths[0])) is held[0]
-    files.get(str(paths[2]))  # puts out 1, the least recently used
+    files.get(str(paths[2]))  # closes 1, the least recently used
     assert files.get(str(paths[0])) is held[0]
     assert files.get(str(paths[1])) is not held[1]
     os.fstat(held[1].number)  # open for as long as someone has it

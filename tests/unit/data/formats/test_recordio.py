@@ -31,7 +31,7 @@ def write(root: Path, images: list[tuple[bytes, int]]) -> list[int]:
         bytes(5000) + MAGIC + bytes(5001),
     ],
 )
-def test_a_content_with_the_magic_number_is_cut_and_joined(tmp_path: Path, content: bytes) -> None:
+def test_content_with_the_magic_number_is_split_and_joined(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, [(b"first", 0), (content, 1), (b"last", 0)])
     index = open_index(tmp_path, "train", 2)
     assert [index.read(i).tobytes() for i in range(3)] == [b"first", content, b"last"]
@@ -46,7 +46,7 @@ def test_a_content_with_the_magic_number_is_cut_and_joined(tmp_path: Path, conte
     assert heads == sum(raw[i : i + 4] == MAGIC for i in range(0, len(raw), 4))
 
 
-def test_the_order_is_that_of_the_idx(tmp_path: Path) -> None:
+def test_the_idx_file_gives_the_order(tmp_path: Path) -> None:
     offsets = write(tmp_path, [(b"a", 0), (b"b", 1), (b"c", 1)])
     assert open_index(tmp_path, "train", 2).labels.tolist() == [0, 1, 1]
     (tmp_path / "train.idx").write_text(f"7\t{offsets[2]}\n9\t{offsets[0]}\n")
@@ -75,7 +75,7 @@ def test_labels_may_be_an_array(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [0.5, -1.0, 1e30, float("inf"), float("nan")])
-def test_a_label_that_is_no_class(tmp_path: Path, label: float) -> None:
+def test_invalid_labels(tmp_path: Path, label: float) -> None:
     (tmp_path / "train.rec").write_bytes(labelled([label]))
     with pytest.raises(DataError, match="no class"):
         open_index(tmp_path, "train", 2)
@@ -100,7 +100,7 @@ def test_damaged_files(tmp_path: Path, content: bytes, why: str) -> None:
         open_index(tmp_path, "train", 1)
 
 
-def test_an_empty_image_is_that_images_own_fault(tmp_path: Path) -> None:
+def test_an_empty_image_raises_an_error_when_read(tmp_path: Path) -> None:
     write(tmp_path, [(b"", 0), (b"x", 0)])
     index = open_index(tmp_path, "train", 1)
     with pytest.raises(DataError, match=r"train.rec#0: the image is empty"):

@@ -17,28 +17,28 @@ def packed(image_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "packed"
 
 
-def kept(root: Path) -> Path:
+def cache_file(root: Path) -> Path:
     return root / ".train.index.npz"
 
 
-def test_the_index_is_kept_until_a_shard_changes(packed: Path) -> None:
-    before = kept(packed).stat().st_mtime_ns
+def test_the_cached_index_is_used_until_a_shard_changes(packed: Path) -> None:
+    before = cache_file(packed).stat().st_mtime_ns
     assert len(open_index(packed, "train", 2)) == 12
-    assert kept(packed).stat().st_mtime_ns == before
+    assert cache_file(packed).stat().st_mtime_ns == before
     os.utime(packed / "train-000001.tar", ns=(1, 1))
     assert len(open_index(packed, "train", 2)) == 12
-    assert kept(packed).stat().st_mtime_ns != before
+    assert cache_file(packed).stat().st_mtime_ns != before
 
 
 @pytest.mark.parametrize("how", ["noise", "pickle", "offsets", "shards", "folder"])
-def test_a_damaged_index_is_made_anew(packed: Path, how: str) -> None:
-    with np.load(kept(packed)) as file:
+def test_a_damaged_cached_index_is_replaced(packed: Path, how: str) -> None:
+    with np.load(cache_file(packed)) as file:
         content = dict(file)
-    kept(packed).unlink()
+    cache_file(packed).unlink()
     if how == "noise":
-        kept(packed).write_bytes(b"PK\x03\x04 no archive")
+        cache_file(packed).write_bytes(b"PK\x03\x04 no archive")
     elif how == "folder":
-        kept(packed).mkdir()
+        cache_file(packed).mkdir()
     else:
         if how == "pickle":
             content["labels"] = np.array([{}] * 12, dtype=object)
@@ -46,18 +46,18 @@ def test_a_damaged_index_is_made_anew(packed: Path, how: str) -> None:
             content["offset"] = content["offset"] + 10**9
         else:
             content["shard"] = content["shard"] + 7
-        np.savez(kept(packed).with_suffix(""), **content)
+        np.savez(cache_file(packed).with_suffix(""), **content)
     index = open_index(packed, "train", 2)
     assert index.read(11).tobytes()[:2] == b"\xff\xd8"
 
 
-def test_a_read_only_data_set_has_its_index_in_the_cache(
+def test_the_index_of_a_read_only_data_set_is_in_the_cache_folder(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGE_CLASSIFICATION_CACHE", str(tmp_path / "cache"))
-    kept(packed).unlink()
-    kept(packed).mkdir()  # what cannot be replaced by a file, for root as for others
-    (kept(packed) / "x").touch()
+    cache_file(packed).unlink()
+    cache_file(packed).mkdir()  # what cannot be replaced by a file, for root as for others
+    (cache_file(packed) / "x").touch()
     open_index(packed, "train", 2)
     files = list((tmp_path / "cache" / "indexes").iterdir())
     assert [f.name.endswith("-train.npz") for f in files] == [True]
@@ -72,7 +72,7 @@ def test_missing_shards_are_named(packed: Path) -> None:
         open_index(packed, "train", 2)
 
 
-def test_another_number_of_images_than_was_packed(packed: Path) -> None:
+def test_the_number_of_images_must_match_the_manifest(packed: Path) -> None:
     manifest = json.loads((packed / "pack.json").read_text())
     manifest["splits"]["train"]["images"] = 13
     (packed / "pack.json").write_text(json.dumps(manifest))
@@ -90,7 +90,7 @@ def test_other_number_of_classes_than_the_model(packed: Path, num_classes: int) 
             (packed / "classes.json").unlink()
         with pytest.raises(DataError, match=f"has 2 classes, the model has {num_classes}"):
             open_index(packed, "train", num_classes)
-    check_classes(packed, "train", num_classes)  # nothing says how many there are
+    check_classes(packed, "train", num_classes)  # the number of classes is unknown
 
 
 def test_without_names_classes_are_numbers(packed: Path) -> None:
@@ -114,13 +114,13 @@ def test_names_from_a_list(packed: Path, name: str) -> None:
         open_index(packed, "train", 2)
 
 
-def test_a_list_that_is_none(packed: Path) -> None:
+def test_a_class_list_that_is_no_list(packed: Path) -> None:
     (packed / "classes.json").write_text('{"cat": 1}')
     with pytest.raises(DataError, match=r"classes.json is no list of class names"):
         named_classes(packed)
 
 
-def test_several_layouts_at_once_ask_for_a_word(packed: Path, image_folder: Path) -> None:
+def test_several_layouts_at_once_raise_an_error(packed: Path, image_folder: Path) -> None:
     (image_folder / "train").rename(packed / "train")
     (image_folder / "val").rename(packed / "val")
     with pytest.raises(DataError, match="as folder and as webdataset"):
@@ -142,7 +142,7 @@ def test_shards_in_folders_of_their_split(packed: Path) -> None:
         open_index(packed, "train", 2)
 
 
-def test_a_format_that_is_not_there(packed: Path) -> None:
+def test_a_missing_format_raises_an_error(packed: Path) -> None:
     with pytest.raises(DataError, match="no train shards of format recordio"):
         open_index(packed, "train", 2, "recordio")
     with pytest.raises(DataError, match="no train/ folder"):

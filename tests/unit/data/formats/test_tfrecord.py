@@ -69,7 +69,7 @@ IMAGE = b"\xff\xd8" + bytes(5000)
 def test_any_order_of_fields(
     tmp_path: Path, packed: bool, key_first: bool, encoded_first: bool
 ) -> None:
-    """Serialisers are free in the order of a map's entries and of a message's fields."""
+    """Serializers may choose the order of a map's entries and of a message's fields."""
     for number, (label, synset) in enumerate([(2, b"n02"), (1, b"n01"), (2, b"n02")]):
         entries = [
             entry(b"image/encoded", bytes_list(IMAGE + bytes([number])), key_first),
@@ -129,7 +129,7 @@ def test_two_names_of_one_class(tmp_path: Path) -> None:
         ([b"\xff" * 12], "does not end"),
     ],
 )
-def test_what_is_no_labelled_image(tmp_path: Path, entries: list[bytes], why: str) -> None:
+def test_records_without_image_or_label(tmp_path: Path, entries: list[bytes], why: str) -> None:
     write(tmp_path, *entries)
     with pytest.raises(DataError, match=why) as caught:
         open_index(tmp_path, "train", 1)
@@ -137,7 +137,7 @@ def test_what_is_no_labelled_image(tmp_path: Path, entries: list[bytes], why: st
 
 
 @pytest.mark.parametrize("keep", [-1, 5, 100])
-def test_a_shard_that_is_cut_short(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_shard(tmp_path: Path, keep: int) -> None:
     file = io.BytesIO()
     tfrecord.write_record(file, IMAGE, 0, "cat", "1.JPEG", (1, 1))
     (tmp_path / "train-00000-of-00001").write_bytes(file.getvalue()[:keep])
@@ -145,13 +145,13 @@ def test_a_shard_that_is_cut_short(tmp_path: Path, keep: int) -> None:
         open_index(tmp_path, "train", 1)
 
 
-def test_what_is_no_tfrecord(tmp_path: Path) -> None:
+def test_a_compressed_shard(tmp_path: Path) -> None:
     (tmp_path / "train-00000-of-00001").write_bytes(b"\x1f\x8b" + bytes(100))
     with pytest.raises(DataError, match=r"compressed ones are not read"):
         open_index(tmp_path, "train", 1)
 
 
-def test_every_shard_must_be_there(tmp_path: Path) -> None:
+def test_missing_shards_are_named(tmp_path: Path) -> None:
     for number in (0, 2):
         (tmp_path / f"validation-{number:05d}-of-00004").touch()
     with pytest.raises(DataError, match=r"lacks 2 of 4 .*validation-00001-of-00004"):

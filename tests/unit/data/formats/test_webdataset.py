@@ -48,7 +48,20 @@ def test_names_of_any_length(tmp_path: Path, kind: int) -> None:
     assert index.labels.tolist() == [number % 2 for number in range(len(names))]
 
 
-def test_members_in_any_order_and_others_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("for_all", [{}, {"comment": "x"}])
+def test_pax_headers_of_one_member_and_of_all(tmp_path: Path, for_all: dict[str, str]) -> None:
+    with tarfile.open(tmp_path / "train-000000.tar", "w", pax_headers=for_all) as tar:
+        for name, content in (("a.cls", b"1"), ("a.jpg", IMAGE), ("ü.cls", b"0"), ("ü.jpg", b"x")):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1234.5  # a fraction needs a header
+            tar.addfile(info, io.BytesIO(content))
+    index = open_index(tmp_path, "train", 2)
+    assert [index.name(i).split(":")[1] for i in range(2)] == ["a.jpg", "ü.jpg"]
+    assert [index.read(i).tobytes() for i in range(2)] == [IMAGE, b"x"]
+    assert index.labels.tolist() == [1, 0]
+
+
+def test_members_in_any_order_and_others_ignored(tmp_path: Path) -> None:
     write(
         tmp_path,
         [
@@ -56,7 +69,7 @@ def test_members_in_any_order_and_others_passed_over(tmp_path: Path) -> None:
             ("b.json", b"{}"),
             ("a.cls", b"1\n"),
             ("b.cls", b" 0"),
-            ("b.pyd", b"\x80\x04."),  # a pickle: never looked into
+            ("b.pyd", b"\x80\x04."),  # a pickle: never read
             ("a.png", IMAGE),
         ],
     )
@@ -68,7 +81,7 @@ def test_members_in_any_order_and_others_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["/etc/passwd.jpg", "../x.jpg", "a/../../x.jpg", "..", "a/..", "//x.jpg"]
 )
-def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+def test_unsafe_member_names_raise_an_error(tmp_path: Path, name: str) -> None:
     write(tmp_path, [("a.cls", b"0"), ("a.jpg", IMAGE), (name, IMAGE)])
     assert "leads out of the shard" in error_of(tmp_path)
 
@@ -77,7 +90,7 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     "kind",
     [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
 )
-def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+def test_links_and_devices_raise_an_error(tmp_path: Path, kind: bytes) -> None:
     path = write(tmp_path, [("a.cls", b"0"), ("a.jpg", IMAGE)])
     with tarfile.open(path, "a") as tar:
         info = tarfile.TarInfo("b.jpg")
@@ -86,7 +99,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     assert "is a link, a device or of an unknown kind" in error_of(tmp_path)
 
 
-def test_folders_are_passed_over(tmp_path: Path) -> None:
+def test_folders_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path, [("d/a.cls", b"0"), ("d/a.jpg", IMAGE)])
     with tarfile.open(path, "a") as tar:
         info = tarfile.TarInfo("d")
@@ -108,7 +121,7 @@ def test_folders_are_passed_over(tmp_path: Path) -> None:
         ([], "hold no image"),
     ],
 )
-def test_samples_that_are_none(tmp_path: Path, members: Members, why: str) -> None:
+def test_invalid_samples(tmp_path: Path, members: Members, why: str) -> None:
     write(tmp_path, members)
     assert why in error_of(tmp_path)
 
@@ -146,7 +159,7 @@ def test_damaged_shards(tmp_path: Path, damage: Callable[[bytes], bytes]) -> Non
     assert f"shard {path} is damaged at byte" in error_of(tmp_path)
 
 
-def test_commands_and_addresses_are_no_data_sets(tmp_path: Path) -> None:
+def test_commands_and_urls_are_not_supported(tmp_path: Path) -> None:
     for name in ("pipe:cat train-000000.tar", "https://example.org/train-000000.tar"):
         with pytest.raises(DataError, match="no data set at"):
             open_index(Path(name), "train", 1)
