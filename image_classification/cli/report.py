@@ -69,16 +69,8 @@ def _combine(argv: list[str]) -> int:
         description="Mean and spread of runs of one name over their seeds, with the verdict on "
         "the mean; AMP's speed-up and weak scaling if the runs for it are given.",
     )
-    parser.add_argument(
-        "runs", metavar="RUN", type=Path, nargs="+", help="a run's folder, or its report.json"
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        type=Path,
-        help="write combined.json and combined.html to this folder",
-    )
+    _add_runs(parser, "a run's folder, or its report.json")
+    _add_output(parser, "write combined.json and combined.html to this folder")
     parser.add_argument(
         "--vendor", action="store_true", help="print the vendor table too (always in -o)"
     )
@@ -172,16 +164,11 @@ def _plots(argv: list[str]) -> int:
         "power, step times, latency, accuracy against arithmetic, scaling. Pictures that a run "
         "has no data for are left out, with the reason.",
     )
-    parser.add_argument(
-        "runs", metavar="RUN", type=Path, nargs="+", help="folder of a run, or a report.json"
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        type=Path,
-        help="where to write NAME.png, NAME.svg and pictures.html (default for one run: its "
-        "plots folder)",
+    _add_runs(parser, "folder of a run, or a report.json")
+    _add_output(
+        parser,
+        "where to write NAME.png, NAME.svg and pictures.html (default for one run: its plots "
+        "folder)",
     )
     parser.add_argument(
         "--format",
@@ -229,6 +216,14 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "history": ("all runs below a folder in order of time, with what regressed", _history),
     "plots": ("pictures of one run, or of several overlaid", _plots),
 }
+
+
+def _add_runs(parser: CommandParser, help: str) -> None:
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help=help)
+
+
+def _add_output(parser: CommandParser, help: str) -> None:
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, help=help)
 
 
 def _add_json(parser: CommandParser) -> None:
