@@ -9,12 +9,14 @@ from image_classification.core.errors import ConfigError
 from image_classification.core.types import WorldInfo
 
 # Rank, rank on the node, number of ranks, number of ranks on the node.
-_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-_SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "")
-_OPEN_MPI = tuple(
-    f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")
-)
-_PMI = ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS")
+_VARIABLES = {
+    "torchrun": ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    "Open MPI": tuple(
+        f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")
+    ),
+    "PMI": ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"),
+    "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", ""),
+}
 
 
 def detect_world(environ: Mapping[str, str]) -> WorldInfo | None:
@@ -28,18 +30,18 @@ def detect_world(environ: Mapping[str, str]) -> WorldInfo | None:
     Raises:
         ConfigError: the variables are incomplete or contradict one another.
     """
-    slurm_step = _SRUN[2] in environ
-    names: tuple[str, ...]
-    if any(key in environ for key in _TORCHRUN[:3]):
-        source, names = "torchrun", _TORCHRUN
-    elif _OPEN_MPI[2] in environ:
-        source, names = "Open MPI", _OPEN_MPI
-    elif _PMI[2] in environ and (_PMI[1] in environ or not slurm_step):
-        source, names = "PMI", _PMI
+    slurm_step = "SLURM_STEP_NUM_TASKS" in environ
+    if any(key in environ for key in _VARIABLES["torchrun"][:3]):
+        source = "torchrun"
+    elif "OMPI_COMM_WORLD_SIZE" in environ:
+        source = "Open MPI"
+    elif "PMI_SIZE" in environ and ("MPI_LOCALRANKID" in environ or not slurm_step):
+        source = "PMI"
     elif slurm_step:
-        source, names = "srun", _SRUN
+        source = "srun"
     else:
         return None
+    names = _VARIABLES[source]
     world = _number(environ, names[2], source)
     # Container hooks such as enroot's set torchrun's variables from a Slurm step, also for a step
     # of one task, and without LOCAL_WORLD_SIZE.
@@ -73,9 +75,10 @@ def detect_world(environ: Mapping[str, str]) -> WorldInfo | None:
 def _number(environ: Mapping[str, str], key: str, source: str, default: int | None = None) -> int:
     value = environ.get(key, default)
     if value is None:
+        present = ", ".join(name for name in _VARIABLES[source] if name in environ)
         raise ConfigError(
-            f"{source} started this process but {key} is not set; start it through {source} "
-            f"itself, or unset {source}'s other variables to run alone"
+            f"the environment has {present} of {source}, but {key} is not set; start through "
+            f"{source} itself, or unset the others to run alone"
         )
     try:
         return int(value)

@@ -1,4 +1,4 @@
-"""Join the process group, and find out which ranks are missing from it.
+"""Join the process group, and find out which ranks are missing.
 
 In a world of one there is no process group.
 """
@@ -27,7 +27,7 @@ from image_classification.distributed.launcher_env import rendezvous, restart_co
 # Flags and barriers use gloo even where tensors use NCCL: they then need no device tensor and do
 # not wait for queued kernels.
 _control: dist.ProcessGroup | None = None
-# Where the ranks joined; also tells which ranks are missing after a failed collective.
+# The store through which the ranks joined; after a failed collective, used to find missing ranks.
 _store: Store | None = None
 
 # NCCL's watchdog ends a process without an error message, so gloo, which raises, must time out

@@ -1,1 +1,1 @@
-"""Puts the parts together and drives them: build, train, evaluate, benchmark, checkpoint."""
+"""Build, train, evaluate, benchmark and checkpoint a run."""

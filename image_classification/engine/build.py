@@ -125,7 +125,7 @@ def build_parts(run: Run) -> Parts:
 
 
 def _build_model(config: RunConfig) -> nn.Module:
-    """Build the network from the seed alone: equal on every rank and at every start."""
+    """Build the network; its initial weights depend only on the seed, so all ranks agree."""
     m = config.model
     torch.manual_seed(config.run.seed)
     model = models.build(

@@ -1,4 +1,4 @@
-"""Exact evaluation: masked integer sums over all ranks, one reduction, every image counted once."""
+"""Evaluate a model exactly: each image is counted once, in sums reduced once over all ranks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from image_classification.engine.throughput import time_results
 def evaluate(
     run: TrainingRun | EvaluationRun, model: nn.Module, loader: Loader, stop: StopRequest
 ) -> EvalResult:
-    """Evaluate ``model`` on every image of ``loader`` exactly once, whatever the ranks and batch.
+    """Evaluate ``model`` on every image of ``loader`` exactly once, for any batch and world size.
 
     top1, top5 and topk (``run.topk``) in percent; loss is plain cross-entropy (no smoothing) in
-    nats, averaged over images. The model is left in the mode it came in.
+    nats, averaged over images. The model's training mode is restored.
 
     Raises:
         Stopped: asked to stop; all ranks leave at the same batch.
@@ -81,7 +81,7 @@ def evaluate(
 
 
 def figures(result: EvalResult) -> dict[str, float]:
-    """Return the figures by name, with ``topN`` where ``run.topk`` is another k than 1 and 5."""
+    """Return the figures by name, with ``topK`` if ``run.topk`` is neither 1 nor 5."""
     named = {key: getattr(result, key) for key in ("top1", "top5", "loss", "images")}
     if result.topk is not None and result.k not in (1, 5):
         named[f"top{result.k}"] = result.topk

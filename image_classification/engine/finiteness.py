@@ -1,8 +1,8 @@
 """Detect divergence: non-finite losses and gradients, and too many fp16 overflows in a row.
 
-All ranks come to the same verdict at the same step without communication. Gradients are averaged
-over ranks before they are checked, so what is not finite on one rank is not finite on all, and
-`precision.initial_gradient` carries a non-finite loss into the gradients.
+All ranks reach the same verdict at the same step without communication. Gradients are averaged
+over ranks before they are checked, so a value that is not finite on one rank is not finite on any,
+and `precision.initial_gradient` makes the gradients of a non-finite loss non-finite.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class StepCheck:
 
     step: optimizer updates done before it. losses: of this rank's micro-batches, 0-d, on the
     device. scale: loss scale of the step. verdict: ``[3]`` int64: 1 where the gradients are not
-    finite; fp16 overflows so far; fp16 overflows in a row. overflows: those in a row which end the
-    run; 0: another cause, or the step was not read yet.
+    finite; fp16 overflows so far; fp16 overflows in a row. overflows: fp16 overflows in a row,
+    if they end the run; otherwise 0.
     """
 
     step: int
@@ -45,7 +45,7 @@ class StepCheck:
 
 
 class FinitenessMonitor:
-    """Checks each step on the device and reads the result on the host when that costs no wait.
+    """Checks each step on the device and reads the result once the host need not wait for it.
 
     On a GPU a step is read after the next one was queued, so that the device always has work; on a
     CPU at once. max_in_a_row: this many fp16 overflows in a row end the run. skipped: fp16
@@ -86,7 +86,7 @@ class FinitenessMonitor:
         self._unread.append(StepCheck(step, epoch, lr, losses, scale, verdict))
 
     def divergence(self, all_steps: bool = False) -> StepCheck | None:
-        """Read the checks that cost no wait; with all_steps, all of them.
+        """Read the checks that are ready; with all_steps, wait for all of them.
 
         Returns the first step the run cannot continue from, the same on every rank.
         """
@@ -146,7 +146,7 @@ def report_divergence(run: TrainingRun, check: StepCheck) -> DivergedError:
             write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
             message += f"; its images are listed in {path}"
         except WorkspaceError as error:
-            # The divergence stays the error; that it could not be written is added to it.
+            # Report the divergence, and in addition why the file could not be written.
             message += f"; {error.message}"
     return DivergedError(message, step=check.step)
 

@@ -4,7 +4,7 @@
 torch's functions, for the whole process, by ones that cast their arguments. Outside the network
 that would break other arithmetic (float64 + float32 raises), so the casts are active within
 `ApexAmp.autocast` only. As ``apex.amp`` no longer changes (its last commit is of April 2025), its
-internals are used where it has no public way.
+internals are used where it has no public API.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ class TorchAmp:
 def initial_gradient(loss: torch.Tensor) -> torch.Tensor:
     """Return the gradient to start backward with: 1, or NaN where ``loss`` (0-d) is not finite.
 
-    A non-finite loss on one rank so reaches the averaged gradients of all ranks. The gradients of
-    a finite loss are unchanged, bit for bit.
+    This makes the averaged gradients of all ranks non-finite if one rank's loss is. The gradients
+    of a finite loss are unchanged, bit for bit.
     """
     return loss.detach() * 0 + 1
 
 
 def _grad_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    """Return the 2-norm of all gradients, 0-d: on a CPU an eighth of the time of their maximum."""
+    """Return the 2-norm of all gradients, 0-d; on a CPU, 8 times as fast as their maximum."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return get_total_norm([p.grad for p in parameters if p.grad is not None])
 

@@ -25,7 +25,7 @@ from image_classification.telemetry.sampler import TrainingWindows
 
 @dataclass
 class Progress:
-    """How far a training run is. ``step`` counts attempted optimizer updates, the only clock.
+    """How far a training run is. ``step`` counts attempted optimizer updates.
 
     Epoch, learning rate, sample order, augmentation, mixing and torch's random numbers are
     functions of (seed, step), so a checkpoint needs nothing else to continue.
@@ -85,7 +85,7 @@ class Parts:
 
 @dataclass
 class Run:
-    """What every run has on one rank; the functions of `engine.build` add the parts of a mode.
+    """The part of a run that all modes share, on one rank; `engine.build` adds the parts of a mode.
 
     run_epochs_from: the step that ``run.run_epochs`` counts from; None: where this process begins.
     cleanup: closes the loaders and undoes changes to torch.
@@ -122,7 +122,7 @@ class Run:
         val_loader: Loader | None = None,
         **values: Any,
     ) -> Record:
-        """Return the ``start`` record; what this kind of run does not have is None."""
+        """Return the ``start`` record; values that this kind of run does not have are None."""
         return self.record(
             "start",
             num_parameters=sum(p.numel() for p in model.parameters()) if model else None,

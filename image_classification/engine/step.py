@@ -1,4 +1,7 @@
-"""One optimizer step: accumulate micro-batches, update, move the average. Nothing waits here."""
+"""One optimizer step: accumulate micro-batches, update the weights and the moving average.
+
+The host does not wait for the device here.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,8 @@ def train_step(
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
-    # A resumed run has the random numbers of an uninterrupted one without stored generators.
+    # Seeding per step gives a resumed run the random numbers of an uninterrupted one without stored
+    # generator states.
     # Odd multipliers spread neighboring steps and ranks over the 64-bit seed space.
     mixed = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
     torch.manual_seed(mixed % (1 << 63))

@@ -1,4 +1,4 @@
-"""When a run ends early: stop signals, a top-1 that was reached, validations without gain."""
+"""End a run early: stop signals, ``run.stop_at_top1`` and early-stopping patience."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop and it has saved. Exit 75: start again to continue."""
+    """A signal asked the run to stop. Exit code 75; a training run has saved and can be resumed."""
 
     exit_code = EXIT_STOPPED
 

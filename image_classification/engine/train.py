@@ -1,4 +1,4 @@
-"""Training: optimizer steps, epochs, validation, checkpoints, as a stream of records."""
+"""Train: run optimizer steps, epochs, validations and saves, and yield a record of each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def train(run: TrainingRun, stop: StopRequest) -> Iterator[Record]:
             saver.saved_step = run.progress.step
         yield from _Trainer(run, stop, saver).records()
     except DivergedError:
-        # The checkpoint being written is of a good step, and the newest one to go back to.
+        # The checkpoint being written precedes the divergence: complete it, to continue from it.
         yield from saver.wait_for_pending()
         raise
     finally:
@@ -58,7 +58,7 @@ def train(run: TrainingRun, stop: StopRequest) -> Iterator[Record]:
 
 
 def last_step(run: TrainingRun, start_step: int) -> int:
-    """Return the step the run ends at: the schedule's end, or earlier where asked.
+    """Return the step the run ends at: the end of the schedule, or earlier if set.
 
     start_step: the step ``run.run_epochs`` counts from.
     """

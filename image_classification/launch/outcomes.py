@@ -1,8 +1,8 @@
-"""What a launcher and the processes it started exchange: how each ended, and what a restart needs.
+"""Files by which a launcher's processes report how they ended and keep data for a restart.
 
-Both are files in a folder of the launcher that the processes find through their environment. The
-error files of torch's own agent would not do: it reads only those of the processes that failed
-first, and these are often not the ones that know why.
+They are in a folder of the launcher, whose path is in the processes' environment. The error files
+of torch's agent are not used: it reads only those of the processes that failed first, which often
+do not have the cause.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from image_classification.core.errors import (
 )
 
 OUTCOME_FOLDER = "IMAGE_CLASSIFICATION_OUTCOMES"
-"""Environment variable: the folder in which the processes started here report how they ended."""
+"""Environment variable: the folder in which its processes report how they ended."""
 RESTART_REASON = "IMAGE_CLASSIFICATION_RESTART_REASON"
 """Environment variable: why the processes were started again, in words."""
 
-# Which outcome explains the whole run's: one rank's error makes the others fail in other ways.
+# The first of these found explains the run: one rank's error makes the others fail in other ways.
 _SEVERITY = (EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED, EXIT_BUG, EXIT_DONE)
 _PR_SET_PDEATHSIG = 1
 
@@ -54,11 +54,14 @@ class Outcome:
 
 
 def report_outcome(outcome: Outcome) -> bool:
-    """Report ``outcome`` to the launcher; return False where this program's did not start us."""
+    """Report ``outcome`` to our launcher; return False if it did not start this process."""
     if not started_by_us():
         return False
-    path = Path(os.environ[OUTCOME_FOLDER]) / f"rank-{outcome.rank}.json"
-    path.write_text(json.dumps(vars(outcome)))
+    folder = Path(os.environ[OUTCOME_FOLDER])
+    # Renamed when complete: the launcher may read at any time.
+    temporary = folder / f".rank-{outcome.rank}"
+    temporary.write_text(json.dumps(vars(outcome)))
+    temporary.replace(folder / f"rank-{outcome.rank}.json")
     return True
 
 
@@ -69,13 +72,13 @@ def read_outcomes(folder: Path) -> list[Outcome]:
 
 
 def keep_for_restart(name: str, text: str) -> None:
-    """Keep ``text`` for the processes of later starts; the value kept first stays."""
+    """Keep ``text`` for the processes of later starts; does not replace an earlier value."""
     if started_by_us() and kept_for_restart(name) is None:
         (Path(os.environ[OUTCOME_FOLDER]) / name).write_text(text)
 
 
 def kept_for_restart(name: str) -> str | None:
-    """Return what an earlier process of this launch kept as ``name``; None for nothing."""
+    """Return the text that an earlier process of this launch kept as ``name``, if any."""
     path = Path(os.environ.get(OUTCOME_FOLDER, "")) / name
     return path.read_text() if started_by_us() and path.exists() else None
 

@@ -1,4 +1,4 @@
-"""Start one process per device with torchrun's agent, watch them, and explain how they ended."""
+"""Start one process per device with torchrun's agent, monitor them, report failures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _RENDEZVOUS_TIMEOUT_S = 900
 # A longer gap between two checks means that the agent itself was suspended with its machine or
 # job; that time does not count as time in which its ranks were stopped.
 _MAX_CHECK_INTERVAL_S = 2.0
-# Once a rank is lost the others can only fail. They get this long to report it, not torchrun's
+# After a rank is lost, the others will fail too. They get this long to report it, not torchrun's
 # 30 s: gloo may wait for the whole collective timeout to send to a dead process.
 _LOST_RANK_GRACE_S = 5
 
@@ -86,10 +86,10 @@ def launch(config: RunConfig, words: Sequence[str]) -> int:
         except (DistError, RendezvousError) as error:
             reason = str(error).splitlines()[0]
             raise DeviceError(
-                f"machine {node_rank} of {platform.num_nodes} could not meet the others at "
+                f"machine {node_rank} of {platform.num_nodes} could not connect to the others at "
                 f"{endpoint} within {_RENDEZVOUS_TIMEOUT_S} s ({reason}); start "
-                f"{command('launch')} on every machine, and see that MASTER_ADDR is machine 0 "
-                "and MASTER_PORT free and open"
+                f"{command('launch')} on every machine, and check that MASTER_ADDR is machine 0 "
+                "and MASTER_PORT is free and open"
             ) from error
         spec.rdzv_handler.shutdown()
         if not result.is_failed():
@@ -253,7 +253,7 @@ class Agent(LocalElasticAgent):
         return root_cause(self.ends, read_outcomes(self._outcome_folder))
 
     def _decide_restart(self) -> None:
-        """Announce the restart, or give it up where another start would end the same way."""
+        """Print the reason of the restart, or cancel it if another start would end the same way."""
         cause = self._cause()
         if not cause.retry:
             self._remaining_restarts = 0

@@ -1,4 +1,4 @@
-"""Record a run: rank 0's records on the screen and in files, the telemetry, and the report."""
+"""Record a run: write rank 0's records to the screen and to files, the telemetry and the report."""
 
 from __future__ import annotations
 
@@ -99,15 +99,15 @@ class RunTelemetry:
             try:
                 gathered = [json.loads(text) for text in gather_text(json.dumps(own))]
             except RuntimeError as error:
-                # A lost rank must not cost this node's own figures.
+                # Report this node's figures even if a rank is lost.
                 if not is_lost_peer(error):
                     raise
         return combine_nodes([figures for figures in gathered if figures], self._num_nodes)
 
 
 _WINDOWS = {
-    "measured": "of the steps that the speed is of",
-    "training": "of all steps, none after the warm-up",
+    "measured": "over the steps that the speed is computed from",
+    "training": "over all steps, as there is none after the warm-up",
     None: "not measured: no step was taken",
 }
 
@@ -115,7 +115,7 @@ _WINDOWS = {
 def combine_nodes(nodes: Sequence[dict[str, Any]], num_nodes: int) -> dict[str, Any]:
     """Combine the figures of the nodes (`Sampler.figures`) in the report's format.
 
-    Sums are None unless every device of every node has its part.
+    Sums are None unless every device of every node has a value.
     """
     if not nodes:
         return {"devices": None, "energy_j": None, "images_per_joule": None, "source": None}
@@ -144,7 +144,7 @@ class RunRecorder:
     def __init__(self, run: Run, found: DevicesFound) -> None:
         self._run = run
         self._found = found
-        # Started with stdout closed, Python has none at all.
+        # sys.stdout is None if Python was started with stdout closed.
         stdout = LastingStdout() if sys.stdout is not None else io.StringIO()
         self._console = Console(file=cast(TextIO, stdout))
         self._sink: MultiSink | None = None
@@ -165,7 +165,7 @@ class RunRecorder:
                     self._take(record, telemetry)
             except Stopped as stopped:
                 code = EXIT_STOPPED
-                message = f"{stopped} came; {self._how_to_continue()}"
+                message = f"{stopped} received; {self._how_to_continue()}"
             except DivergedError as error:
                 code = EXIT_DIVERGED
                 message = f"{error}; {describe_newest(self._run.checkpoints)}"
@@ -285,7 +285,7 @@ class RunRecorder:
     def _how_to_continue(self) -> str:
         run, control = self._run, self._run.config.run
         if control.mode != "convergence" or not control.save_checkpoints:
-            return "nothing was to be saved"
+            return "this run saves no checkpoints"
         options = f"--workspace {run.workspace} --resume auto"
         return f"step {run.progress.step} is saved, start again with {options} to continue"
 

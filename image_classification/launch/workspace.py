@@ -1,4 +1,4 @@
-"""The run's folder: created, checked and locked; and where a start of a run continues."""
+"""Create, check and lock the run's folder, and find the checkpoint to continue from."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def prepare_workspace(config: RunConfig, restarted: bool = False) -> Path:
         # A new folder has nothing to continue, and the run would silently start from scratch.
         raise ConfigError("--resume auto needs --workspace, the folder of the run to continue")
     path = _default_workspace(config) if given is None else Path(given)
-    with explained(path, "make the run's folder"):
+    with explained(path, "create the run's folder"):
         existed = path.exists()
         path.mkdir(parents=True, exist_ok=True)
     continuing = restarted or (resume is not None and config.run.mode == "convergence")
-    with explained(path, "look into the run's folder"):
+    with explained(path, "read the run's folder"):
         taken = [name for name in _RUN_FILES if (path / name).exists()]
     if taken and not continuing:
         raise WorkspaceError(
@@ -102,7 +102,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
         lock.flush()
-        with explained(path / "checkpoints", "tidy up"):
+        with explained(path / "checkpoints", "clean up"):
             files.clean_up(path / "checkpoints")
         yield
 

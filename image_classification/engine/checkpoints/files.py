@@ -9,8 +9,8 @@
         manifest.json       sha256 and size of the three files above
     checkpoints/best.json   which step validated best
 
-No file is a pickle. A folder with a checkpoint's name is complete unless it was damaged later,
-which the manifest tells.
+No file is a pickle. A folder gets a checkpoint's name once it is complete; the manifest shows
+later damage.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-(\d{10,})")
 _OLD_NAME = re.compile(rf"\.old-({_NAME.pattern})-\d+")
 
-# Kept free on a full disk for the headers, best.json and the lines of the run's records.
+# Space to leave free on the disk for the headers, best.json and the lines of the run's records.
 _RESERVE_BYTES = 1 << 20
 
 
@@ -95,7 +95,7 @@ def save(folder: Path, step: int, snapshot: Snapshot, prefix: str = "step") -> S
 
 
 def _check_free_space(folder: Path, snapshot: Snapshot) -> None:
-    # Before the first byte: filling the disk would fail the run's other files, which are written
+    # Checked before writing: a full disk would also fail the run's other files, which are written
     # at the same time. Some file systems report no sizes.
     tensors = (*snapshot.model.values(), *snapshot.state.values())
     needed_bytes = sum(t.numel() * t.element_size() for t in tensors) + _RESERVE_BYTES
@@ -129,7 +129,7 @@ def _json(value: Any) -> bytes:
 
 
 def _rename(temporary: Path, final: Path) -> None:
-    """Give a complete checkpoint its name, replacing an older one of the same step."""
+    """Rename a complete checkpoint to ``final``, replacing an older one of the same step."""
     old = final.with_name(f".old-{final.name}-{os.getpid()}")
     replacing = final.exists()
     if replacing:
@@ -147,18 +147,21 @@ def _rename(temporary: Path, final: Path) -> None:
 def clean_up(folder: Path) -> None:
     """Remove what killed processes left incomplete in ``folder``, whose lock the caller holds.
 
-    A checkpoint that was being replaced by one of the same step is restored if its replacement
-    never got its name.
+    A checkpoint that was being replaced by one of the same step is restored if its replacement was
+    not renamed yet. Raises OSError, for example if the folder cannot be read.
     """
-    for path in list(folder.glob(".best.json.*.tmp")):
-        path.unlink(missing_ok=True)
-    for path in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
-        old = _OLD_NAME.fullmatch(path.name)
-        final = folder / old[1] if old else None
-        if final and not final.exists() and _damage(path) is None:
-            os.rename(path, final)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if path.match(".best.json.*.tmp"):
+            path.unlink(missing_ok=True)
+        elif path.name.startswith((".tmp-", ".old-")):
+            old = _OLD_NAME.fullmatch(path.name)
+            final = folder / old[1] if old else None
+            if final and not final.exists() and _damage(path) is None:
+                os.rename(path, final)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def verify(path: Path) -> None:
@@ -220,7 +223,7 @@ def listed(folder: Path) -> list[Saved]:
 
 
 def describe_newest(folder: Path) -> str:
-    """Return which checkpoint is left, for an error message."""
+    """Return which checkpoint is the newest, for an error message."""
     try:
         saved = listed(folder)
     except OSError:
@@ -304,7 +307,7 @@ def rotate(folder: Path, keep: int, protect: Iterable[int] = ()) -> None:
     kept = {s.step for s in saved[-max(keep, 1) :]} | set(protect)
     for old in saved:
         if old.step not in kept:
-            # Renamed first, so that an interrupted delete leaves nothing with a checkpoint's name.
+            # Renamed first, so that no partly deleted folder has a checkpoint's name.
             doomed = folder / f".old-{old.step:010d}-{os.getpid()}"
             os.rename(old.path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Restore a run's state from a checkpoint, and check what differs between the two.
+"""Restore a run's state from a checkpoint, and check the differences between the two.
 
 Interpolation, antialiasing and decoder alone have moved published top-1 by up to 1.5 points
-(NVIDIA/DALI#422), so weights remember how the images of their training were made.
+(NVIDIA/DALI#422), so a checkpoint records how its training images were made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from image_classification.engine.runs import EvaluationRun, Progress, TrainingRu
 from image_classification.models import Preprocessing
 from image_classification.models.weights import load_state, read_header
 
-# Settings that may differ: how a run is started and on what, never what it learns.
+# Settings that may differ: they decide how and on what hardware a run executes, not its result.
 _FREE_SECTIONS = {"run", "platform"}
 _FREE_KEYS = {
     "data.path",
@@ -107,7 +107,7 @@ class DataSet:
         )
 
     def changes_to(self, other: DataSet) -> list[str]:
-        """Return the differences in words, less the global batch, which is a setting."""
+        """Return the differences in words, without the global batch, which is a setting."""
         changes = []
         if self.train_images != other.train_images:
             changes.append(f"{self.train_images} train images -> {other.train_images}")
@@ -153,8 +153,8 @@ def restore(run: TrainingRun) -> tuple[Path | None, list[str]]:
         warnings.append(f"continued from {path} under other settings: {'; '.join(changes)}")
     if not same_order and path.resolve().parent == run.checkpoints.resolve():
         raise CheckpointError(
-            f"an epoch has other steps than in {path}, so this folder's steps cannot go on: give "
-            f"--resume {path} --allow-changes and another --workspace"
+            f"the steps of an epoch differ from those of {path}, so this folder's steps cannot be "
+            f"continued: give --resume {path} --allow-changes and another --workspace"
         )
     warnings += decoding_warnings(files.weights_file(path), run.config.data)
 
@@ -169,7 +169,7 @@ def restore(run: TrainingRun) -> tuple[Path | None, list[str]]:
         if not average:
             warnings.append("the moving average starts at the checkpoint's weights")
         parts.ema.load_state_dict(average or parts.model.state_dict())
-    # A loss scale or backend that was changed is not overruled by the checkpoint's state.
+    # If the loss scale or backend was changed, the checkpoint's scaler state is not restored.
     scaling_changed = any(
         change.startswith(("precision.loss_scale ", "precision.amp_backend ")) for change in changes
     )
@@ -188,8 +188,8 @@ def restore(run: TrainingRun) -> tuple[Path | None, list[str]]:
         and progress.step % data_set.steps_per_epoch
     ):
         warnings.append(
-            "the rest of this epoch comes in the new seed's order: some of its images were already "
-            "seen in it, others will not be"
+            "the rest of this epoch uses the new seed's order: some images occur twice in "
+            "this epoch, others not at all"
         )
     world_size = run.world.world_size
     progress.note_start(world_size, str(path), changes)
@@ -223,7 +223,7 @@ def _check_changes(
 
 
 def _optimizer_kind(settings: Mapping[str, Any]) -> tuple[Any, bool]:
-    # What decides which tensors the optimizer's state has.
+    # These settings decide which tensors the optimizer's state has.
     return settings.get("optim.name"), bool(settings.get("optim.momentum"))
 
 
@@ -240,7 +240,9 @@ def restore_optimizer(
             continue
         name, _, key = full_name.removeprefix("optim.").rpartition(".")
         if name not in parameters:
-            raise CheckpointError(f"the checkpoint has optimizer state of an unknown {name!r}")
+            raise CheckpointError(
+                f"the checkpoint has optimizer state of an unknown {name!r}; use another one"
+            )
         parameter = parameters[name]
         # Counters (0-d) stay on the host, where torch's non-capturable optimizers want them.
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

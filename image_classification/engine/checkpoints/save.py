@@ -1,4 +1,4 @@
-"""Save checkpoints while training goes on: agreed in the step loop, written by a thread."""
+"""Save checkpoints in a background thread while training continues."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def _write(
     folder, control = run.checkpoints, run.config.run
     try:
         saved = files.save(folder, step, snapshot.on_host(), prefix=control.checkpoint_name)
-        with explained(folder, "tidy up"):
+        with explained(folder, "clean up"):
             if best_top1 is not None:
                 files.note_best(folder, saved, best_top1)
             best = files.best_step(folder)

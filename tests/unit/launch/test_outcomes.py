@@ -41,7 +41,7 @@ def test_outcome_that_explains_the_others_comes_first(tmp_path, monkeypatch):
     monkeypatch.setenv(OUTCOME_FOLDER, str(tmp_path))
     outcomes = [
         Outcome(0, 1, "lost contact", retry=True),
-        Outcome(1, 75, "SIGTERM came"),
+        Outcome(1, 75, "SIGTERM received"),
         Outcome(2, 3, "diverged"),
         Outcome(3, 2, "no such folder"),
     ]

@@ -139,7 +139,7 @@ def test_missing_machine_is_one_line(script, small_config, tmp_path, monkeypatch
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # bound, but not listening
         monkeypatch.setenv("MASTER_PORT", str(silent.getsockname()[1]))
-        with pytest.raises(DeviceError, match="machine 1 of 2 could not meet the others"):
+        with pytest.raises(DeviceError, match="machine 1 of 2 could not connect to the others"):
             launch(small_config(platform__num_nodes=2, batch__global=16), (script,))
 
 

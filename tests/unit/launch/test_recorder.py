@@ -65,7 +65,7 @@ def test_cpu_run_reports_what_is_measured_and_what_is_not(drive, no_rapl):
         assert device[key] is None, key
     assert telemetry["energy_j"] is None and telemetry["images_per_joule"] is None
     assert "not measured: power_w, energy_j (no processor package in" in telemetry["source"]
-    assert "of the steps that the speed is of" in telemetry["source"]
+    assert "over the steps that the speed is computed from" in telemetry["source"]
     assert [r for r in records if r.kind == "telemetry"]
     warnings = [r.values["message"] for r in records if r.kind == "warning"]
     assert not [message for message in warnings if "measured" in message]
@@ -87,7 +87,7 @@ def test_run_shorter_than_the_warm_up_uses_all_steps(drive, ten_watts):
     _, report, _ = drive(run__max_steps=3, run__benchmark_warmup_steps=20)
     telemetry = report["telemetry"]
     assert telemetry["images_per_joule"] * telemetry["energy_j"] == pytest.approx(3 * 8)
-    assert "of all steps, none after the warm-up" in telemetry["source"]
+    assert "over all steps, as there is none after the warm-up" in telemetry["source"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,8 @@ def test_nodes_are_combined():
     telemetry = combine_nodes([node([100.0, 50.0]), node([25.0, 25.0])], 2)
     assert len(telemetry["devices"]) == 4
     assert telemetry["energy_j"] == 200.0 and telemetry["images_per_joule"] == 0.5
-    assert telemetry["source"] == "NVML | means and energy: of the steps that the speed is of"
+    window = "over the steps that the speed is computed from"
+    assert telemetry["source"] == f"NVML | means and energy: {window}"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_signal_saves_and_exits_75(
             job.send_signal(number)
         time.sleep(0.2)
     assert job.wait() == 75, job.stderr
-    assert job.stderr.startswith(f"stopped: {numbers[0].name} came; ")
+    assert job.stderr.startswith(f"stopped: {numbers[0].name} received; ")
     assert job.error_lines() == []
     (saved,) = checkpoint.listed(folder / "checkpoints")
     checkpoint.verify(saved.path)

@@ -55,7 +55,7 @@ def test_resuming_continues_in_the_folder(config):
 
 def test_file_instead_of_folder_is_one_error(config):
     Path(config.run.workspace).write_text("")
-    with pytest.raises(WorkspaceError, match="cannot make the run's folder"):
+    with pytest.raises(WorkspaceError, match="cannot create the run's folder"):
         prepare_workspace(config)
 
 
