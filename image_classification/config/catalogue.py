@@ -377,7 +377,7 @@ class _Reader:
             raise _tag_error(node, where)
         try:
             return self._scalars.construct_object(node)
-        except (KeyError, ValueError):
+        except (IndexError, KeyError, ValueError):
             raise ConfigError(f"{where}: {shortened(node.value)} is not a {kind}") from None
 
 

@@ -153,7 +153,7 @@ class Key:
 
 
 def whole_number(text: str) -> int | None:
-    """Return the whole number that ``text`` is; None for other texts and for absurd lengths."""
+    """Parse a whole number; None for other texts, and for those longer than 60 characters."""
     if len(text) <= 60 and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
         return int(text)
     return None

@@ -148,12 +148,17 @@ OPTIONS: tuple[Option, ...] = (
     Option("--seed", "run.seed", "N"),
     Option("--gather-checkpoints", "run.keep_checkpoints", "N", convert=_keep_checkpoints),
     Option("--raport-file --raport_file", "run.raport_file", "FILE"),
-    Option("--track", "run.trackers", "NAMES"),
+    Option(
+        "--track",
+        "run.trackers",
+        "NAMES",
+        "also send records to these trackers: tensorboard,wandb,mlflow",
+    ),
     Option("--training-only", "run.validate", "", "do not validate", constant=False),
     Option("--no-checkpoints", "run.save_checkpoints", "", "write no checkpoints", constant=False),
     Option("--checkpoint-filename --checkpoint", "run.checkpoint_name", "NAME"),
     Option("--workspace", "run.workspace", "DIR", "the run's folder"),
-    Option("--memory-format --memory_format", "model.memory_format", "LAYOUT"),
+    Option("--memory-format --memory_format", "model.memory_format", "LAYOUT", "nchw or nhwc"),
     Option(
         "--model-config -c",
         "model.init",
@@ -170,7 +175,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("--save-every", "run.save_every", "EVERY", convert=_save_every),
     Option("--max-restarts --max_restarts", "run.max_restarts", "N"),
     Option("--collective-timeout-s", "run.collective_timeout_s", "S"),
-    Option("--gradient-compression", "optim.gradient_compression", "NAME"),
+    Option(
+        "--gradient-compression",
+        "optim.gradient_compression",
+        "NAME",
+        "exchange gradients as fp16 or bf16; changes results",
+    ),
     Option("--stop-at-top1", "run.stop_at_top1", "PERCENT"),
     Option("--allow-changes", "run.allow_changes", "", constant=True),
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,11 +86,6 @@ class Values:
     def copy(self) -> Values:
         """Return an independent copy."""
         return Values(dict(self.values), dict(self.origins), dict(self.published))
-
-
-def without_line(origin: str) -> str:
-    """Return ``origin`` without a line number: moving a line does not change a value."""
-    return re.sub(r"^([^,]*?):\d+, ", r"\1, ", origin)
 
 
 @dataclass(frozen=True)

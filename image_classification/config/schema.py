@@ -29,8 +29,6 @@ MODES = (
     "benchmark_data",
     "evaluate",
 )
-
-
 FRACTION = {"min": 0.0, "max": 1.0}
 
 
@@ -230,7 +228,7 @@ class ScheduleConfig:
     warmup_epochs: float = setting(
         0.0, "epochs of linear warm-up from 0, updated every step", min=0.0
     )
-    end_lr: float = setting(0.0, "learning rate at the end", min=0.0)
+    end_lr: float = setting(0.0, "learning rate at the end of the schedule", min=0.0)
     power: float = setting(2.0, "exponent (polynomial)", min=0.0)
     milestone_epochs: tuple[float, ...] = setting(
         (30.0, 60.0, 80.0), "epochs at which the learning rate changes (step, list)", min=0.0

@@ -252,7 +252,7 @@ def try_kernels() -> TorchGpus:
             try:
                 on_gpu = matrix.to(torch.device("cuda", index))
                 difference = float(((on_gpu @ on_gpu).cpu() - matrix @ matrix).abs().max())
-                if difference >= _TOLERANCE:
+                if not difference < _TOLERANCE:  # also where it is NaN
                     error = f"a matrix product is wrong by {difference:.3g}"
             except RuntimeError as failed:  # the kind that torch.cuda raises
                 error = str(failed).strip().splitlines()[0]

@@ -44,8 +44,7 @@ class Rapl:
             folders = [
                 folder
                 for folder in root.glob("intel-rapl:*")
-                if re.fullmatch(r"intel-rapl:\d+", folder.name)
-                and (folder / "name").read_text().startswith("package")
+                if re.fullmatch(r"intel-rapl:\d+", folder.name) and _is_package(folder)
             ]
             if not folders:
                 raise RaplError(f"no processor package in {root}")
@@ -75,6 +74,13 @@ class Rapl:
         return self._used_uj / 1e6
 
 
+def _is_package(folder: Path) -> bool:
+    try:
+        return (folder / "name").read_text().startswith("package")
+    except OSError:  # the other folders may still be readable
+        return False
+
+
 def _counter_uj(folder: Path) -> int:
     return int((folder / "energy_uj").read_text())
 
@@ -94,10 +100,10 @@ class ProcessTree:
         """
         begun_s = time.perf_counter()
         if begun_s >= self._next_scan_s:
-            self._pids = set()
+            self._pids = {root.pid for root in self._roots}
             for root in self._roots:
                 with suppress(psutil.Error):  # it has ended
-                    self._pids |= {root.pid, *(p.pid for p in root.children(recursive=True))}
+                    self._pids |= {p.pid for p in root.children(recursive=True)}
             scan_s = time.perf_counter() - begun_s
             self._next_scan_s = begun_s + scan_s / _SCAN_SHARE
         uses = [use for pid in self._pids if (use := _pages_and_ticks(pid)) is not None]
@@ -134,7 +140,10 @@ def _peak_bytes(pid: int) -> int:
 
 
 class CpuSensor(Sensor):
-    """utilization: processor time of the run's processes over that of the cores it may use."""
+    """All processors of a node.
+
+    utilization: processor time of the run's processes over that of the cores it may use.
+    """
 
     def __init__(self, name: str, tree: ProcessTree, cores: float, powercap: Path) -> None:
         fields = ("temperature_c", "clock_mhz", "throttle_reasons")

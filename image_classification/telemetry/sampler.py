@@ -397,8 +397,8 @@ class Sampler:
         span = self._span
         steps_s = totals.steps_s - self._span_totals.steps_s
         images = totals.images - self._span_totals.images
-        # Unless every sample of every device has its power, the sum would be too low.
-        has_power = span.known_s["power_w"] >= (1 - 1e-6) * span_s * len(self._devices)
+        # Without the power of a device for a part of the span, the sum would be too low.
+        has_power = span.known_s["power_w"] >= 0.999 * span_s * len(self._devices)
         return {
             "unix_time_s": round(time.time(), 3),
             "span_s": span_s,

@@ -6,15 +6,21 @@ Origins are without line numbers: moving a line in configs.yml does not change a
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any, TypeAlias
 
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.keys import explanation
-from image_classification.config.resolve import resolve, without_line
+from image_classification.config.resolve import resolve
 from image_classification.config.schema import MODES, RunConfig
 
 Flat: TypeAlias = dict[str, Any]
+
+
+def without_line(origin: str) -> str:
+    """Return ``origin`` without a line number: moving a line does not change a value."""
+    return re.sub(r"^([^,]*?):\d+, ", r"\1, ", origin)
 
 
 def flatten(config: RunConfig) -> Flat:

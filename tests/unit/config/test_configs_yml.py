@@ -7,7 +7,7 @@ from image_classification.config.catalogue import ListedRun, load_catalogue
 from image_classification.config.resolve import resolve
 from image_classification.config.schema import MODES, PRECISIONS, RunConfig
 from image_classification.models import list_models
-from tests.support.golden_configs import dump_golden, golden_configs
+from tests.support.golden_configs import dump_golden, golden_configs, without_line
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "configs" / "runs.json"
 RUNS = list(load_catalogue().runs())
@@ -170,3 +170,10 @@ def test_every_listed_run_resolves_as_in_the_golden_file() -> None:
 
 def test_the_file_is_written_as_it_is_stored() -> None:
     assert dump_golden(golden_configs()) == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_a_moved_line_changes_no_origin() -> None:
+    assert without_line("configs.yml:12, recipe 90e") == "configs.yml, recipe 90e"
+    assert without_line("/a/b.yml:3, defaults") == "/a/b.yml, defaults"
+    assert without_line("formula: 2 / (1 x 2)") == "formula: 2 / (1 x 2)"
+    assert without_line("--set optim.lr=1") == "--set optim.lr=1"

@@ -7,7 +7,6 @@ import pytest
 from image_classification.config import RunConfig, resolve
 from image_classification.config.catalogue import DEFAULT_FILE
 from image_classification.config.keys import KEYS, Override, read_setting
-from image_classification.config.resolve import without_line
 from image_classification.core.errors import ConfigError, DeviceError
 from image_classification.core.types import DevicesFound
 
@@ -335,13 +334,6 @@ def test_the_user_may_switch_off_the_policy_of_a_recipe(tmp_path: Path) -> None:
     assert dgx1v(config_file=file).data.randaugment_ops == 3
     data = dgx1v(config_file=file, overrides={"data.augmentation": "none"}).data
     assert (data.augmentation, data.randaugment_ops) == ("none", 3)
-
-
-def test_a_moved_line_changes_no_origin() -> None:
-    assert without_line("configs.yml:12, recipe 90e") == "configs.yml, recipe 90e"
-    assert without_line("/a/b.yml:3, defaults") == "/a/b.yml, defaults"
-    assert without_line("formula: 2 / (1 x 2)") == "formula: 2 / (1 x 2)"
-    assert without_line("--set optim.lr=1") == "--set optim.lr=1"
 
 
 @pytest.mark.parametrize(

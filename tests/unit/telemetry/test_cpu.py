@@ -59,6 +59,13 @@ def test_without_package_counters_there_is_no_rapl(tmp_path: Path) -> None:
         Rapl(tmp_path)
 
 
+def test_folder_without_a_readable_name_is_skipped(powercap: Path) -> None:
+    (powercap / "intel-rapl:2" / "name").unlink()
+    rapl = Rapl(powercap)
+    write(powercap, "intel-rapl:0", 8_000_000)
+    assert rapl.energy_j() == pytest.approx(3.0)
+
+
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a function that makes ``energy_uj`` unreadable. Root ignores file modes: no chmod."""
