@@ -1,1 +1,1 @@
-"""Data backends behind one seam: which images, in what order, decoded and transformed how."""
+"""Data sets and data loading: formats, order of the images, transforms, backends and tools."""

@@ -1,6 +1,6 @@
 """Decode, crop, flip and resize an image, in the same way in every data backend.
 
-Images are decoded to RGB (grey, CMYK, palette and PNG content whatever the file's name). EXIF
+Images are decoded to RGB (gray, CMYK, palette and PNG content whatever the file's name). EXIF
 orientation is not applied, as in the published runs.
 """
 

@@ -81,7 +81,7 @@ def check_size(content: Content, name: str) -> tuple[int, int]:
 def plain_jpeg_size(content: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
     """Return (width, height) in pixels of a plain JPEG, None for any other content.
 
-    Plain means Huffman-coded baseline or progressive, 8 bits, grey or YCbCr, well-formed segments,
+    Plain means Huffman-coded baseline or progressive, 8 bits, gray or YCbCr, well-formed segments,
     and an end-of-image marker. Decoders differ on CMYK, on Adobe's color transforms and on what
     to fill in where a file is truncated.
     """

@@ -130,6 +130,8 @@ def _members(reader: ShardReader) -> Iterator[_Member]:
                 raise reader.damaged(at, f"it ends inside the member {_shown(name)}")
             yield member
         at = next_at + -next_at % tarfile.BLOCKSIZE
+        if at > reader.size_bytes:
+            raise reader.damaged(next_at, "it ends inside the padding of a member")
     # tarfile also stops at a damaged header; a real end is a block of zeros or the end of the file.
     if at < reader.size_bytes and any(reader.at(at, tarfile.BLOCKSIZE)):
         raise reader.damaged(at, "no tar member begins there (compressed shards are not read)")
@@ -190,8 +192,18 @@ def _plain_member(reader: ShardReader, at: int) -> _Member | None:
 
 
 def _plain_size(header: bytes) -> int:
-    """Return the size that a tar header states; raise ValueError if its checksum is wrong."""
+    """Return the size that a tar header states in octal digits.
+
+    Raises ValueError if its checksum is wrong or if a number has another form.
+    """
     checksum = header[148:156]
-    if int(checksum.strip(b"\0 "), 8) != sum(header) - sum(checksum) + 8 * ord(" "):
+    if _octal(checksum) != sum(header) - sum(checksum) + 8 * ord(" "):
         raise ValueError("wrong checksum")
-    return int(header[124:136].strip(b"\0 "), 8)
+    return _octal(header[124:136])
+
+
+def _octal(field: bytes) -> int:
+    digits = field.rstrip(b"\0 ").lstrip(b" ")
+    if not digits.isdigit():  # such as a sign or an underscore, which `int` accepts
+        raise ValueError("no octal number")
+    return int(digits, 8)

@@ -126,7 +126,7 @@ class DaliLoader:
             running.close()
 
     def _run(self, produced: Iterator[Produced], num_batches: int) -> Generator[Batch, None, None]:
-        producer = ThreadPoolExecutor(1, "batches", initializer=self._init_producer)
+        producer = ThreadPoolExecutor(1, "batches")
         futures = (producer.submit(next, produced) for _ in range(num_batches))
         try:
             # `data.prefetch` batches wait while the thread makes the next one.
@@ -137,17 +137,15 @@ class DaliLoader:
         finally:
             producer.shutdown(cancel_futures=True)
 
-    def _init_producer(self) -> None:
-        use_one_torch_thread()
-        if self._device.type == "cuda":
-            # The current device is per thread; on another one this would use memory of GPU 0.
-            torch.cuda.set_device(self._device)
-
     def _produce(self, decoder: DaliDecoder, epoch: int, batches: Indices) -> Iterator[Produced]:
         """Make the micro-batches, in the background thread.
 
         While one is finished, DALI decodes the next, and the pool reads the one after that.
         """
+        use_one_torch_thread()
+        if self._device.type == "cuda":
+            # The current device is per thread; on another one this would use memory of GPU 0.
+            torch.cuda.set_device(self._device)
         while decoder.num_running:  # left from an epoch that was broken off
             decoder.collect()
         decoding: list[Sample] | None = None

@@ -161,7 +161,7 @@ class Decoded(NamedTuple):
 
 
 class DaliDecoder:
-    """A DALI pipeline that survives images it cannot decode. Not thread-safe.
+    """A DALI pipeline that continues after images it cannot decode. Not thread-safe.
 
     max_batch: of images submitted together. resizes: whether DALI also scales to ``data``'s size;
     its nearest neighbor picks other pixels than torchvision's. device_index: of the GPU that

@@ -154,7 +154,7 @@ def _prepare_val(
     for image in images:
         stem = image.name.rsplit(".", 1)[0]
         # The kit's labels have only the number in the image's name.
-        found = class_of.get(stem) or class_of.get(stem.rpartition("_")[2])
+        found = class_of.get(stem) or class_of.get("_" + stem.rpartition("_")[2])
         if found is None:
             raise DataError(
                 f"{origin} has no class for {image.name}: give the list that belongs to these "
@@ -310,8 +310,8 @@ def _check_space(folder: Path, num_bytes: int) -> None:
 def _find_labels(folder: Path, labels: Path | None) -> tuple[str, dict[str, str]]:
     """Return the labels in the file ``labels``, or those of the kit in ``folder``.
 
-    Their source comes first. Keys are names of images without extension, or their numbers in 8
-    digits if the labels come from the kit.
+    Their source comes first. Keys are names of images without extension, or ``_`` and their
+    numbers in 8 digits if the labels come from the kit.
     """
     packed, unpacked = folder / f"{KIT}.tar.gz", folder / KIT
     try:
@@ -386,7 +386,7 @@ def _kit_labels(kit: Path, files: dict[str, bytes]) -> dict[str, str]:
             if int(synset["num_children"]) == 0
         }
         ids = files[_GROUND_TRUTH].decode("ascii").split()
-        labels = {f"{number:08d}": names[int(i)] for number, i in enumerate(ids, start=1)}
+        labels = {f"_{number:08d}": names[int(i)] for number, i in enumerate(ids, start=1)}
     except Exception as error:  # scipy raises many kinds for a damaged MATLAB file
         raise DataError(f"cannot understand the kit {kit}: download it again") from error
     if not labels or not all(map(_SAFE_NAME.fullmatch, labels.values())):

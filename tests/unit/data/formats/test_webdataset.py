@@ -126,12 +126,16 @@ def test_invalid_samples(tmp_path: Path, members: Members, why: str) -> None:
     assert why in error_of(tmp_path)
 
 
-def cut(content: bytes) -> bytes:
-    return content[:1100]
+def cut_in_image(content: bytes) -> bytes:
+    return content[:3000]
 
 
-def in_header(content: bytes) -> bytes:
-    return content[:700]
+def cut_in_header(content: bytes) -> bytes:
+    return content[:2100]
+
+
+def cut_in_padding(content: bytes) -> bytes:
+    return content[:7600]
 
 
 def flipped(content: bytes) -> bytes:
@@ -146,15 +150,17 @@ def compressed(content: bytes) -> bytes:
 
 def signed_size(content: bytes) -> bytes:
     header = bytearray(content[:512])
-    header[124:136] = b"-0000000001\0"
+    header[124:136] = b"-0000001000\0"  # 512: the next header would be this one again
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     return bytes(header) + content[512:]
 
 
-@pytest.mark.parametrize("damage", [cut, in_header, flipped, compressed, signed_size])
+@pytest.mark.parametrize(
+    "damage", [cut_in_image, cut_in_header, cut_in_padding, flipped, compressed, signed_size]
+)
 def test_damaged_shards(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = write(tmp_path, [("a.jpg", bytes(5000)), ("a.cls", b"0")])
+    path = write(tmp_path, [("a.json", b"{}"), ("a.cls", b"0"), ("a.jpg", bytes(5000))])
     path.write_bytes(damage(path.read_bytes()))
     assert f"shard {path} is damaged at byte" in error_of(tmp_path)
 
