@@ -263,12 +263,13 @@ def find(target: str, own_folder: Path) -> tuple[Path | None, list[str]]:
     else:
         try:
             path.stat()
+            folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+            holds_checkpoints = bool(listed(folder))
         except OSError as error:
             raise CheckpointError(
                 f"no checkpoint at {path} ({error.strerror}): give an existing folder to --resume"
             ) from error
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        if not listed(folder):
+        if not holds_checkpoints:
             verify(path)
             return path, []
     saved, problems = newest_good(folder)

@@ -72,7 +72,7 @@ def test_cpu_run_reports_what_is_measured_and_what_is_not(drive, no_rapl):
     assert records[-1].kind == "end"
 
 
-def test_window_is_that_of_the_speed(drive, ten_watts):
+def test_telemetry_window_covers_the_measured_steps(drive, ten_watts):
     _, report, _ = drive("benchmark_training_short", run__max_steps=12)
     telemetry, train = report["telemetry"], report["results"]["train"]
     (device,) = telemetry["devices"]
@@ -114,7 +114,7 @@ def test_window_of_other_modes(drive, ten_watts, mode, images):
         (KeyboardInterrupt(), None),
     ],
 )
-def test_no_sampling_thread_is_left_after_any_end(drive, no_rapl, error, code):
+def test_sampling_ends_with_the_run(drive, no_rapl, error, code):
     def records(run, stop):
         yield Record("start", 0, 0, {})
         assert sampling()
