@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from os.path import exists, isdir
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def _compare(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     old, new = arguments.old, arguments.new
     options = (_thresholds(arguments), arguments.ignore)
-    if all(path.is_dir() and not (path / REPORT_NAME).exists() for path in (old, new)):
+    # os.path, because pathlib raises for a path that is too long or not permitted.
+    if all(isdir(path) and not exists(path / REPORT_NAME) for path in (old, new)):
         folders = compare_folders(old, new, *options)
         _show(arguments, folders_json(folders), lambda console: print_folders(console, folders))
         return EXIT_REGRESSED if folders.regressed else EXIT_DONE

@@ -1,1 +1,1 @@
-"""What becomes of a run: records to sinks, a report, its verdict, curves and a page."""
+"""Record runs and report on them: sinks, report.json, verdicts, comparisons, pictures, pages."""

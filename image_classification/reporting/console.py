@@ -58,7 +58,7 @@ class PlainSink:
             _print_start(self._console, self._config, record.values)
             return
         figures, style = _record_line(record, self._start)
-        # Paths and messages of other programs may hold what would control the terminal.
+        # Paths and messages of other programs may contain terminal control characters.
         figures = [printable(figure) for figure in figures]
         if figures and self._console.is_terminal:
             self._console.print(_Packed(figures, style, indent=4))
@@ -272,7 +272,7 @@ class LiveView:
     """What the live display shows.
 
     Each figure has its own place, wide enough for its longest text, so that nothing moves from
-    one refresh to the next. What is not measured has no place.
+    one refresh to the next. Figures that are not measured are left out.
     """
 
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
@@ -286,7 +286,7 @@ class LiveView:
         self._best: tuple[float, int] | None = None
 
     def update(self, record: Record) -> None:
-        """Take the record's progress and figures."""
+        """Store the record's progress and figures."""
         values = record.values
         if record.kind == "start":
             self._start_s = self._step_at_s = self._monotonic_s()
@@ -364,6 +364,6 @@ class LiveView:
 
 
 def _scale_text(scale: float) -> str:
-    """Write a loss scale; large powers of two as such, so that they fit their place."""
+    """Return a loss scale as text; large powers of two as ``2^N``, so that they fit their place."""
     fraction, exponent = math.frexp(scale)
     return f"2^{exponent - 1}" if fraction == 0.5 and exponent > 17 else f"{scale:g}"

@@ -60,7 +60,7 @@ def _is_device(value: Any) -> bool:
     return isinstance(value.get("name") if isinstance(value, dict) else value, str)
 
 
-# Types of values, each with what a value that is read must be: in words, and as a test.
+# Types of values, each with a description of the valid values and a function that checks one.
 Config = Annotated[dict[str, dict[str, Any]], "an object", lambda v: isinstance(v, dict)]
 Shares = Annotated[Mapping[str, float], "an object", lambda v: isinstance(v, dict)]
 Number = Annotated[float, "a number", _is_number]

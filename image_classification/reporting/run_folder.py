@@ -193,7 +193,7 @@ def _parse(kind: Any, value: Any, where: str, or_null: str = "") -> Any:
 
 
 def _rule(kind: Any) -> Any:
-    """Return what a value of this type must be: in words, and as a test."""
+    """Return a description of the valid values of this type, and a function that checks one."""
     if get_origin(kind) is Annotated:
         return get_args(kind)[1:]
     if get_origin(kind) is Literal:

@@ -11,9 +11,9 @@ What a record's ``values`` may hold, all optional, with units in the names:
   data_wait_s (of the whole epoch)
 - validation, validation_ema: top1, top5, loss, images, time_s, images_per_s,
   compute_images_per_s, is_best
-- checkpoint: path, bytes, is_best, time_s (from the step until it is complete), stall_s (how long
-  of that training stood still), waited_s (how long of that for the previous checkpoint). It is
-  written when complete, after records of later steps
+- checkpoint: path, bytes, is_best, time_s (from the step until it is complete), stall_s (the part
+  of time_s in which training was paused), waited_s (the part of stall_s spent on the previous
+  checkpoint). It is written when complete, after records of later steps
 - inference: batch, images_per_s, latency_ms_mean, latency_ms_p50, _p90, _p95, _p99
 - data: images_per_s, images, time_s
 - telemetry: unix_time_s (end of the span), span_s, power_w (sum of the devices of rank 0's node),
@@ -44,7 +44,7 @@ class Sink(Protocol):
     """Receives every record of a run, on rank 0."""
 
     def write(self, record: Record) -> None:
-        """Take one record; it has been handed to its destination when this returns."""
+        """Write one record, or queue it for a tracker."""
         ...
 
     def close(self) -> None:

@@ -99,7 +99,7 @@ def _cell(cell: Cell | str) -> Cell:
 
 def print_table(console: Console, table: Table) -> None:
     """Print the title in bold, the table, and the notes dimmed; all at the console's width."""
-    from rich import box  # only here: what is piped or listed does without rich's import time
+    from rich import box  # here, so that `plain_lines` does not pay for importing rich
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -143,7 +143,7 @@ def print_table(console: Console, table: Table) -> None:
 def plain_lines(table: Table, gap: str = "  ") -> list[str]:
     """Return title, heads, rows and notes as lines of fixed-width columns, without styles.
 
-    gap: between two columns. A cell's detail stands on its line, after the text.
+    gap: between two columns. A cell's detail follows its text on the same line.
     """
     rows = [[_cell(cell) for cell in row] for row in table.rows]
     texts = [[f"{c.text} {c.detail}" if c.detail else c.text for c in row] for row in rows]

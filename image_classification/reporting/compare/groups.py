@@ -187,10 +187,10 @@ def _judge_mean(same: Sequence[tuple[RecordedRun, PublishedComparison]]) -> Judg
     if values:
         mean = spread(values, by_seed=first.figure in ACCURACY)
         measured, n = mean.mean, mean.n
-    barred = [(run.label, entry.why) for run, entry in same if not entry.comparable]
-    obstacles = list(dict.fromkeys(why for _, why in barred))
-    if barred and len(barred) < len(same):
-        obstacles[0] = f"{', '.join(label for label, _ in barred)}: {obstacles[0]}"
+    excluded = [(run.label, entry.why) for run, entry in same if not entry.comparable]
+    obstacles = list(dict.fromkeys(why for _, why in excluded))
+    if excluded and len(excluded) < len(same):
+        obstacles[0] = f"{', '.join(label for label, _ in excluded)}: {obstacles[0]}"
     row = _published_row(first)
     verdict = judge(row, measured, obstacles, mean_of=n)
     return Judged(
@@ -212,8 +212,8 @@ def _judge_mean(same: Sequence[tuple[RecordedRun, PublishedComparison]]) -> Judg
 def _published_row(entry: PublishedComparison) -> PublishedRow | None:
     """Return the published figure of an entry; None if this release does not have it."""
     for row in load_published():
-        is_it = row.id == entry.id and with_batch(row.figure, row.batch) == entry.figure
-        if is_it and math.isclose(row.value, entry.published, rel_tol=1e-9):
+        same_figure = row.id == entry.id and row.key == entry.figure
+        if same_figure and math.isclose(row.value, entry.published, rel_tol=1e-9):
             return row
     return None
 

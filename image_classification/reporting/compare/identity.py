@@ -1,4 +1,4 @@
-"""Which runs are the same named run, in what two runs differ, and what a run ran on."""
+"""Decide which runs are the same named run; list differences and environments of runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The HTML pages ``report.html``, ``pictures.html`` and ``combined.html``.
 
-They are rendered from the templates in ``templates/`` and need no other file.
+They are rendered from the templates in ``templates/``; each page is self-contained.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _settings_table(
 
 
 def _text(value: Any) -> str:
-    """Write a value of JSON for people; a dash for null."""
+    """Return a JSON value as readable text; a dash for null."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -227,7 +227,7 @@ def _text(value: Any) -> str:
             _text(item) if key == "name" else f"{key} {_text(item)}" for key, item in value.items()
         )
     if isinstance(value, (list, tuple)):
-        # Eight equal GPUs are one line, not eight.
+        # Equal items are counted: eight equal GPUs are one item.
         counts = Counter(_text(item) for item in value)
         return ", ".join(f"{n} x {item}" if n > 1 else item for item, n in counts.items()) or "none"
     return str(value)

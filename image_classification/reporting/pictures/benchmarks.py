@@ -131,7 +131,7 @@ _LENGTHS = (
     ("published, epochs not stated", Look(GREEN, "", "^", filled=False)),
 )
 _NOT_STATED = len(_LENGTHS) - 1
-# To their right are other points.
+# Other points are on the right of these, so their names are written above.
 _NAMES_ABOVE = frozenset({"resnext50-32x4d", "resnet101"})
 
 
@@ -225,7 +225,7 @@ def _published_accuracy() -> Iterator[Series]:
             tuple(median(values[model, length]) for model in models),
             look,
             tuple(costs[model].area for model in models),
-            # Once per model.
+            # Each model is named once, at its largest number of epochs.
             tuple(model if longest[model] == length else "" for model in models),
             _NAMES_ABOVE,
         )

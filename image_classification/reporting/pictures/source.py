@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,6 @@ from typing import Any
 from image_classification.core.errors import WorkspaceError
 from image_classification.core.units import printable
 from image_classification.reporting import run_folder
-from image_classification.reporting.figures import with_batch
 from image_classification.reporting.published.load import load_published
 from image_classification.reporting.published.verdict import Band, band_of
 from image_classification.reporting.report import REPORT_NAME, RunReport
@@ -58,7 +58,7 @@ class RunData:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """As stated by the first record that has it."""
+        """Steps per epoch, from the first record that has it."""
         values = (real(timed.record.values.get("steps_per_epoch")) for timed in self.records)
         return next((int(steps) for steps in values if steps), None)
 
@@ -96,7 +96,7 @@ class RunData:
         rows = (
             row
             for row in (load_published() if comparable else ())
-            if with_batch(row.figure, row.batch) == figure and (row.id, row.value) in comparable
+            if row.key == figure and (row.id, row.value) in comparable
         )
         # Only the newest publication: several bands would hide the curve.
         newest = next(rows, None)
@@ -116,14 +116,17 @@ def read_run(path: Path) -> RunData:
     Raises:
         WorkspaceError: there is neither a report nor records, or one of them is damaged.
     """
-    folder = path.parent if path.is_file() else path
-    report = path if path.is_file() else folder / REPORT_NAME
-    if not report.exists() and not (folder / METRICS_NAME).exists():
+    # os.path, because pathlib raises for a path that is too long or not permitted.
+    is_file = os.path.isfile(path)
+    folder = path.parent if is_file else path
+    report = path if is_file else folder / REPORT_NAME
+    has_report = os.path.exists(report)
+    if not has_report and not os.path.exists(folder / METRICS_NAME):
         raise WorkspaceError(
             f"{printable(str(path))} has neither {REPORT_NAME} nor {METRICS_NAME}; "
             "give the folder of a run"
         )
-    return with_records(folder, run_folder.read_run(report).report if report.exists() else None)
+    return with_records(folder, run_folder.read_run(report).report if has_report else None)
 
 
 def with_records(folder: Path, report: RunReport | None) -> RunData:

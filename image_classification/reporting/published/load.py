@@ -337,7 +337,7 @@ def _by_devices(given: Any, num_devices: int | None) -> dict[int | None, Any]:
 # Platforms whose published rows have the name of another one.
 _SAME_PLATFORM = {"DGX1V-16G": "DGX1V"}
 
-# How well a row fits a run; the lowest rank is chosen, the last one only shown.
+# How well a row fits a run; the lowest rank is chosen. The last one is never chosen, only shown.
 _SOURCED, _NAMED, _OTHER_LENGTH, _ELSEWHERE, _NEVER_CHOSEN = range(5)
 
 

@@ -1,7 +1,7 @@
 """Send records to experiment trackers: TensorBoard, Weights & Biases and MLflow.
 
-Each tracker runs in its own thread: a slow disk or network delays no training step, and a tracker
-that fails costs the run a warning and nothing else.
+Each tracker runs in its own thread, so a slow disk or network delays no training step. If a
+tracker fails, the run warns once and continues.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.core.types import Record
 from image_classification.reporting.trackers.writers import TRACKERS, TrackedRun
 
-# Positions on the x axis and constants.
+# Values without a curve: positions on the x axis, and constants.
 _NO_CURVE = frozenset({"batch", "epoch_step", "steps_per_epoch", "total_steps", "unix_time_s"})
 
 

@@ -210,9 +210,12 @@ def test_wrong_command_lines_of_plots(run, arguments, message):
     assert "\n" not in caught.value.message
 
 
-def test_plots_of_a_missing_run(tmp_path):
-    with pytest.raises(WorkspaceError, match=r"missing has neither report.json nor metrics"):
-        report("plots", tmp_path / "missing")
+@pytest.mark.parametrize("name", ["missing", 300 * "x"])
+def test_runs_that_do_not_exist_and_names_that_are_too_long(tmp_path, name):
+    with pytest.raises(WorkspaceError, match=f"{name} has neither report.json nor metrics"):
+        report("plots", tmp_path / name)
+    with pytest.raises(WorkspaceError, match=f"cannot read .*{name}"):
+        report("compare", tmp_path / name, tmp_path / name)
 
 
 @pytest.mark.parametrize(
