@@ -43,10 +43,8 @@ class ThroughputMeter:
     total: all steps. epoch: those since `end_epoch`.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, warmup_steps: int, work: TrainingWindows | None = None
-    ) -> None:
-        self.work = work or TrainingWindows()
+    def __init__(self, accelerator: Accelerator, warmup_steps: int, work: TrainingWindows) -> None:
+        self.work = work
         self.total = StepSums()
         self.measured = StepSums()
         self.epoch = StepSums()

@@ -214,6 +214,7 @@ class RunRecorder:
             for key, value in values.items()
         }
         sinks: list[Sink] = []
+        trackers: Sequence[Sink] = ()
         # First the files that the user named: if one fails, the folder is still unused.
         if config.run.raport_file is not None:
             path = folder / config.run.raport_file
@@ -229,16 +230,14 @@ class RunRecorder:
                     self._run.record("warning", self._epoch, message=message)
                 ),
             )
+            write_atomically(folder / "config.yml", to_yaml(config))
+            sinks.append(open_console_sink(self._console, config))
+            sinks.append(JsonlSink(folder / "metrics.jsonl", append=append))
         except UserError:
-            MultiSink(sinks).close()
+            MultiSink([*sinks, *trackers]).close()
             raise
-        write_atomically(folder / "config.yml", to_yaml(config))
-        sinks += [
-            open_console_sink(self._console, config),
-            JsonlSink(folder / "metrics.jsonl", append=append),
-            *trackers,  # last, so that they close first and can still warn
-        ]
-        self._sink = MultiSink(sinks)
+        # The trackers are last, so that they close first and can still warn.
+        self._sink = MultiSink([*sinks, *trackers])
         for message in config.warnings:
             self._write(Record("warning", 0, 0, {"message": message}))
 

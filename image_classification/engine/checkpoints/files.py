@@ -177,8 +177,10 @@ def verify(path: Path) -> None:
                 f"{path} has checkpoint format {version}; this release reads {FORMAT}"
             )
         for name in _HASHED_FILES:
-            if _fingerprint(path / name) != manifest["files"][name]:
-                raise CheckpointError(_damaged(path, f"{name} does not match its hash and size"))
+            found, expected = _fingerprint(path / name), manifest["files"][name]
+            if found != expected:
+                sizes = f"{found['bytes']} bytes, {expected['bytes']} expected"
+                raise CheckpointError(_damaged(path, f"{name} does not match its hash ({sizes})"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(_damaged(path, f"{name} cannot be read ({error})")) from error
 

@@ -4,6 +4,7 @@ import pytest
 
 from image_classification.devices.accelerator import CpuAccelerator
 from image_classification.engine.throughput import ThroughputMeter, percentiles
+from image_classification.telemetry.sampler import TrainingWindows
 
 
 class FakeClock(CpuAccelerator):
@@ -27,7 +28,7 @@ def run_steps(meter: ThroughputMeter, clock: FakeClock, durations_s, images=10, 
 
 def test_rate_is_images_over_wall_time_not_a_mean_of_rates():
     clock = FakeClock()
-    meter = ThroughputMeter(clock, warmup_steps=0)
+    meter = ThroughputMeter(clock, 0, TrainingWindows())
     meter.begin()
     run_steps(meter, clock, [1.0, 3.0])
     meter.flush()
@@ -38,7 +39,7 @@ def test_rate_is_images_over_wall_time_not_a_mean_of_rates():
 
 def test_warm_up_steps_are_outside_the_measured_window():
     clock = FakeClock()
-    meter = ThroughputMeter(clock, warmup_steps=2)
+    meter = ThroughputMeter(clock, 2, TrainingWindows())
     meter.begin()
     run_steps(meter, clock, [100.0, 50.0, 1.0, 1.0])
     meter.flush()
@@ -51,7 +52,7 @@ def test_warm_up_steps_are_outside_the_measured_window():
 
 def test_run_shorter_than_the_warm_up_measures_nothing():
     clock = FakeClock()
-    meter = ThroughputMeter(clock, warmup_steps=5)
+    meter = ThroughputMeter(clock, 5, TrainingWindows())
     meter.begin()
     run_steps(meter, clock, [1.0])
     meter.flush()
@@ -63,7 +64,7 @@ def test_run_shorter_than_the_warm_up_measures_nothing():
 
 def test_time_between_segments_is_not_counted():
     clock = FakeClock()
-    meter = ThroughputMeter(clock, warmup_steps=0)
+    meter = ThroughputMeter(clock, 0, TrainingWindows())
     meter.begin()
     run_steps(meter, clock, [1.0])
     clock.now_s += 1000.0  # evaluation
@@ -75,7 +76,7 @@ def test_time_between_segments_is_not_counted():
 
 def test_sums_between_flushes_and_epochs():
     clock = FakeClock()
-    meter = ThroughputMeter(clock, warmup_steps=0)
+    meter = ThroughputMeter(clock, 0, TrainingWindows())
     meter.begin()
     run_steps(meter, clock, [1.0, 1.0], wait_s=0.25)
     first = meter.flush()
@@ -95,7 +96,7 @@ def test_percentiles_interpolate():
 
 def test_telemetry_windows_follow_segments_and_warm_up():
     clock = FakeClock()
-    meter = ThroughputMeter(clock, warmup_steps=2)
+    meter = ThroughputMeter(clock, 2, TrainingWindows())
     assert meter.work.is_idle
     meter.begin()
     run_steps(meter, clock, [1.0])
