@@ -36,7 +36,7 @@ OTHER_OPTIONS |= {"--output", "--gpus", "--ipc", "--ulimit", "--rm", "--user", "
 OTHER_OPTIONS |= {"--read-only", "--tmpfs", "--cap-drop", "--security-opt"}
 OTHER_OPTIONS |= {"--logdir", "--backend-store-uri"}
 # A file of a run, one of the predecessor, and a unit.
-NO_FILES = {"config.yml", "main.py", "images/s"}
+NO_FILES = {"config.yml", "main.py", "images/s", "run/text_summary"}
 # Folders of a run and of a checkout, subfolders named without their parent, names of curves.
 NO_FOLDERS = (
     *(".venv/", "site/", "runs/", "plots/", "checkpoints/", "trackers/", "train/", "val/"),
