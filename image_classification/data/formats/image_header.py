@@ -1,7 +1,7 @@
 """Read an image's size from its header, without decoding it.
 
 Sizes are checked before decoding, so that no decoder gets a huge image. The same walk over a JPEG's
-segments (ITU-T T.81, annex B) tells whether every decoder reads the JPEG alike.
+segments (ITU-T T.81, annex B) finds the JPEGs that all decoders decode in the same way.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ def _load_cached(root: Path, split: str, signature: str) -> Scanned | None:
 
 
 def _is_consistent(columns: Columns, sizes: Int64s) -> bool:
-    """Return whether the columns fit one another and the shards; anybody may have written them."""
+    """Return whether the columns fit one another and the shards; the file is not trusted."""
     if any(columns[name].dtype != kind for name, kind in _COLUMN_TYPES.items()):
         return False
     *per_image, text, ends = columns.values()

@@ -146,7 +146,7 @@ class DaliLoader:
         if self._device.type == "cuda":
             # The current device is per thread; on another one this would use memory of GPU 0.
             torch.cuda.set_device(self._device)
-        while decoder.num_running:  # left from an epoch that was broken off
+        while decoder.num_running:  # left over from an interrupted epoch
             decoder.collect()
         decoding: list[Sample] | None = None
         for samples, reads in look_ahead((self._read(epoch, batch) for batch in batches), 1):

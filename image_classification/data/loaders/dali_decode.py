@@ -66,8 +66,8 @@ class Sample:
 class HostSteps:
     """What the host does to single images; safe to call from several threads.
 
-    DALI gets only JPEGs that every decoder reads alike. PNG, CMYK, what looks damaged and what DALI
-    has refused is decoded by torchvision: so an image is undecodable in every backend or in none.
+    DALI gets only JPEGs that all decoders decode in the same way. torchvision decodes PNG, CMYK,
+    damaged files and what DALI has refused, so an image is undecodable in every backend or in none.
     """
 
     def __init__(self, index: Index, spec: LoaderSpec) -> None:

@@ -97,7 +97,7 @@ class TorchvisionLoader:
         self._stop_running()
         self._requests[:] = [(epoch, indices) for indices in batches]
         known = set(multiprocessing.active_children())
-        # With persistent workers this also discards what is left of an epoch that was broken off.
+        # With persistent workers this also discards the rest of an interrupted epoch.
         try:
             with _no_advice():
                 host = iter(self._loader)
@@ -149,7 +149,7 @@ class TorchvisionLoader:
     def _worker_died(self, error: Exception) -> bool:
         """Return whether ``error`` means that a worker died.
 
-        DataLoader raises a RuntimeError when it waits in vain. If a worker dies after announcing a
+        DataLoader raises RuntimeError if it waits for a dead worker. If one dies after announcing a
         batch, its shared memory cannot be reached: an OSError or EOFError.
         """
         if isinstance(error, RuntimeError):

@@ -243,7 +243,7 @@ def _open_splits(root: Path, report: CheckReport) -> dict[str, tuple[str, Index]
     present = [split for split in SPLITS if has_split(root, split)]
     for split in SPLITS:
         if split == "train" and present == ["val"]:
-            report.notes.append("there are no train images: good for evaluating alone")
+            report.notes.append("there are no train images: only evaluation is possible")
             continue
         try:
             layout = recognize(root, split)

@@ -26,10 +26,10 @@ from image_classification.core.errors import DataError
 from image_classification.data.tools.parallel import Progress, no_progress, run_parallel
 
 ODDITIES = {"cmyk": 0.002, "png": 0.001, "grey": 0.015, "exif": 0.005}
-"""Kinds of odd images and their share; at least one of each if there are `ODD_FROM` images."""
+"""Fraction of each kind of odd image; at least one of each if there are `ODD_FROM` images."""
 
 BROKEN = {"truncated": 0.0005, "empty": 0.0005, "text": 0.0005}
-"""Kinds of undecodable files and their share; only in train/, as validation skips no image."""
+"""Fraction of each kind of undecodable file; only in train/: validation skips no image."""
 
 ODD_FROM = 16
 

@@ -24,7 +24,7 @@ def test_index_is_sorted_and_complete(image_folder: Path) -> None:
     assert index.labels.tolist() == [0] * 9 + [1] * 5
 
 
-def test_file_names_outside_ascii_survive(image_folder: Path) -> None:
+def test_file_names_outside_ascii_are_preserved(image_folder: Path) -> None:
     for split in ("train", "val"):
         (image_folder / split / "cat").rename(image_folder / split / "Kätzchen")
     index = open_index(image_folder, "val", 2)

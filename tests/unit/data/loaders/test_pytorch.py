@@ -210,7 +210,9 @@ def may_mount() -> bool:
 )
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["64k", "2m"], ids=["no queue fits", "no batch fits"])
-def test_a_full_dev_shm_is_one_line(image_folder: Path, tmp_path: Path, size: str) -> None:
+def test_a_full_dev_shm_raises_a_one_line_error(
+    image_folder: Path, tmp_path: Path, size: str
+) -> None:
     if not may_mount():
         pytest.skip("mounting a small /dev/shm needs root and unshare")
     command = [sys.executable, str(ROOT / "launch.py"), str(image_folder), "--model=resnet18"]

@@ -194,7 +194,7 @@ def test_a_data_set_with_only_val_is_usable(image_folder: Path) -> None:
     shutil.rmtree(image_folder / "train")
     report = check_data_set(image_folder)
     assert report.is_usable and report.splits.keys() == {"val"}
-    assert report.notes == ["there are no train images: good for evaluating alone"]
+    assert report.notes == ["there are no train images: only evaluation is possible"]
 
 
 def test_files_without_an_image_extension_are_noted(image_folder: Path) -> None:
