@@ -210,7 +210,7 @@ def _layer(content: Mapping[str, Located], words: tuple[str, ...] = ()) -> Layer
         if isinstance(value, list):
             value = [item.value for item in value]
             if any(isinstance(item, (list, dict)) for item in value):
-                raise ConfigError(f"{at.where}: {name} must be a list of plain values")
+                raise ConfigError(f"{at.where}: {name} must be a plain value or a list of them")
         elif isinstance(value, dict):
             raise ConfigError(f"{at.where}: {name} must be a value, not a mapping")
         elif key.kind is str and value is not None:
@@ -325,7 +325,7 @@ class _Reader:
         self._open.add(id(node))
         if isinstance(node, yaml.ScalarNode):
             result = Located(self._scalar(node, where), where, node.value)
-        elif node.tag not in (_TAG + "map", _TAG + "seq"):
+        elif node.tag != _TAG + ("map" if isinstance(node, yaml.MappingNode) else "seq"):
             raise _tag_error(node, where)
         elif isinstance(node, yaml.MappingNode):
             result = Located(self._content(node), where)
@@ -378,7 +378,7 @@ class _Reader:
         try:
             return self._scalars.construct_object(node)
         except (IndexError, KeyError, ValueError):
-            raise ConfigError(f"{where}: {shortened(node.value)} is not a {kind}") from None
+            raise ConfigError(f"{where}: {shortened(node.value)} is not a valid {kind}") from None
 
 
 def _tag_error(node: yaml.Node, where: str) -> ConfigError:
