@@ -18,8 +18,8 @@ from image_classification.core.errors import ConfigError, shortened, suggestion
 class Option:
     """One option.
 
-    spellings: separated by spaces. metavar: "" for an option without an argument, which stands for
-    the value ``constant``. own_help: help text where the setting's own does not fit. convert:
+    spellings: separated by spaces. metavar: "" for an option without an argument, which sets the
+    value ``constant``. own_help: help text where the setting's own does not fit. convert:
     (text, option name, key) -> value, where the published meaning is not the key's own.
     """
 

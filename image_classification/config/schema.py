@@ -36,7 +36,7 @@ def setting(default: Any, doc: str, **constraints: Any) -> Any:
     """Return a dataclass field for a setting; with ``...`` as default, configs.yml must set it.
 
     constraints: ``choices``, ``min``, ``max``, ``pattern`` (of the whole text), ``nonempty`` (of a
-    list), ``computed`` (nobody may set it), ``key`` (if it differs from the field's name). They
+    list), ``computed`` (not settable), ``key`` (if it differs from the field's name). They
     are enforced by `keys.Key`.
     """
     metadata = {"doc": doc, **constraints}

@@ -83,7 +83,7 @@ def test_runs_list_every_combination_with_its_default(tmp_path: Path) -> None:
         ("optim.lr: 0.1", "optim.lr: fast", "/c.yml:18: optim.lr must be a number, got 'fast'"),
         ("optim.lr: 0.1", "optim.lr: -1", "/c.yml:18: optim.lr must be 0 or more"),
         ("optim.lr: 0.1", "optim.lr: {a: 1}", "/c.yml:18: optim.lr must be a value"),
-        ("optim.lr: 0.1", "data.mean: [[1], 2, 3]", "/c.yml:18: data.mean must be a list of plain"),
+        ("optim.lr: 0.1", "data.mean: [[1], 2, 3]", "/c.yml:18: data.mean must be a plain value"),
         ("optim.lr: 0.1", "model.name: x", "/c.yml:18: model.name is set by --model; use that"),
         ("optim.lr: 0.1", "batch.accumulation: 2", "/c.yml:18: batch.accumulation is computed"),
         ("sources: run-1", "source: run-1", "/c.yml:20: unknown key 'source'; did you mean"),
