@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Write what each model costs for the pictures: ``python scripts/model_costs.py``.
+"""Write the parameters and multiply-adds of each model: ``python scripts/model_costs.py``.
 
-Needed after a model is added. Reports are drawn without torch, so the counts are kept in a file.
+Run it after a model is added. The pictures of reports use the file, because they are drawn without
+torch.
 """
 
 from __future__ import annotations

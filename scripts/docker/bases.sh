@@ -1,5 +1,5 @@
 # The base image for each platform; sourced by build.sh and run.sh. docker/docker-bake.hcl names the
-# same bases; docker/README.md gives the reasons.
+# same bases; docs/container.md gives the reasons.
 # shellcheck shell=bash
 
 readonly slim_base=python:3.11-slim-bookworm

@@ -79,7 +79,7 @@ def test_augmentation_is_drawn_as_elsewhere(folder: Path) -> None:
     assert (mine - other).abs().median() < 3
 
 
-def test_later_batches_leave_earlier_ones_alone(folder: Path) -> None:
+def test_later_batches_do_not_change_earlier_ones(folder: Path) -> None:
     held = images_of(folder, "dali-gpu", "train", 2)
     again = images_of(folder, "dali-gpu", "train", 2)
     for a, b in zip(held, again, strict=True):

@@ -1,4 +1,4 @@
-"""Copies of a GPU's tensors reach the host beside its other work."""
+"""Tensors are copied from the GPU while it does other work."""
 
 import threading
 from pathlib import Path
@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 
-def test_a_copy_is_of_its_moment_and_pinned() -> None:
+def test_a_copy_is_unaffected_by_later_changes_and_pinned() -> None:
     weight = torch.randn(64, 32, 3, 3, device="cuda").to(memory_format=torch.channels_last)
     counter = torch.tensor(3.0)
     before = weight.cpu()
@@ -38,7 +38,7 @@ def test_a_copy_is_of_its_moment_and_pinned() -> None:
 
 def test_the_copy_to_the_host_does_not_wait_for_the_training_stream() -> None:
     weight = torch.randn(1 << 22, device="cuda")
-    # Once before: pinning the first time waits for the device.
+    # A first copy, because pinning memory for the first time waits for the device.
     HostCopy({"w": weight}).take()
     copy = HostCopy({"w": weight})
     torch.cuda._sleep(4_000_000_000)
@@ -52,8 +52,8 @@ def test_the_copy_to_the_host_does_not_wait_for_the_training_stream() -> None:
     assert torch.equal(taken["w"], weight.cpu())
 
 
-def test_no_device_memory_for_a_copy_is_no_end() -> None:
-    # Large enough for a segment of its own, beside which nothing free is cached.
+def test_without_device_memory_tensors_are_copied_to_the_host_at_once() -> None:
+    # Large enough for a separate segment, which leaves no free memory in the cache.
     weight = torch.randn(1 << 24, device="cuda")
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
@@ -66,7 +66,7 @@ def test_no_device_memory_for_a_copy_is_no_end() -> None:
     assert torch.equal(copy.take()["w"], weight.cpu())
 
 
-def test_a_run_on_the_gpu_saves_what_it_trained(tmp_path: Path) -> None:
+def test_checkpoints_of_a_run_have_the_weights_of_their_step(tmp_path: Path) -> None:
     overrides = {
         "model.num_classes": 4,
         "data.image_size": 32,

@@ -1,4 +1,4 @@
-"""Run containers of the image under test as docker/README.md says: unprivileged, read-only."""
+"""Run unprivileged, read-only containers of the image, as docs/container.md recommends."""
 
 from __future__ import annotations
 

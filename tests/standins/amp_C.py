@@ -1,1 +1,1 @@
-"""Stands for Apex's CUDA extension, which only a GPU machine can build; see `apex`."""
+"""Replaces Apex's CUDA extension, which only a machine with a GPU can build; see `apex`."""

@@ -1,4 +1,4 @@
-"""Files from strangers: nothing in them runs, nothing is written outside, nothing secret leaks."""
+"""Untrusted files execute nothing and write nothing outside; no secret is written to a file."""
 
 from __future__ import annotations
 

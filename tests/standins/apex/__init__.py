@@ -1,5 +1,5 @@
-"""Stands for NVIDIA Apex where nothing of it can run: its kernels and its amp need a GPU.
+"""Replaces NVIDIA Apex on machines without a GPU, which its kernels and its amp need.
 
-Written against the interface of Apex, in plain torch. What it shows is how this project calls Apex,
-not that Apex is right; tests marked ``gpu`` use the real one.
+Has the interface of Apex, in plain torch. It tests how this project calls Apex, not Apex itself;
+tests marked ``gpu`` use the real package.
 """

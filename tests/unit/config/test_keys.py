@@ -60,6 +60,8 @@ def test_text_is_parsed_as_the_keys_type(key: str, text: str, value: Any) -> Non
         ("data.mean", [0.5, 0.5], "must have 3 values, got 2"),
         ("data.mean", 0.5, "must be a list"),
         ("run.save_every", "3 bananas", "'N steps', 'N minutes' or 'N epochs'"),
+        ("run.save_every", "0 steps", "'N steps', 'N minutes' or 'N epochs'"),
+        ("run.save_every", "1.5 epochs", "'N steps', 'N minutes' or 'N epochs'"),
         ("run.checkpoint_name", "../elsewhere", "cannot be"),
         ("data.path", "", "must be text"),
     ],

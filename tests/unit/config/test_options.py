@@ -42,7 +42,7 @@ def test_every_option_has_a_key_and_no_flag_occurs_twice() -> None:
         ("--static-loss-scale", "128", "precision.loss_scale", 128.0),
         ("--use-ema", "0.9999", "ema.decay", 0.9999),
         ("--save-every", "1 epoch", "run.save_every", "1 epochs"),
-        ("--save-every", "3 steps", "run.save_every", "3 steps"),
+        ("--save-every", "10 minutes", "run.save_every", "10 minutes"),
         ("--stop-at-top1", "75.9", "run.stop_at_top1", 75.9),
         ("--allow-changes", None, "run.allow_changes", True),
         (
@@ -100,6 +100,7 @@ def test_an_option_without_effect_returns_a_note(mode: str, name: str) -> None:
         ("--run-epochs", "0", "the nearest valid value is 1"),
         ("--run-epochs", "two", "must be a whole number"),
         ("--gather-checkpoints", "-2", "-1 keeps all"),
+        ("--save-every", "0 steps", "'N steps', 'N minutes' or 'N epochs'"),
         ("--model-config", "fanon", "did you mean 'fanin'?"),
         ("--lr-schedule", "cosin", "did you mean 'cosine'?"),
         ("--stop-at-top1", "759", "100 or less"),

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from image_classification.config.placement import accumulation
@@ -36,3 +38,16 @@ def test_the_nearest_batches_that_work_are_suggested(
     with pytest.raises(ConfigError) as caught:
         accumulation(global_batch, per_device, world)
     assert suggested in caught.value.message
+
+
+@pytest.mark.parametrize("per_device", [7, 30, 255])
+@pytest.mark.parametrize("world", [1, 2, 3, 7, 8, 16])
+def test_every_suggestion_works(per_device: int, world: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        accumulation(2048, per_device, world)
+    options = dict(re.findall(r"--(batch-size|optimizer-batch-size) ([^;]*)", caught.value.message))
+    for option, text in options.items():
+        for batch in map(int, text.split(" or ")):
+            arguments = (2048, batch) if option == "batch-size" else (batch, per_device)
+            assert accumulation(*arguments, world) >= 1
+    assert "optimizer-batch-size" in options

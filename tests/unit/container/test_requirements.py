@@ -1,4 +1,4 @@
-"""The pinned files the image is installed from, against what the package asks for."""
+"""The pinned files that the image is installed from have what the package requires."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[3]
 REQUIREMENTS = ROOT / "docker" / "requirements"
-# What a base that brings torch brings along with it.
+# Packages that come with the torch of a base image.
 BASES_OWN = {"torch", "torchvision", "numpy"}
 
 
@@ -41,8 +41,8 @@ def pinned(name: str) -> dict[str, str]:
 
 
 def project() -> dict[str, list[Requirement]]:
-    """The package's dependencies: "" the ones always needed, else by extra."""
-    # No TOML reader before Python 3.11; the tables asked for are lists of strings.
+    """Return the dependencies of the package by extra; "" for those without one."""
+    # Python 3.10 has no TOML reader; these tables are lists of strings.
     text = (ROOT / "pyproject.toml").read_text()
     tables = re.findall(r"^(\w+) = (\[\n(?:.*\n)*?\])", text, flags=re.MULTILINE)
     tables += re.findall(r"^(\w+) = (\[\".*\"\])$", text, flags=re.MULTILINE)
@@ -84,15 +84,15 @@ def test_the_recorded_defaults_follow_the_pins() -> None:
         ("no-such-package>=1", "no-such-package is not installed"),
     ],
 )
-def test_what_a_base_lacks_is_said(requirement: str, words: str) -> None:
+def test_unmet_requirements_are_named(requirement: str, words: str) -> None:
     (line,) = load("docker/check_requirements.py").unmet([requirement])
     assert re.search(words, line)
 
 
-def test_what_is_here_is_enough() -> None:
+def test_installed_packages_meet_the_requirements() -> None:
     checker = load("docker/check_requirements.py")
     assert list(checker.unmet([str(r) for r in project()[""]])) == []
-    # Not for this platform, so not asked for.
+    # Not required on this platform.
     assert list(checker.unmet(["no-such-package; sys_platform == 'plan9'"])) == []
 
 
@@ -113,7 +113,7 @@ def test_apex_is_built_from_a_whole_commit_only(commit: str) -> None:
     assert done.stderr.startswith(f"error: APEX_COMMIT={commit} ") and "40 digits" in done.stderr
 
 
-def test_the_size_of_an_image_is_written_down(tmp_path: Path) -> None:
+def test_sizes_of_an_image_and_its_layers_are_recorded(tmp_path: Path) -> None:
     inspected = {
         "Size": 9_000_000_000,
         "Config": {"Labels": {"org.opencontainers.image.base.name": "python:3.11-slim-bookworm"}},

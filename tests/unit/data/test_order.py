@@ -20,7 +20,7 @@ def test_order_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
     assert not np.array_equal(order, sample_order(4, 0, 1000))
 
 
-def test_order_never_changes() -> None:
+def test_order_equals_the_recorded_one() -> None:
     """A checkpoint resumed by a later release must see the same images."""
     assert sample_order(0, 0, 8).tolist() == [7, 6, 3, 2, 4, 1, 5, 0]
     assert sample_random(0, 1, 2).random() == 0.3075654464649973

@@ -20,7 +20,7 @@ RESULTS = """<testsuites><testsuite>
 <property name="form" value="full"/></properties></testcase>
 <testcase classname="tests.faults.test_a" name="test_two"><skipped message="no root"/></testcase>
 <testcase classname="tests.unit.test_b" name="test_marked"/>
-<testcase classname="tests.unit.test_b" name="test_told"/>
+<testcase classname="tests.unit.test_b" name="test_refused"/>
 <testcase classname="tests.unit.test_b" name="test_broken"><failure>x</failure></testcase>
 </testsuite></testsuites>"""
 
@@ -53,7 +53,7 @@ def test_rows_from_results(table, tmp_path: Path) -> None:
     (tmp_path / "tests" / "unit" / "test_b.py").write_text(
         '"""Group B."""\nimport pytest\n\n@pytest.mark.faults\ndef test_marked():\n    """M."""\n'
         "\n@pytest.mark.faults\ndef test_broken():\n    pass\n\ndef test_other():\n    pass\n"
-        '\n@pytest.mark.faults("A full disk", "refused")\ndef test_told():\n    pass\n'
+        '\n@pytest.mark.faults("A full disk", "refused")\ndef test_refused():\n    pass\n'
     )
     (tmp_path / "results.xml").write_text(RESULTS)
     before = (
@@ -72,7 +72,7 @@ def test_rows_from_results(table, tmp_path: Path) -> None:
         "tests/faults/test_a.py::test_new": ("0", table.NOT_RUN, "-"),
         "tests/faults/test_a.py::test_earlier": ("7", "survived", "2020-01-01, full"),
         "tests/unit/test_b.py::test_marked": ("1", table.AS_DESCRIBED, "2026-01-02, one form"),
-        "tests/unit/test_b.py::test_told": ("1", "refused", "2026-01-02, one form"),
+        "tests/unit/test_b.py::test_refused": ("1", "refused", "2026-01-02, one form"),
         "tests/unit/test_b.py::test_broken": ("0", "**failed** 1 time(s)", "2026-01-02, one form"),
     }
     assert "\n## Group A\n" in page

@@ -47,6 +47,7 @@ def test_signal_saves_and_exits_75(
     assert job.wait() == 75, job.stderr
     assert job.stderr.startswith(f"stopped: {numbers[0].name} received; ")
     assert job.error_lines() == []
+    assert "Traceback" not in job.stderr
     (saved,) = checkpoint.listed(folder / "checkpoints")
     checkpoint.verify(saved.path)
     assert f"step {saved.step} is saved" in job.stderr

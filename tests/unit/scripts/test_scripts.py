@@ -107,9 +107,9 @@ def test_bash_syntax(path):
     assert done.returncode == 0, done.stderr
 
 
-# The fields of trainer.kubeflow.org/v1alpha1 as of Kubeflow Trainer 2.2 (runtimePatches, and
-# numProcPerNode as a whole number) and 2.3, of Job (batch/v1) and of Pod (v1), as far as a
-# manifest here may want them. A set is any of its types, a list's one element is that of all.
+# The fields that manifests may use of trainer.kubeflow.org/v1alpha1 in Kubeflow Trainer 2.2
+# (runtimePatches, and numProcPerNode as a whole number) and 2.3, of Job (batch/v1) and of Pod (v1).
+# A set lists the allowed types; the element of a list describes all its elements.
 LABELS: Any = {"*": str}
 METADATA = {"name": str, "namespace": str, "labels": LABELS, "annotations": LABELS}
 QUANTITY = {str, int}
@@ -128,7 +128,7 @@ SECURITY = {"runAsUser": int, "runAsGroup": int, "fsGroup": int, "runAsNonRoot":
 CONTAINER_PATCHES = [
     {"name": str, "env": ENV, "volumeMounts": VOLUME_MOUNTS, "securityContext": SECURITY}
 ]
-# terminationGracePeriodSeconds is there from 2.3 on only, and so left out.
+# Without terminationGracePeriodSeconds, which 2.2 does not have.
 POD_PATCH = {
     "serviceAccountName": str,
     "volumes": VOLUMES,
@@ -229,7 +229,7 @@ RUNTIME = {
 }
 
 
-def strangers(value: Any, schema: Any, where: str = "") -> list[str]:
+def unknown_fields(value: Any, schema: Any, where: str = "") -> list[str]:
     """Return every path in ``value`` that ``schema`` lacks or gives another type."""
     if isinstance(schema, dict):
         if not isinstance(value, dict):
@@ -238,12 +238,12 @@ def strangers(value: Any, schema: Any, where: str = "") -> list[str]:
         for key, content in value.items():
             inner = schema.get(key, schema.get("*"))
             path = f"{where}.{key}"
-            found += [path] if inner is None else strangers(content, inner, path)
+            found += [path] if inner is None else unknown_fields(content, inner, path)
         return found
     if isinstance(schema, list):
         if not isinstance(value, list):
             return [where]
-        inside = [strangers(v, schema[0], f"{where}[{i}]") for i, v in enumerate(value)]
+        inside = [unknown_fields(v, schema[0], f"{where}[{i}]") for i, v in enumerate(value)]
         return [path for paths in inside for path in paths]
     types = schema if isinstance(schema, set) else {schema}
     return [] if type(value) in types else [where]
@@ -272,16 +272,16 @@ def names(platform: str) -> list[str]:
 )
 def test_train_job_fields(argv):
     job = manifest(*argv)
-    assert strangers(job, TRAIN_JOB) == []
+    assert unknown_fields(job, TRAIN_JOB) == []
     assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
     trainer, (patch,) = job["spec"]["trainer"], job["spec"]["runtimePatches"]
     assert trainer["numNodes"] >= 1
     assert trainer["numProcPerNode"] >= 1
-    # Trainer sets these itself and refuses a job that does.
+    # Trainer sets these variables and refuses a job that sets them.
     assert not [e for e in trainer.get("env", []) if e["name"].startswith("PET_")]
     (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = replicated["template"]["spec"]["template"]["spec"]
-    # As torch-distributed, and the runtime beside it, call the job and its container.
+    # The name of the job and its container in torch-distributed and in runtime.yaml.
     assert replicated["name"] == pod["containers"][0]["name"] == "node"
     mounts = {m["name"]: m for m in pod["containers"][0]["volumeMounts"]}
     assert set(mounts) == {v["name"] for v in pod["volumes"]}
@@ -301,22 +301,25 @@ def test_train_job_mounts_the_data():
 
 def test_unknown_field_is_found():
     job = yaml.safe_load((SCRIPTS / "kubernetes" / "resnet50.yaml").read_text())
-    assert strangers(job, TRAIN_JOB) == []
+    assert unknown_fields(job, TRAIN_JOB) == []
     job["spec"]["podTemplateOverrides"] = []
     job["spec"]["trainer"]["numNodes"] = "1"
-    assert strangers(job, TRAIN_JOB) == [".spec.trainer.numNodes", ".spec.podTemplateOverrides"]
+    assert unknown_fields(job, TRAIN_JOB) == [
+        ".spec.trainer.numNodes",
+        ".spec.podTemplateOverrides",
+    ]
 
 
 def test_runtime_restart_policy():
     runtime = yaml.safe_load((SCRIPTS / "kubernetes" / "runtime.yaml").read_text())
-    assert strangers(runtime, RUNTIME) == []
+    assert unknown_fields(runtime, RUNTIME) == []
     assert runtime["metadata"]["labels"] == {"trainer.kubeflow.org/framework": "torch"}
     (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     assert replicated["name"] == "node"
     step = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
     assert replicated["template"]["metadata"]["labels"] == step
     job = replicated["template"]["spec"]
-    # The API server takes a podFailurePolicy with no other restartPolicy.
+    # The API server refuses a podFailurePolicy with another restartPolicy.
     assert job["template"]["spec"]["restartPolicy"] == "Never"
     by_code = {
         code: rule["action"]

@@ -27,7 +27,7 @@ class _Handle:
 
 _amp_state = types.SimpleNamespace()
 CALLS = []
-"""What was called, for the tests."""
+"""Names of the calls, which tests read."""
 
 
 def _casting(original, handle):
@@ -37,7 +37,7 @@ def _casting(original, handle):
         # Rounded, and its gradient too, then computed in float32: a CPU's float16 takes seconds.
         if not isinstance(value, torch.nn.Parameter):
             return value.half().float()
-        # The first cast of a weight is used until the cache is cleared, whatever becomes of it.
+        # The first cast of a weight is used until the cache is cleared, even if the weight changes.
         if value not in handle.cache:
             handle.cache[value] = value.half().float()
         return handle.cache[value]

@@ -1,1 +1,1 @@
-"""Part of what NVIDIA's Apex is known by."""
+"""A module by which `find_apex` recognizes NVIDIA's Apex."""

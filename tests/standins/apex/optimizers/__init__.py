@@ -1,4 +1,4 @@
-"""FusedSGD's interface: no argument to zero_grad, buffers made at a first step of its own kind."""
+"""FusedSGD's interface: zero_grad has no argument; the first step creates the buffers."""
 
 import torch
 

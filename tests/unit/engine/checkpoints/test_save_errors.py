@@ -350,6 +350,7 @@ def test_full_disk_ends_every_rank_with_one_error(two_ranks, small_disk, jobs):
     assert job.wait() == 2, job.stderr
     (error,) = job.error_lines()
     assert "no space left" in error
+    assert "Traceback" not in job.stderr
     (left,) = checkpoint.listed(disk / "checkpoints")
     checkpoint.verify(left.path)
     assert str(left.path) in error
