@@ -3,8 +3,8 @@
 Figures are judged only where a comparison means something. Accuracy holds for any machine of the
 published kind of device, as long as data, precision, global batch, learning rate, mixup and number
 of epochs are the published ones. Speed, latency, power and memory hold for the same devices, the
-same number of them and the same batch. Everything else is ``not-comparable``; ``why`` says what
-differs.
+same number of them and the same batch. Everything else is ``not-comparable``; ``why`` names the
+differences.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ NO_FILES = {"config.yml", "main.py", "images/s", "run/text_summary"}
 NO_FOLDERS = (
     *(".venv/", "site/", "runs/", "plots/", "checkpoints/", "trackers/", "train/", "val/"),
     *("formats/", "loaders/", "tools/", "published/", "compare/", "page/", "pictures/"),
-    *("console/", "precision/", "requirements/"),
+    "requirements/",
     *("checkpoint/", "epoch/", "telemetry/", "validation/", "validation_ema/"),
 )
 

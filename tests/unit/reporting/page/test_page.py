@@ -224,7 +224,7 @@ def test_combined_page_has_every_table_and_needs_no_other_file(combined):
     assert "No published figure belongs to these runs." in checker.text
 
 
-def test_the_page_folds_other_publications_away(make_config, results, dgx1, tmp_path):
+def test_other_publications_are_in_a_collapsed_section(make_config, results, dgx1, tmp_path):
     report = build_report(make_config(), devices=dgx1, environment={}, results=results)
     text = write_page(report, tmp_path).read_text(encoding="utf-8")
     before, _, folded = text.partition("<summary>Other publications")

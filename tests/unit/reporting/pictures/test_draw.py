@@ -39,7 +39,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path, make_config):
     assert "<dc:date>" not in first[1].read_text()
 
 
-def test_png_alone(tmp_path, make_config):
+def test_only_png(tmp_path, make_config):
     run = read_run(write_inference(tmp_path / "run", make_config()))
     gallery = draw([run], tmp_path / "out", ["png"])
     assert [path.name for path in gallery.files] == ["latency.png"]
