@@ -12,7 +12,7 @@ help:
 	@echo "make test        the whole test suite, slow tests in a short form"
 	@echo "make test-quick  without the tests that take more than a few seconds"
 	@echo "make coverage    make test-quick with the coverage of lines and branches"
-	@echo "make test-long   the long form of other slow tests: every process starts anew"
+	@echo "make test-long   the long form of other slow tests, each process started by its own command"
 	@echo "make test-trackers  TensorBoard, Weights & Biases and MLflow with their real packages"
 	@echo "make test-faults the fault tests in full (about 25 minutes); writes docs/reliability.md"
 	@echo "make test-image  build and test the container image (a Docker engine; about 15 minutes)"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Write the golden files anew: ``python scripts/regenerate_golden.py [configs] [models]``.
+"""Rewrite the golden files: ``python scripts/regenerate_golden.py [configs] [models]``.
 
-Deliberate and reviewed: a changed line of a golden file is a changed configuration or network,
-and belongs in CHANGELOG.md with its reason.
+Review the difference: a changed line of a golden file is a changed configuration or network, and
+needs a line in CHANGELOG.md with the reason.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def test_pickled_weights_are_not_executed(tmp_path, ran, fails, kind, name, smal
 
 
 def laughs(levels: int) -> str:
-    """Nine aliases a level: 9**levels values from a few hundred bytes."""
+    """Nine aliases per level: 9**levels values from a few hundred bytes."""
     lines = ["a0: &a0 [" + ", ".join(["ha"] * 9) + "]"]
     lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 9) + "]" for n in range(1, levels)]
     return "\n".join(lines) + "\n"

@@ -134,18 +134,18 @@ def test_sections_and_keys_are_those_of_the_contract() -> None:
 
 
 def test_explanation_has_exactly_the_four_parts() -> None:
-    told = explanation(resolve("resnet50", "AMP", "convergence", "CPU"))
-    assert list(told) == ["name", "config", "provenance", "warnings"]
-    assert told["name"] == {
+    found = explanation(resolve("resnet50", "AMP", "convergence", "CPU"))
+    assert list(found) == ["name", "config", "provenance", "warnings"]
+    assert found["name"] == {
         "model": "resnet50",
         "precision": "AMP",
         "mode": "convergence",
         "platform": "CPU",
         "recipe": "8e",
     }
-    assert json.loads(json.dumps(told)) == told
-    keys = {f"{s}.{k}" for s, content in told["config"].items() for k in content}
-    assert keys == set(told["provenance"])
+    assert json.loads(json.dumps(found)) == found
+    keys = {f"{s}.{k}" for s, content in found["config"].items() for k in content}
+    assert keys == set(found["provenance"])
 
 
 def test_yaml_has_the_values_and_their_origins_as_comments() -> None:

@@ -82,7 +82,7 @@ def test_every_published_run_with_a_name_has_its_command(page: str):
     assert checked > 40
 
 
-def test_figures_are_those_printed():
+def test_figures_are_as_published():
     text = text_of("resnet50v1.5.md")
     assert "| DGX-1 V100 16GB | 8 | 90 | 76.88 ± 0.16 | - | ~5 hours | 77.01 ± 0.16 |" in text
     assert "| 8 | 8,322 | 2,855 | 2.91 | 6.93 | 7.76 | 256 / 112 | \\[1\\] |" in text

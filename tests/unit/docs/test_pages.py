@@ -184,7 +184,7 @@ def test_verbs_exist(path: Path):
         assert command in report.COMMANDS, command
 
 
-def test_the_explanation_shown_is_the_real_one():
+def test_the_explanation_in_the_docs_is_current():
     """Apart from line numbers of configs.yml, which change with every edit there."""
 
     def normal(line: str) -> str:
@@ -199,7 +199,7 @@ def test_the_explanation_shown_is_the_real_one():
     assert {normal(line) for line in shown[0].splitlines()} <= real
 
 
-def test_the_error_shown_is_the_real_one():
+def test_the_error_in_the_docs_is_current():
     names = "--model resnet50 --precision AMP --mode convergence --platform DGX1V"
     with pytest.raises(ConfigError) as found:
         parse([*names.split(), "--batch-size", "192"]).read().on()
@@ -207,7 +207,7 @@ def test_the_error_shown_is_the_real_one():
     assert f"\nerror: {found.value.message}\n" in page
 
 
-def test_the_python_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     page = text_of(ROOT / "docs" / "reference" / "python.md")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 1

@@ -164,7 +164,7 @@ def test_apex_without_amp(
 
 @pytest.fixture
 def amp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The stand-in for apex.amp; checks that the run gave torch its functions back."""
+    """The replacement of apex.amp; checks that the run restored torch's functions."""
     monkeypatch.syspath_prepend(STANDINS)
     module = importlib.import_module("apex.amp")
     module.CALLS.clear()

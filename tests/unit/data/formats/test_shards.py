@@ -114,7 +114,7 @@ def test_names_from_a_list(packed: Path, name: str) -> None:
         open_index(packed, "train", 2)
 
 
-def test_a_class_list_that_is_no_list(packed: Path) -> None:
+def test_an_invalid_class_list(packed: Path) -> None:
     (packed / "classes.json").write_text('{"cat": 1}')
     with pytest.raises(DataError, match=r"classes.json is no list of class names"):
         named_classes(packed)

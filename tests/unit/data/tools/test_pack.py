@@ -98,7 +98,7 @@ def test_the_files_are_read_back_and_compared(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_files_is_left_alone(image_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_files_is_refused(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").touch()
     with pytest.raises(DataError, match="exists already"):

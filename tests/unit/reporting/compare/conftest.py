@@ -52,7 +52,7 @@ def check_shown(shown) -> Callable[..., None]:
 
 @pytest.fixture
 def months(record_run, run_results, tmp_path) -> Callable[..., Path]:
-    """Record runs of (images/s, top-1), one a day, below one folder; return it."""
+    """Record runs of (images/s, top-1), one per day, below one folder; return it."""
 
     def make(*figures: tuple[float, float], **options: Any) -> Path:
         for day, values in enumerate(figures, start=1):
