@@ -31,6 +31,7 @@ class FakeDevice:
     clock_mhz: int = 1380
     throttle: int = 0
     mig_mode: int | None = None
+    cpu_affinity: tuple[int, ...] = (1,)
     errors: dict[str, int] = field(default_factory=dict)
 
 
@@ -72,6 +73,7 @@ class FakeDriver:
             "nvmlDeviceGetMemoryInfo": self._memory,
             "nvmlDeviceGetUtilizationRates": self._utilization,
             "nvmlDeviceGetMigMode": self._mig_mode,
+            "nvmlDeviceGetCpuAffinity": self._cpu_affinity,
         }
         for name in absent:
             del self._functions[name]
@@ -142,6 +144,10 @@ class FakeDriver:
         if device.mig_mode is None:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return _set(current, device.mig_mode) or _set(pending, device.mig_mode)
+
+    def _cpu_affinity(self, device: FakeDevice, num_words: Any, out: Any) -> int:
+        out._obj[: len(device.cpu_affinity)] = device.cpu_affinity
+        return 0
 
 
 def _set(out: Any, value: int) -> int:

@@ -1,16 +1,19 @@
-"""What needs no GPU."""
+"""The CUDA accelerator and CPU affinity on a machine without a GPU."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 import torch
 
 import image_classification
 from image_classification.core.errors import ConfigError, DeviceError
 from image_classification.core.host import nvml
+from image_classification.devices import cuda
 from image_classification.devices.cuda import (
     CudaAccelerator,
     cudnn_name,
@@ -18,6 +21,7 @@ from image_classification.devices.cuda import (
     read_siblings,
     set_affinity,
 )
+from tests.support.nvml import FakeDevice, FakeDriver, loaded
 
 without_gpu = pytest.mark.skipif(torch.cuda.device_count() > 0, reason="there is a GPU here")
 
@@ -173,3 +177,33 @@ def test_without_a_driver_other_modes_are_refused() -> None:
     with pytest.raises(DeviceError, match="--gpu-affinity none"):
         set_affinity("socket_unique_continuous", 0, 1)
     assert os.sched_getaffinity(0) == before
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
+    """A GPU at 3B:00 in a machine of 192 CPUs; returns the CPUs that processes are bound to."""
+    bound: list[set[int]] = []
+    properties = SimpleNamespace(pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(cuda, "read_siblings", dict)
+    monkeypatch.setattr(os, "sysconf", lambda name: 192)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(1, 192)))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: bound.append(cpus))
+    return bound
+
+
+def test_affinity_follows_the_drivers_mask(one_gpu: list[set[int]]) -> None:
+    with loaded(FakeDriver(FakeDevice(cpu_affinity=(0b1011, 1 << 63, 0)))):
+        set_affinity("socket", 0, 1)
+    assert one_gpu == [{1, 3, 127}]  # CPU 0 is not allowed
+
+
+def test_a_driver_that_does_not_report_the_mask(one_gpu: list[set[int]]) -> None:
+    gpu = FakeDevice(errors={"nvmlDeviceGetCpuAffinity": pynvml.NVML_ERROR_NOT_SUPPORTED})
+    with (
+        loaded(FakeDriver(gpu)),
+        pytest.raises(DeviceError, match=r"which CPU cores .*--gpu-affinity none"),
+    ):
+        set_affinity("socket", 0, 1)
+    assert one_gpu == []
