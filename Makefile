@@ -3,15 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-quick coverage test-long test-trackers test-faults test-image lint \
+.PHONY: help setup demo test test-quick test-long test-trackers test-faults test-image lint \
   format golden pages docs lock bench clean
 
 help:
 	@echo "make demo        train ResNet-50 on a small real data set on this CPU; PRECISION=FP32 is"
 	@echo "                 faster on CPUs without bfloat16 instructions"
-	@echo "make test        the whole test suite, slow tests in a short form"
+	@echo "make test        the whole test suite, slow tests in a short form; prints the coverage"
 	@echo "make test-quick  without the tests that take more than a few seconds"
-	@echo "make coverage    make test-quick with the coverage of lines and branches"
 	@echo "make test-long   the long form of other slow tests, each process started by its own command"
 	@echo "make test-trackers  TensorBoard, Weights & Biases and MLflow with their real packages"
 	@echo "make test-faults the fault tests in full (about 25 minutes); writes docs/reliability.md"
@@ -44,17 +43,13 @@ demo: setup
 # tests/conftest.py puts the files with slow tests first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
+# Measuring coverage adds about a minute.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=json:build/coverage.json
+	@$(BIN)/python scripts/coverage_summary.py build/coverage.json
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
-
-# A target of its own, because measuring takes two to three times the CPU time of the quick tests.
-coverage: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --cov \
-	  --cov-report=json:build/coverage.json
-	@$(BIN)/python scripts/coverage_summary.py build/coverage.json
 
 # The fault tests have a target of their own, which writes their table.
 test-long: setup

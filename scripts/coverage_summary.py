@@ -3,7 +3,7 @@
 
     python scripts/coverage_summary.py build/coverage.json
 
-Used by ``make coverage``. Only the tests' own processes are measured: code that runs in the
+Used by ``make test``. Only the tests' own processes are measured: code that runs in the
 processes which tests start is covered although it counts as missing here.
 """
 

@@ -181,7 +181,7 @@ def test_runs_without_a_counterpart_are_reported(folders, record_run, shown):
     assert bf16.startswith("resnet50 BF16") and bf16.endswith(f"only in {folders[1]}")
     assert tf32.startswith("resnet50 TF32") and tf32.endswith(f"only in {folders[0]}")
     assert len(found.left_out) == 2
-    text = shown(print_folders, found, width=100).replace("\n", "")
+    text = " ".join(shown(print_folders, found, width=100).split())
     assert text.count("not compared: ") == 3 and text.count("left out: ") == 2
 
 
