@@ -143,6 +143,8 @@ def _next_of_tarfile(reader: ShardReader, tar: Any, at: int) -> tuple[Any, tarfi
         if tar is None:
             file = cast(Any, _HeaderFile(reader, at))
             tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+            if tar.firstmember is None:  # Python 3.10's `next` would seek to before the file
+                return tar, None
         else:
             tar.offset = at
         info = tar.next()
