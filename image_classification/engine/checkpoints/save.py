@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -257,7 +258,10 @@ def _write(
             files.rotate(folder, control.keep_checkpoints, () if best is None else (best,))
             num_bytes = sum(f.stat().st_size for f in saved.path.iterdir())
     except UserError as error:
-        # As text: the error's frames would keep the copied tensors alive.
+        # As text and without frames, which would keep the copied tensors alive.
+        for each in (error, error.__cause__):
+            if each is not None:
+                traceback.clear_frames(each.__traceback__)
         return {"error": f"{error.message}; {files.describe_newest(folder)}"}
     time_s = time.perf_counter() - started
     return {"path": str(saved.path), "bytes": num_bytes, "time_s": time_s}
