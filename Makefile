@@ -27,6 +27,8 @@ help:
 $(VENV)/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "error: Python 3.10 or newer is needed: make PYTHON=python3.11 …" >&2; exit 2; }
+	@$(PYTHON) -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < 15e9)' \
+	  || { echo "error: installing needs 15 GB of free disk space here (9 GB stay in use)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,dali]'
