@@ -72,7 +72,9 @@ Whole = Annotated[int, "a whole number", lambda v: type(v) is int and 0 <= v < 2
 Version = Annotated[str | int, "text or a number", lambda v: type(v) in (str, int)]
 Time = Annotated[str, "a time in ISO 8601 with its zone", _is_time]
 Device = Annotated[Any, "text, or an object with a name", _is_device]
-VerdictWord = Literal["reproduced", "short", "better", "not-comparable"]
+VerdictWord = Literal["reproduced", "below", "better", "not-comparable"]
+OLD_VERDICTS: Mapping[str, VerdictWord] = {"short": "below"}
+"""Verdicts of earlier releases and their names now."""
 ExitCode = Annotated[
     int,
     f"one of {', '.join(map(str, STATUSES))}",

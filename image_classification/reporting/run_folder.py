@@ -16,9 +16,11 @@ from image_classification.core.units import other_topk, printable
 from image_classification.reporting.figures import measured
 from image_classification.reporting.report import (
     MAX_NUMBER,
+    OLD_VERDICTS,
     REPORT_NAME,
     Count,
     RunReport,
+    VerdictWord,
     Whole,
     section_fields,
 )
@@ -184,6 +186,8 @@ def _parse(kind: Any, value: Any, where: str, or_null: str = "") -> Any:
             raise _DamagedError(f"{where} is {_shown(value)}, not a list")
         item = get_args(kind)[0]
         return tuple(_parse(item, each, f"{where}[{at}]") for at, each in enumerate(value))
+    if kind is VerdictWord and isinstance(value, str):
+        value = OLD_VERDICTS.get(value, value)
     words, is_valid = _rule(kind)
     if not is_valid(value):
         raise _DamagedError(f"{where} is {_shown(value)}, not {words}{or_null}")

@@ -17,7 +17,7 @@ STYLES: Mapping[str, str] = {
     "improved": "bold cyan",
     "remedy": "cyan",
     "warn": "bold yellow",
-    "short": "bold red",
+    "below": "bold red",
     "regressed": "bold red",
     "fail": "bold red",
     "not-comparable": "dim",

@@ -103,7 +103,7 @@ def grade(difference: float, tolerance: float, lower_is_better: bool = False) ->
     # Rounded so that a difference that equals the tolerance in print is within it.
     if abs(round(difference, 6)) <= round(tolerance, 6):
         return "reproduced"
-    return "short" if (difference > 0) == lower_is_better else "better"
+    return "below" if (difference > 0) == lower_is_better else "better"
 
 
 def tolerance_factor(n: int, *, spread_is_printed: bool) -> float:
@@ -111,7 +111,7 @@ def tolerance_factor(n: int, *, spread_is_printed: bool) -> float:
 
     The tolerance on the difference of two means is two standard errors, s * sqrt(1/n + 1/m) with
     m published seeds. Sources do not give m. A printed spread takes at least two seeds; without
-    one there may have been only one. This minimum is assumed, so that ``short`` and ``better``
+    one there may have been only one. This minimum is assumed, so that ``below`` and ``better``
     are reported only where even so few published seeds do not explain the difference. The mean is
     never allowed more than a single run.
     """

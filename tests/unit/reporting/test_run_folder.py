@@ -15,7 +15,7 @@ from image_classification.reporting.report import write_report
 from image_classification.reporting.run_folder import MAX_REPORT_BYTES, find_reports, read_run
 
 
-def change(folder: Path, *keys: str, value: object) -> None:
+def change(folder: Path, *keys: str | int, value: object) -> None:
     """Set a value of a written report; ``...`` removes its key."""
     path = folder / "report.json"
     content = json.loads(path.read_text())
@@ -48,6 +48,12 @@ def test_the_end_time_is_of_the_report_or_else_of_the_file(record_run):
     older = read_run(folder)
     assert older.ended_at == datetime(1970, 1, 2, tzinfo=timezone.utc)
     assert older.time_text == "~1970-01-02 00:00"
+
+
+def test_the_verdict_short_of_earlier_releases_is_read_as_below(record_run):
+    folder = record_run("first")
+    change(folder, "published", 0, "verdict", value="short")
+    assert read_run(folder).report.published[0].verdict == "below"
 
 
 def test_the_time_of_a_new_report_is_now(make_config, dgx1, tmp_path):

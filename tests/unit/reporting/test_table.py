@@ -23,7 +23,7 @@ FIGURES = Table(
     (Column("figure", css="figure"), Column("measured", "number"), Column("verdict", wrap=False)),
     [
         ("top-1", "76.80 %", marked("reproduced")),
-        (Cell("speed <b>", detail="run-id"), "8,300 images/s", marked("short")),
+        (Cell("speed <b>", detail="run-id"), "8,300 images/s", marked("below")),
         (),
         ("latency [red]", "-", marked("odd")),
     ],
@@ -45,7 +45,7 @@ def test_print_table():
         "┃ figure        ┃       measured ┃ verdict    ┃\n"
         "┡━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━┩\n"
         "│ top-1         │        76.80 % │ reproduced │\n"
-        "│ speed <b>     │ 8,300 images/s │ short      │\n"
+        "│ speed <b>     │ 8,300 images/s │ below      │\n"
         "│ run-id        │                │            │\n"
         "├───────────────┼────────────────┼────────────┤\n"
         "│ latency [red] │              - │ odd        │\n"
@@ -56,7 +56,7 @@ def test_print_table():
 
 def test_marks_have_a_style_on_a_terminal():
     colored = printed(FIGURES, force_terminal=True, color_system="standard", legacy_windows=False)
-    assert "\x1b[1;32mreproduced" in colored and "\x1b[1;31mshort" in colored
+    assert "\x1b[1;32mreproduced" in colored and "\x1b[1;31mbelow" in colored
     assert marked("ok").mark == "ok" and marked("odd").mark == ""
 
 
@@ -88,7 +88,7 @@ def test_plain_lines_are_as_wide_as_their_longest_cells():
         "Against the published figures",
         "figure                  measured  verdict",
         "top-1                    76.80 %  reproduced",
-        "speed <b> run-id  8,300 images/s  short",
+        "speed <b> run-id  8,300 images/s  below",
         "",
         "latency [red]                  -  odd",
         "Tesla V100",

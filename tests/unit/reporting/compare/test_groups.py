@@ -38,10 +38,10 @@ def test_mean_and_sample_deviation_over_seeds(seeds):
 
 
 def test_the_mean_is_judged(seeds):
-    # Published: 76.88 +- 0.16. One of the runs alone would be short, the mean is not.
+    # Published: 76.88 +- 0.16. One of the runs alone would be below, the mean is not.
     runs = seeds(76.5, 77.0, 76.9)
     alone = {(e.id, e.figure): e.verdict for e in runs[0].report.published}
-    assert alone[PUBLISHED, "top1"] == "short"
+    assert alone[PUBLISHED, "top1"] == "below"
     (group,) = group_runs(runs)
     entry = judged(group)
     assert entry.verdict == "reproduced" and entry.n == 3 and entry.comparable
@@ -55,7 +55,7 @@ def test_more_seeds_have_a_smaller_tolerance(seeds):
     # 0.25 below: within two spreads for one seed, too far for the mean of ten.
     few, many = seeds(76.63), seeds(*[76.63 + 0.01 * (-1) ** n for n in range(10)])
     assert judged(group_runs(few)[0]).verdict == "reproduced"
-    assert judged(group_runs(many)[0]).verdict == "short"
+    assert judged(group_runs(many)[0]).verdict == "below"
 
 
 @pytest.mark.parametrize(
