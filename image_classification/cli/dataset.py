@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,8 +60,8 @@ def build_parser() -> CommandParser:
         "check",
         help="decode every image once and report what would make a run fail",
         description="Decode every image of DIR once, in parallel, and describe the data set. "
-        "Exits with 2 if anything would make a run fail. Images that cannot be decoded are "
-        "listed in DIR/quarantine.json, and training leaves them out.",
+        "Images that cannot be decoded are listed in DIR/quarantine.json, and training leaves "
+        "them out. Exits with 2 if anything would still make a run fail.",
     )
     check.set_defaults(run=_check)
     _add_folder(check, "a data set of any format")
@@ -201,16 +201,19 @@ def _check(arguments: argparse.Namespace) -> None:
             quarantine.save(list_file, listed)
         except DataError as error:
             failure, list_file = error, None
+    # The list that a run would read: -o and --no-quarantine leave it as it is.
+    in_use = quarantine.load(folder) if failure is None else {}
+    text = _check_json(report, list_file, in_use) if arguments.json else _check_text(report, in_use)
     try:
-        show(_check_json(report, list_file) if arguments.json else _check_text(report))
+        show(text)
     except BrokenPipeError:  # `check DIR | head` must still exit with 2
         mute_stdout()
     if failure is not None:
         raise failure
-    if report.is_usable:
+    if report.is_usable(in_use):
         return
     reasons = []
-    if num_broken := len(report.broken):
+    if num_broken := len(report.failures(in_use)):
         images = f"{num_broken:,} broken image{'' if num_broken == 1 else 's'}"
         where = "" if list_file is None else f" (listed in {list_file})"
         reasons.append(
@@ -223,16 +226,22 @@ def _check(arguments: argparse.Namespace) -> None:
     raise DataError(f"{folder} would make a run fail: {'; '.join(reasons)}")
 
 
-def _check_json(report: CheckReport, list_file: Path | None) -> str:
-    """Return the whole report as JSON. list_file: the quarantine list, if it was written."""
+def _check_json(report: CheckReport, list_file: Path | None, in_use: Collection[str]) -> str:
+    """Return the whole report as JSON.
+
+    list_file: the quarantine list, if it was written. in_use: the images that a run leaves out.
+    """
     content = dataclasses.asdict(report)
-    content["is_usable"] = report.is_usable
+    content["is_usable"] = report.is_usable(in_use)
     content["quarantine"] = {"file": list_file and str(list_file), "images": report.broken}
     return json.dumps(content, indent=1)
 
 
-def _check_text(report: CheckReport) -> str:
-    """Return a summary of the report; only the first names of long lists."""
+def _check_text(report: CheckReport, in_use: Collection[str]) -> str:
+    """Return a summary of the report; only the first names of long lists.
+
+    in_use: the images that a run leaves out.
+    """
     lines = [f"data set  {report.path}", *_IMAGENET[report.imagenet_1k]]
     class_lists = dict.fromkeys(split.classes for split in report.splits.values())
     lines += [f"classes   {len(classes):,}: {_first(classes)}" for classes in class_lists]
@@ -240,8 +249,13 @@ def _check_text(report: CheckReport) -> str:
         lines += _split_lines(name, split)
     lines += [f"note      {note}" for note in report.notes]
     lines += [f"problem   {problem}" for problem in report.problems]
-    if report.is_usable:
-        lines.append("every image can be decoded: ready for training")
+    if report.is_usable(in_use):
+        num_broken = len(report.broken)
+        what = "every image can be decoded"
+        if num_broken:
+            images = "broken train image" if num_broken == 1 else "broken train images"
+            what = f"training leaves out the {num_broken:,} {images} in {quarantine.QUARANTINE_FILE}"
+        lines.append(f"{what}: ready for training")
     return "\n".join(lines)
 
 

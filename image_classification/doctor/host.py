@@ -202,6 +202,8 @@ def _check_omp_threads(context: Context, allowed: int) -> CheckResult:
     threads = int(text.split(",")[0])
     remedy = f"unset it, or export OMP_NUM_THREADS={share}"
     if threads * processes > allowed and processes > 1:
+        if threads == 1:  # fewer threads are impossible
+            remedy = f"use at most {allowed} devices per node (--set platform.num_devices=…)"
         return warn(name, f"{found} in {processes} processes on {allowed} CPUs", remedy)
     if context.needs.device == "cpu" and threads < share:
         return warn(name, f"{found}, but {share} CPUs per process may be used", remedy)

@@ -11,6 +11,7 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -202,10 +203,21 @@ class CheckReport:
         """Every broken image, name -> reason."""
         return {name: why for split in self.splits.values() for name, why in split.reasons.items()}
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether nothing found would make a run fail."""
-        return not self.problems and not self.broken
+    def failures(self, listed: Collection[str] = ()) -> dict[str, str]:
+        """Return the broken images that would make a run fail, name -> reason.
+
+        listed: the quarantine list. Training leaves out its images, unless they are all that
+        there are; validation leaves out none.
+        """
+        train = self.splits.get("train")
+        skipped = set(listed) & train.reasons.keys() if train is not None else set()
+        if train is not None and len(skipped) == train.num_images:
+            skipped = set()
+        return {name: why for name, why in self.broken.items() if name not in skipped}
+
+    def is_usable(self, listed: Collection[str] = ()) -> bool:
+        """Return whether nothing found would make a run fail. See `failures`."""
+        return not self.problems and not self.failures(listed)
 
 
 def check_data_set(

@@ -50,12 +50,14 @@ class _Quantity:
 
 def loss(runs: Sequence[RunData]) -> Picture | LeftOut:
     """Plot training and validation loss, of the weights and of their moving average."""
+    trained = {run.training_loss_label for run in runs}
+    label = trained.pop() if len(trained) == 1 else "training loss"
     quantities = (
-        _Quantity("step", "loss", "training", _TRAINING),
-        _Quantity("validation", "loss", "validation", Look(VERMILION, "--", "o")),
-        _Quantity("validation_ema", "loss", "validation, EMA", _AVERAGED),
+        _Quantity("step", "loss", label, _TRAINING),
+        _Quantity("validation", "loss", "validation cross-entropy", Look(VERMILION, "--", "o")),
+        _Quantity("validation_ema", "loss", "validation cross-entropy, EMA", _AVERAGED),
     )
-    panel = _panel(runs, "cross-entropy", quantities)
+    panel = _panel(runs, "loss", quantities)
     return _over_epochs(runs, "loss", "Loss", (panel,), quantities, "no loss was recorded")
 
 

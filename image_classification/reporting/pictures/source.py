@@ -57,6 +57,19 @@ class RunData:
         return None if per_node is None else int(per_node * (nodes or 1))
 
     @property
+    def training_loss_label(self) -> str:
+        """What the training loss is: with smoothed or mixed labels it is no plain cross-entropy."""
+        settings = (
+            ("label smoothing", self.number("config", "loss", "label_smoothing")),
+            ("mixup", self.number("config", "mixing", "mixup")),
+            ("cutmix", self.number("config", "mixing", "cutmix")),
+        )
+        used = ", ".join(f"{name} {value:g}" for name, value in settings if value)
+        if self.report is None:
+            return "training loss"
+        return f"training loss ({used})" if used else "training cross-entropy"
+
+    @property
     def steps_per_epoch(self) -> int | None:
         """Steps per epoch, from the first record that has it."""
         values = (real(timed.record.values.get("steps_per_epoch")) for timed in self.records)

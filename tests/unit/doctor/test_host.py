@@ -101,6 +101,16 @@ def test_omp_threads(
     assert (check.name, check.status) == ("omp-threads", status)
 
 
+def test_omp_remedy_never_repeats_the_present_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    for text, remedy in (("1", "at most 2 devices"), ("4", "export OMP_NUM_THREADS=1")):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        doctor = context()
+        doctor.needs = RunNeeds("DGX1V", "cuda", num_devices=8)
+        *_, check = host.check_cpus(doctor)
+        assert check.status == "warn" and remedy in check.remedy
+
+
 @pytest.mark.parametrize(
     ("total", "free", "needed", "status"),
     [

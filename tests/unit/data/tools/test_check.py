@@ -104,7 +104,7 @@ def test_spread_is_min_median_and_max() -> None:
 def test_a_good_data_set_is_described(image_folder: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     report = check_data_set(image_folder, progress=lambda *step: seen.append(step))
-    assert report.is_usable and not report.notes and report.imagenet_1k == "no"
+    assert report.is_usable() and not report.notes and report.imagenet_1k == "no"
     train, val = report.splits["train"], report.splits["val"]
     assert (train.num_images, val.num_images) == (12, 5)
     assert train.classes == ("cat", "dog")
@@ -141,7 +141,7 @@ def test_broken_images_are_listed_with_reasons(image_folder: Path) -> None:
     assert train.odd["disguised"] == ["train/cat/3.JPEG"]
     assert train.odd["cmyk"] == ["train/cat/4.JPEG"]
     assert report.splits["val"].broken["unreadable"] == ["val/dog/0.JPEG"]
-    assert not report.is_usable and not report.problems
+    assert not report.is_usable() and not report.problems
     assert set(report.broken) == {*(f"train/cat/{i}.JPEG" for i in range(3)), "val/dog/0.JPEG"}
     assert all(report.broken.values())
 
@@ -165,6 +165,21 @@ def test_an_existing_quarantine_list_is_ignored_and_replaced(image_folder: Path)
     assert quarantine_list(image_folder, check_data_set(image_folder)) == old
 
 
+def test_listed_train_images_do_not_make_a_run_fail(image_folder: Path) -> None:
+    (image_folder / "train" / "cat" / "0.JPEG").write_bytes(b"")
+    report = check_data_set(image_folder)
+    assert not report.is_usable() and report.is_usable(report.broken)
+    assert report.failures() == {"train/cat/0.JPEG": "the file is empty"}
+    # Validation skips no image, and training needs at least one.
+    (image_folder / "val" / "cat" / "0.JPEG").write_bytes(b"")
+    report = check_data_set(image_folder)
+    assert report.failures(report.broken).keys() == {"val/cat/0.JPEG"}
+    for path in (image_folder / "train").glob("*/*"):
+        path.write_bytes(b"")
+    report = check_data_set(image_folder)
+    assert len(report.failures(report.broken)) == 13
+
+
 def flatten(root: Path) -> None:
     for path in list((root / "val").glob("*/*")):
         path.rename(root / "val" / f"{path.parent.name}_{path.name}")
@@ -186,21 +201,21 @@ def test_what_prevents_a_run_from_starting_is_a_problem(
 ) -> None:
     change(image_folder)
     report = check_data_set(image_folder)
-    assert len(report.problems) == 1 and not report.is_usable
+    assert len(report.problems) == 1 and not report.is_usable()
     assert re.search(problem, report.problems[0])
 
 
 def test_a_data_set_with_only_val_is_usable(image_folder: Path) -> None:
     shutil.rmtree(image_folder / "train")
     report = check_data_set(image_folder)
-    assert report.is_usable and report.splits.keys() == {"val"}
+    assert report.is_usable() and report.splits.keys() == {"val"}
     assert report.notes == ["there are no train images: only evaluation is possible"]
 
 
 def test_files_without_an_image_extension_are_noted(image_folder: Path) -> None:
     (image_folder / "train" / "dog" / "9.webp").write_bytes(encoded("WEBP"))
     report = check_data_set(image_folder)
-    assert report.is_usable and report.splits["train"].num_images == 12
+    assert report.is_usable() and report.splits["train"].num_images == 12
     assert len(report.notes) == 1
     assert report.notes[0].startswith("1 files in train/ are skipped")
     assert report.notes[0].endswith("such as dog/9.webp")
@@ -239,7 +254,7 @@ def test_imagenet_is_recognized_by_classes_and_counts() -> None:
     for classes in (synsets, numbers):
         assert report_of(classes, train=1_281_167, val=50_000).imagenet_1k == "complete"
     report = report_of(synsets, train=1_281_160, val=50_000)
-    assert report.imagenet_1k == "incomplete" and report.is_usable
+    assert report.imagenet_1k == "incomplete" and report.is_usable()
     assert report.notes == [
         "these are ImageNet-1k's classes, but train has 1,281,160 images where ImageNet-1k has "
         "1,281,167"

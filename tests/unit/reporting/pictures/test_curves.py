@@ -30,8 +30,9 @@ def test_curves_have_the_recorded_values_over_epochs(tmp_path):
     pictures = planned(tmp_path)
     assert drawn_names(pictures) == ["loss", "accuracy", "learning_rate"]
     loss = series_of(drawn("loss", tmp_path))
-    assert (loss["training"].x, loss["training"].y) == ((0.5,), (3.0,))
-    assert (loss["validation, EMA"].x, loss["validation, EMA"].y) == ((1.0,), (1.5,))
+    training, averaged = loss["training loss"], loss["validation cross-entropy, EMA"]
+    assert (training.x, training.y) == ((0.5,), (3.0,))
+    assert (averaged.x, averaged.y) == ((1.0,), (1.5,))
     assert series_of(drawn("learning_rate", tmp_path))["learning rate"].y == (0.5, 0.25)
     top1, top5 = (series_of(drawn("accuracy", tmp_path), panel) for panel in (0, 1))
     assert top1["EMA of the weights"].y == (35.0,)
@@ -126,9 +127,9 @@ def test_several_runs_differ_without_color(trained):
         "seed 1",
         "seed 2",
         "seed 3",
-        "training",
-        "validation",
-        "validation, EMA",
+        "training loss (label smoothing 0.1)",
+        "validation cross-entropy",
+        "validation cross-entropy, EMA",
     ]
     for picture in pictures.values():
         if isinstance(picture, Picture):
@@ -155,10 +156,18 @@ def test_a_run_without_the_quantity_is_named_in_a_note(trained, tmp_path):
     assert any(note.endswith("no validation was recorded.") for note in notes)
 
 
+def test_the_training_loss_says_how_its_labels_were_changed(trained):
+    plain = trained("plain", {"loss": {"label_smoothing": 0.0}})
+    mixed = trained("mixed", {"mixing": {"mixup": 0.2}})
+    assert "training cross-entropy" in series_of(drawn("loss", plain))
+    assert "training loss (label smoothing 0.1, mixup 0.2)" in series_of(drawn("loss", mixed))
+    assert "training loss" in {label for label, _ in drawn("loss", plain, mixed).entries}
+
+
 def test_long_curves_are_thinned_with_a_note(trained, monkeypatch):
     monkeypatch.setattr("image_classification.reporting.pictures.curves.MAX_POINTS", 50)
     picture = drawn("loss", trained(epochs=10, steps_per_epoch=100, print_every=5))
-    training = series_of(picture)["training"]
+    training = series_of(picture)["training loss (label smoothing 0.1)"]
     assert len(training.x) <= 50
     assert training.x[-1] == pytest.approx(10, abs=0.1)
     assert picture.notes == ("Long curves are drawn as means of up to 4 records.",)
