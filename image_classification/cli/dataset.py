@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from image_classification.cli.command_line import CommandParser
 from image_classification.core.errors import EXIT_DONE, ConfigError, DataError
 from image_classification.core.program import mute_stdout, show
+from image_classification.core.units import counted
 from image_classification.data.tools import quarantine
 from image_classification.data.tools.parallel import default_workers
 
@@ -250,11 +251,10 @@ def _check_text(report: CheckReport, in_use: Collection[str]) -> str:
     lines += [f"note      {note}" for note in report.notes]
     lines += [f"problem   {problem}" for problem in report.problems]
     if report.is_usable(in_use):
-        num_broken = len(report.broken)
         what = "every image can be decoded"
-        if num_broken:
-            images = "broken train image" if num_broken == 1 else "broken train images"
-            what = f"training leaves out the {num_broken:,} {images} in {quarantine.QUARANTINE_FILE}"
+        if report.broken:
+            images = counted(len(report.broken), "broken train image")
+            what = f"training leaves out the {images} in {quarantine.QUARANTINE_FILE}"
         lines.append(f"{what}: ready for training")
     return "\n".join(lines)
 
