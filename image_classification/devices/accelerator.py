@@ -86,7 +86,7 @@ class Accelerator(Protocol):
         ...
 
     def environment(self) -> dict[str, Any]:
-        """Return cuda, cudnn, driver, devices, cpu for the report; None if not applicable."""
+        """Return cuda, cudnn, driver, devices for the report; None if not applicable."""
         ...
 
 
@@ -177,6 +177,5 @@ class CpuAccelerator(Accelerator):
         return peak if sys.platform == "darwin" else peak * 1024
 
     def environment(self) -> dict[str, Any]:
-        """Return devices and cpu as the processor's name; the CUDA versions are None."""
-        model = cpu_model()
-        return {"cuda": None, "cudnn": None, "driver": None, "devices": [model], "cpu": model}
+        """Return the processor's name as the device; the CUDA versions are None."""
+        return {"cuda": None, "cudnn": None, "driver": None, "devices": [cpu_model()]}

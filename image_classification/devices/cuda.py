@@ -14,7 +14,7 @@ from image_classification.config.schema import GPU_AFFINITY_MODES
 from image_classification.core.errors import ConfigError, DeviceError, unknown
 from image_classification.core.host import driver_version, nvml, parse_cpu_list, pci_bus_id
 from image_classification.core.types import DevicesFound
-from image_classification.devices.accelerator import Accelerator, cpu_model
+from image_classification.devices.accelerator import Accelerator
 from image_classification.devices.capabilities import build_lacks, cuda_lacks, tf32_conflict
 
 
@@ -106,14 +106,13 @@ class CudaAccelerator(Accelerator):
         return torch.cuda.max_memory_allocated()
 
     def environment(self) -> dict[str, Any]:
-        """Return versions of CUDA, cuDNN and the driver, and the names of devices and CPU."""
+        """Return versions of CUDA, cuDNN and the driver, and the names of the devices."""
         version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         return {
             "cuda": torch.version.cuda,
             "cudnn": cudnn_name(version),
             "driver": driver_version(),
             "devices": list(self.found().names),
-            "cpu": cpu_model(),
         }
 
 

@@ -151,6 +151,7 @@ class RunRecorder:
         self._results: dict[str, Any] | None = None
         self._checkpoint: str | None = None
         self._epoch = 0
+        self._warnings: list[str] = []
 
     def record_all(self, records: Iterator[Record]) -> int:
         """Consume ``records``, write the report and return the exit code.
@@ -242,6 +243,8 @@ class RunRecorder:
             self._write(Record("warning", 0, 0, {"message": message}))
 
     def _write(self, record: Record) -> None:
+        if record.kind == "warning":
+            self._warnings.append(str(record.values["message"]))
         if self._sink is not None:
             self._sink.write(record)
 
@@ -267,6 +270,7 @@ class RunRecorder:
             telemetry=figures,
             exit_code=code,
             exit_message=message,
+            warnings=self._warnings,
         )
         write_report(report, run.workspace)
         gallery = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +33,8 @@ from image_classification.reporting.report import (
     section_fields,
 )
 
+_MAX_WARNINGS = 20
+
 
 def build_report(
     config: RunConfig,
@@ -43,13 +45,14 @@ def build_report(
     telemetry: Mapping[str, Any] | None = None,
     exit_code: int = EXIT_DONE,
     exit_message: str = "",
+    warnings: Sequence[str] = (),
 ) -> RunReport:
     """Assemble the report of a run.
 
     devices: those of this node, for the comparison with published figures. environment: what only
     the engine knows (torch, torchvision, dali, cuda, cudnn, driver, devices); the rest is
     collected here. results, telemetry: those sections of report.json as far as measured; results
-    None for a run that ended before it measured anything.
+    None for a run that ended before it measured anything. warnings: those printed during the run.
 
     Raises:
         ValueError: a key that the report's schema does not have, or an exit code without a status.
@@ -64,8 +67,16 @@ def build_report(
         telemetry=complete(Telemetry, telemetry or {}, "telemetry"),
         published=(),
         exit=Exit(status=STATUSES[exit_code], code=exit_code, message=exit_message),
+        warnings=_listed(warnings),
     )
     return replace(report, published=tuple(compare(config, report, devices)))
+
+
+def _listed(warnings: Sequence[str]) -> tuple[str, ...]:
+    """Return each warning once; of very many only the first."""
+    unique = tuple(dict.fromkeys(warnings))
+    more = len(unique) - _MAX_WARNINGS
+    return unique if more <= 0 else (*unique[:_MAX_WARNINGS], f"and {more} more in metrics.jsonl")
 
 
 def complete(section: Any, measured: Mapping[str, Any], where: str) -> Any:

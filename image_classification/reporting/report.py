@@ -8,6 +8,7 @@ their type hints: a key without a default must be there, one with a default may 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime, timezone
@@ -25,7 +26,7 @@ from image_classification.core.errors import (
     EXIT_USER,
 )
 from image_classification.core.files import write_atomically
-from image_classification.core.units import finite
+from image_classification.core.units import counted, finite
 
 REPORT_NAME = "report.json"
 
@@ -274,7 +275,8 @@ class Exit:
 class RunReport:
     """What ran, on what, what was measured, how it compares: the content of ``report.json``.
 
-    config: the resolved configuration, section -> key -> value.
+    config: the resolved configuration, section -> key -> value. warnings: those that the console
+    printed, each once.
     """
 
     name: RunNames
@@ -284,7 +286,36 @@ class RunReport:
     telemetry: Telemetry
     published: tuple[PublishedComparison, ...]
     exit: Exit
+    warnings: tuple[str, ...] = ()
     schema_version: int = 1
+
+    @property
+    def ran_on(self) -> str:
+        """What the run used: ``8 x Tesla V100-SXM2-16GB``, or ``2 CPU cores``."""
+        platform, environment = self.config["platform"], self.environment
+        count = platform["num_devices"] * platform["num_nodes"]
+        if platform["device"] != "cpu":
+            names = ", ".join(environment.device_names)
+            return f"{count} x {names or platform['device']}"
+        # One process per "device"; all share the processor's cores.
+        cores = re.search(r"(\d+) usable cores", environment.cpu or "")
+        text = "the CPU" if cores is None else counted(int(cores[1]), "CPU core")
+        return text if count == 1 else f"{count} processes on {text}"
+
+    @property
+    def devices_text(self) -> str:
+        """What the run used, with the processor's name if that is the CPU."""
+        if self.config["platform"]["device"] != "cpu" or self.environment.cpu is None:
+            return self.ran_on
+        return f"{self.ran_on} ({self.environment.cpu.rpartition(', ')[0]})"
+
+    @property
+    def title(self) -> str:
+        """What ran, as configured for which platform, and on what it ran."""
+        name = self.name
+        return (
+            f"{name.model} {name.precision}, configuration {name.platform}, run on {self.ran_on}"
+        )
 
 
 @cache

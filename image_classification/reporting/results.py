@@ -36,7 +36,8 @@ def print_results(
     if checkpoint is not None:
         rows.append(("checkpoint", checkpoint))
     rows.append(("folder", str(folder)))
-    print_table(console, pairs(rows, " ".join(word for word in words if word)))
+    title = " ".join(word for word in words if word)
+    print_table(console, pairs(rows, f"{title}, run on {report.ran_on}"))
     if report.results.inference:
         print_table(console, inference_table(report.results.inference))
     if report.published:
@@ -55,7 +56,7 @@ def result_rows(report: RunReport) -> list[tuple[str, str]]:
     """Return label and text of everything that was measured."""
     results, train, step = report.results, report.results.train, report.results.train.step_time_s
     rows = [
-        ("devices", _device_text(report)),
+        ("devices", report.devices_text),
         ("validation", _validation_text(results.validation)),
         ("validation, EMA", _validation_text(results.validation_ema)),
     ]
@@ -130,17 +131,6 @@ def _target_text(target: TargetResults) -> str:
         f"{wanted} reached ({number(target.top1)} %) after epoch {target.epoch}, step "
         f"{target.step:,}, in {duration(target.time_s)}"
     )
-
-
-def _device_text(report: RunReport) -> str:
-    platform = report.config["platform"]
-    count = platform["num_devices"] * platform["num_nodes"]
-    names = report.environment.device_names
-    if not names and platform["device"] == "cpu":
-        # One process per "device": they share the processor, so its name has no count.
-        cpu = report.environment.cpu or "cpu"
-        return cpu if count == 1 else f"{cpu}, {count} processes"
-    return f"{count} x {', '.join(names) or platform['device']}"
 
 
 def inference_table(rows: Sequence[InferenceResults]) -> Table:

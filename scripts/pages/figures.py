@@ -94,8 +94,8 @@ def training(model: str, sources: Sources) -> str:
             cells += [half.value("scalability", devices) if half else "" for half in (mixed, full)]
             cells.append(" / ".join(_batch(half) for half in (mixed, full) if half))
             rows.append([*cells, sources(*(half.run.source for half in pair.values()))])
-        heads = ["devices", "AMP images/s", "FP32 images/s", "speed-up", "AMP scaling"]
-        heads += ["FP32 scaling", "images per device", "source"]
+        heads = ["devices", "AMP images/s", "FP32 images/s", "speed-up", "AMP scaling factor"]
+        heads += ["FP32 scaling factor", "images per device", "source"]
         parts.append(f"### {machine}\n\n" + table(heads, rows))
     return "\n\n".join(parts)
 
@@ -142,12 +142,12 @@ def criteria(model: str, sources: Sources) -> str:
                 figures.value("train_images_per_s"),
                 f"{plain(power.value)} x {count}",
                 f"{plain(memory.value)} x {count}",
-                figures.value("scalability"),
+                figures.value("scaling_efficiency"),
                 sources(run.source),
             ]
         )
     heads = ["machine", "precision", "images per device", "top-1, %", "images/s", "power, W"]
-    return table([*heads, "memory, G", "scalability", "source"], rows)
+    return table([*heads, "memory, G", "scaling efficiency (1 = linear)", "source"], rows)
 
 
 def inference(model: str, sources: Sources) -> str:

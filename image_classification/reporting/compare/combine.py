@@ -237,10 +237,9 @@ def ratio_table(ratios: Sequence[Ratio], *, with_reasons: bool = False) -> Table
 def vendor_row(group: Group, scalings: Sequence[Ratio]) -> dict[str, str]:
     """Return the text of every column of the vendor table; ``not measured`` if unknown."""
     batch = group.report.config["batch"]["per_device"]
-    devices = f"{group.identity.num_devices} x {group.device_names}"
     row = {
         "convergence criterion": _criterion(group),
-        "configuration": f"{devices}, batch {batch} per device, {group.identity.precision}",
+        "configuration": f"{group.report.devices_text}, batch {batch} per device, {group.identity.precision}",
         "performance": _performance(group),
         "accuracy": _accuracy(group),
         "power": _per_device(group, "power_w_per_device"),
@@ -265,8 +264,7 @@ def _criterion(group: Group) -> str:
     if wanted is None:
         if group.identity.mode != "convergence":
             return f"none ({group.identity.mode})"
-        epochs = group.report.config.get("schedule", {}).get("epochs")
-        return f"none, trained for {epochs} epochs" if epochs else "none"
+        return f"none, trained for {_epochs(group)} epochs" if _epochs(group) else "none"
     text = f"top-1 {number(wanted)} %"
     epoch, time_s = group.mean("target_epoch"), group.mean("target_time_s")
     if epoch is None:
@@ -275,6 +273,17 @@ def _criterion(group: Group) -> str:
     share = "" if runs == len(group.runs) else f" in {runs} of {len(group.runs)} runs"
     after = "" if time_s is None else f", {duration(time_s)}"
     return f"{text}: reached{share} after epoch {epoch:.4g}{after}"
+
+
+def _epochs(group: Group) -> str:
+    """Return the number of epochs trained, and of the schedule where the runs ended before it."""
+    trained = [run.report.results.train.epochs for run in group.runs]
+    planned = group.report.config.get("schedule", {}).get("epochs")
+    known = sorted({epochs for epochs in trained if epochs is not None})
+    if not known:
+        return ""
+    text = " to ".join(f"{epochs:.4g}" for epochs in (known[0], known[-1])[: len(known)])
+    return text if planned is None or known == [planned] else f"{text} of {planned}"
 
 
 def _performance(group: Group) -> str:
@@ -310,7 +319,7 @@ def _scalability(group: Group, scalings: Sequence[Ratio]) -> str:
     for ratio in scalings:
         if ratio.of == group.identity and ratio.value is not None:
             few, many = ratio.over.num_devices, ratio.of.num_devices
-            return f"{number(ratio.value)} from {few} to {many} devices"
+            return f"efficiency {percent(ratio.value)} from {few} to {many} devices"
     return ""
 
 

@@ -135,7 +135,8 @@ def group_runs(runs: Sequence[RecordedRun], ignored: Collection[str] = ()) -> li
 
 def _group(identity: Identity, runs: list[RecordedRun]) -> Group:
     runs = sorted(runs, key=lambda run: (run.seed, run.ended_at))
-    warnings = list(_repeated_seeds(runs)) if identity.mode == "convergence" else []
+    warnings = list(_warnings_of(runs))
+    warnings += _repeated_seeds(runs) if identity.mode == "convergence" else []
     figures = {}
     for key in sorted({key for run in runs for key in run.figures}, key=order):
         samples = [(run.seed, run.figures[key]) for run in runs if key in run.figures]
@@ -150,6 +151,17 @@ def _group(identity: Identity, runs: list[RecordedRun]) -> Group:
     return Group(
         identity, runs, figures, [_judge_mean(same) for same in entries.values()], warnings
     )
+
+
+def _warnings_of(runs: Sequence[RecordedRun]) -> Iterable[str]:
+    """Yield each warning of the runs once, with the runs that have it unless all do."""
+    labels: dict[str, list[str]] = {}
+    for run in runs:
+        for warning in run.report.warnings:
+            labels.setdefault(warning, []).append(run.label)
+    for warning, having in labels.items():
+        where = "" if len(having) == len(runs) else f"{', '.join(having)}: "
+        yield f"{where}{warning}"
 
 
 def _repeated_seeds(runs: Sequence[RecordedRun]) -> Iterable[str]:

@@ -58,10 +58,11 @@ def run_page(
     inference, telemetry = report.results.inference, report.telemetry
     return _render(
         "run",
-        title=" ".join(name[key] for key in ("model", "precision", "platform", "mode")),
+        title=report.title,
         wide=False,
         name=name,
         exit=report.exit,
+        warnings=report.warnings,
         published=published_table(first, with_reasons=True) if first else None,
         others=published_table(others, with_reasons=True),
         results=pairs(run_results.result_rows(report)),

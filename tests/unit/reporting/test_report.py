@@ -144,6 +144,7 @@ def test_a_written_report_is_read_back_equal(tmp_path, make_config, dgx1, result
         "telemetry",
         "published",
         "exit",
+        "warnings",
         "schema_version",
     ]
     assert read_run(path).report == report
@@ -223,3 +224,32 @@ def test_the_commit_is_of_this_checkout_only(tmp_path):
     (tmp_path / "file").write_text("b")
     assert git_commit(tmp_path, {}) == f"{commit}-dirty"
     assert git_commit(tmp_path / "lib", {}) is None
+
+
+def test_the_title_names_the_configuration_and_what_it_ran_on(make_config, dgx1):
+    def titled(**platform):
+        environment = {"devices": list(dgx1.names), "cpu": "AMD EPYC, 2 usable cores"}
+        config = make_config(platform=platform)
+        report = build_report(config, devices=dgx1, environment=environment, results=None)
+        return report.title, report.devices_text
+
+    configured = "resnet50 AMP, configuration DGX1V, run on "
+    v100s = "8 x Tesla V100-SXM2-16GB"
+    assert titled() == (configured + v100s, v100s)
+    assert titled(device="cpu", num_devices=1) == (
+        f"{configured}2 CPU cores",
+        "2 CPU cores (AMD EPYC)",
+    )
+    assert titled(device="cpu")[0] == f"{configured}8 processes on 2 CPU cores"
+
+
+def test_each_warning_is_listed_once_and_many_are_cut(make_config, dgx1):
+    def listed(*warnings):
+        report = build_report(
+            make_config(), devices=dgx1, environment={}, results=None, warnings=warnings
+        )
+        return report.warnings
+
+    assert listed("a", "b", "a") == ("a", "b")
+    many = listed(*map(str, range(30)))
+    assert (len(many), many[-1]) == (21, "and 10 more in metrics.jsonl")

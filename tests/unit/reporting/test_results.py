@@ -83,7 +83,7 @@ def test_the_table_of_an_inference_run(make_config, dgx1):
     assert "Inference, latency in ms" in shown
     assert "20.00" in shown
     assert "stopped: SIGTERM" in shown
-    assert report.environment.cpu in shown
+    assert report.devices_text in shown and "run on " in shown
     assert "training" not in shown.split("Against")[0]
 
 

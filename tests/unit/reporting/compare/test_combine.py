@@ -104,7 +104,7 @@ def test_vendor_table(recorded, run_results):
         "performance": "8,350 images/s, training",
         "accuracy": "top-1 76.80 % ± 0.00 (n = 2), top-5 93.20 % ± 0.00 (n = 2)",
         "power": "250.00 W x 8",
-        "scalability": "0.88 from 1 to 8 devices",
+        "scalability": "efficiency 87.7 % from 1 to 8 devices",
         "memory": "13.00 GiB x 8",
         "stability": "step p50 / p95 / p99 240.0 / 260.0 / 300.0 ms, speed ± 0.8 % over 2 runs",
     }
@@ -115,7 +115,18 @@ def test_vendor_table_without_figures(recorded):
     row = vendor_row(group, ())
     for column in ("performance", "accuracy", "power", "scalability", "memory", "stability"):
         assert row[column] == "not measured"
-    assert row["convergence criterion"] == "none, trained for 90 epochs"
+    assert row["convergence criterion"] == "none"
+
+
+def test_the_criterion_counts_epochs_that_were_trained(recorded, run_results):
+    def criterion(epochs):
+        results = run_results()
+        results["train"]["epochs"] = epochs
+        (group,) = group_runs([recorded(f"run-{epochs}", results=results)])
+        return vendor_row(group, ())["convergence criterion"]
+
+    assert criterion(90) == "none, trained for 90 epochs"
+    assert criterion(2) == "none, trained for 2 of 90 epochs"
 
 
 def test_vendor_table_of_a_missed_target_and_of_an_inference_run(recorded):

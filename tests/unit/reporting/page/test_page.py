@@ -62,7 +62,7 @@ def test_the_page_has_names_verdicts_results_and_configuration(report, make_conf
     page = run_page(report, provenance=make_config().provenance)
     text = Checker(page).text
     for expected in (
-        "resnet50 on DGX1V",
+        "resnet50 AMP, configuration DGX1V, run on 8 x Tesla V100-SXM2-16GB",
         "76.88 %",
         "76.80 %",
         "8,322 images/s",
@@ -74,6 +74,11 @@ def test_the_page_has_names_verdicts_results_and_configuration(report, make_conf
     ):
         assert expected in text
     assert page.count('class="mark reproduced"') == 2
+
+
+def test_the_page_has_the_warnings_of_the_console(report):
+    page = run_page(replace(report, warnings=("DGX1V is run on <cpu>",)))
+    assert '<p class="warning">DGX1V is run on &lt;cpu&gt;</p>' in page
 
 
 @pytest.fixture(scope="module")
