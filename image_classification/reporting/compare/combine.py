@@ -237,9 +237,10 @@ def ratio_table(ratios: Sequence[Ratio], *, with_reasons: bool = False) -> Table
 def vendor_row(group: Group, scalings: Sequence[Ratio]) -> dict[str, str]:
     """Return the text of every column of the vendor table; ``not measured`` if unknown."""
     batch = group.report.config["batch"]["per_device"]
+    devices = group.report.devices_text
     row = {
         "convergence criterion": _criterion(group),
-        "configuration": f"{group.report.devices_text}, batch {batch} per device, {group.identity.precision}",
+        "configuration": f"{devices}, batch {batch} per device, {group.identity.precision}",
         "performance": _performance(group),
         "accuracy": _accuracy(group),
         "power": _per_device(group, "power_w_per_device"),
