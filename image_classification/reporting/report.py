@@ -313,9 +313,7 @@ class RunReport:
     def title(self) -> str:
         """What ran, as configured for which platform, and on what it ran."""
         name = self.name
-        return (
-            f"{name.model} {name.precision}, configuration {name.platform}, run on {self.ran_on}"
-        )
+        return f"{name.model} {name.precision}, configuration {name.platform}, run on {self.ran_on}"
 
 
 @cache
