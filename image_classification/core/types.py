@@ -78,6 +78,49 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What a run is doing: a phrase such as ``validating``, and its length in ``unit``, 0: unknown.
+
+    trains: whether optimizer steps are being taken.
+    """
+
+    name: str
+    total: int = 0
+    unit: str = ""
+    trains: bool = False
+
+
+@dataclass
+class Activity:
+    """What this rank does now, for the live view.
+
+    The training thread assigns single attributes and the view's thread reads them: neither waits
+    for the other, and nothing is read from the device for it.
+
+    done: how much of ``task``. step: optimizer steps done. data_wait_s: sum over them.
+    waiting_since_s: start of the wait for a batch (`time.perf_counter`), None when there is none.
+    loss: of one recent step on this rank. saving_step: being written while training continues.
+    stopping: name of the signal that asked the run to stop. watched: whether anyone looks; the loss
+    is provided only then.
+    """
+
+    task: Task = Task("starting")
+    done: int = 0
+    step: int = 0
+    data_wait_s: float = 0.0
+    waiting_since_s: float | None = None
+    loss: float | None = None
+    saving_step: int | None = None
+    stopping: str | None = None
+    watched: bool = False
+
+    def begin(self, name: str, total: int = 0, unit: str = "", *, trains: bool = False) -> None:
+        """Change the task; nothing of it is done yet."""
+        self.done = 0
+        self.task = Task(name, total, unit, trains)
+
+
+@dataclass(frozen=True)
 class DevicesFound:
     """The devices of this node.
 

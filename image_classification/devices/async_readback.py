@@ -77,6 +77,10 @@ class Readback:
         else:
             self._host = tensor.detach().to("cpu", copy=True)
 
+    def ready(self) -> bool:
+        """Return whether `wait` would return at once."""
+        return self._ready is None or bool(self._ready.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> torch.Tensor:
         """Return the copy when it is complete."""
         if self._ready is not None:

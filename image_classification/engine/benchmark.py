@@ -34,15 +34,19 @@ def benchmark_inference(run: EvaluationRun, stop: StopRequest) -> Iterator[Recor
     for message in warnings:
         yield run.record("warning", message=message)
     yield run.start_record(model=model, val_loader=run.val_loader)
+    run.activity.begin("reading images")
     images = _first_images(run, max(config.run.inference_batches))
+    passes = _WARMUP_PASSES + config.run.inference_iterations
     forward = torch.compile(model) if config.model.compile else model
     model.eval()
     measured = []
     for batch_size in config.run.inference_batches:
         batch = images[:batch_size].clone(memory_format=torch.preserve_format)
         latencies_s = []
-        for i in range(_WARMUP_PASSES + config.run.inference_iterations):
+        run.activity.begin(f"timing batch {batch_size}", passes, "passes")
+        for i in range(passes):
             stop.check()
+            run.activity.done = i
             run.accelerator.synchronize()
             if i == _WARMUP_PASSES:
                 run.work.begin(measured=True)
@@ -96,12 +100,14 @@ def benchmark_data(run: LoaderBenchmark, stop: StopRequest) -> Iterator[Record]:
         steps = min(steps, config.run.max_steps)
     warmup_steps = min(config.run.benchmark_warmup_steps, steps // 10)
     batches = loader.epoch(0)
+    run.activity.begin("reading batches", steps, "steps")
     run.work.begin(measured=warmup_steps == 0)
     for step in range(steps):
         for _ in range(config.batch.accumulation):
             next(batches)
         stop.check()
         run.work.note(global_batch)
+        run.activity.done = step + 1
         if step + 1 == warmup_steps:
             run.accelerator.synchronize()
             barrier()

@@ -71,6 +71,7 @@ def build_loader_benchmark(base: Run) -> LoaderBenchmark:
 def open_split(run: Run, split: str) -> Loader:
     """Open the ``train`` or ``val`` images for this rank; ``run`` closes them."""
     config = run.config
+    run.activity.begin(f"opening the {'validation' if split == 'val' else 'training'} images")
     loader = open_loader(
         LoaderSpec(
             data=config.data,
@@ -93,6 +94,7 @@ def build_parts(run: Run) -> Parts:
     """Put the network on the device and build its optimizer, loss, mixing and moving average."""
     config, device = run.config, run.device
     precision, mixing = config.precision, config.mixing
+    run.activity.begin("building the model")
     run.accelerator.check_precision(precision.name, precision.dtype)
     run.accelerator.set_matmul_precision(precision.name)
     if config.run.deterministic:

@@ -40,6 +40,8 @@ def evaluate(
     sums = torch.zeros(5, dtype=torch.float64, device=run.device)
     was_training = model.training
     model.eval()
+    task = "validating" if model is run.parts.model else "validating the average"
+    run.activity.begin(task, loader.num_images, "images")
     started = time.perf_counter()
     try:
         for batch in loader.epoch(0):
@@ -59,6 +61,9 @@ def evaluate(
                     torch.where(valid, losses, 0.0).double().sum(),
                 ]
             )
+            # All ranks together; the last batch may be padded.
+            seen = run.activity.done + len(batch.labels) * run.world.world_size
+            run.activity.done = min(seen, loader.num_images)
             stop.check()
     finally:
         model.train(was_training)
@@ -116,6 +121,7 @@ def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
             "--pretrained-from-file FILE.safetensors"
         )
     started = time.perf_counter()
+    run.activity.begin("loading the weights")
     checkpoint, warnings = restore_weights(run)
     source = weights_file(checkpoint) if checkpoint else Path(pretrained or "")
     for message in [*warnings, *preprocessing_warnings(source, config.data)]:

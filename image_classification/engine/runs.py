@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from image_classification.config.schema import RunConfig
-from image_classification.core.types import Record, WorldInfo
+from image_classification.core.types import Activity, Record, WorldInfo
 from image_classification.data.loaders import Loader
 from image_classification.devices.accelerator import Accelerator
 from image_classification.engine.precision import Amp
@@ -99,6 +99,7 @@ class Run:
     run_epochs_from: int | None = None
     progress: Progress = field(default_factory=Progress)
     work: TrainingWindows = field(default_factory=TrainingWindows)
+    activity: Activity = field(default_factory=Activity)
     cleanup: ExitStack = field(default_factory=ExitStack)
 
     @property

@@ -39,9 +39,10 @@ def train_step(
     losses = []
     data_wait_s = 0.0
     for micro in range(accumulation):
-        wait_started = time.perf_counter()
+        wait_started = run.activity.waiting_since_s = time.perf_counter()
         batch = next(batches)
         data_wait_s += time.perf_counter() - wait_started
+        run.activity.waiting_since_s = None
         images, labels = batch.images, batch.labels
         if parts.mixer is not None:
             micro_batch_id = (step * accumulation + micro) * world.world_size + world.rank

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 from image_classification.core.errors import EXIT_STOPPED
+from image_classification.core.types import Activity
 from image_classification.engine.runs import TrainingRun
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -23,16 +24,20 @@ class StopRequest:
     """Records SIGTERM, SIGUSR1 and Ctrl-C instead of letting them end the process.
 
     A context manager around a run; the previous handlers are restored on exit.
-    any_rank: returns whether any rank's flag is set, the same answer on all ranks.
+    any_rank: returns whether any rank's flag is set, the same answer on all ranks. activity: to
+    note the signal in, for the live view.
     """
 
-    def __init__(self, any_rank: Callable[[bool], bool] = bool) -> None:
+    def __init__(
+        self, any_rank: Callable[[bool], bool] = bool, activity: Activity | None = None
+    ) -> None:
         self._any_rank = any_rank
+        self._activity = activity or Activity()
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self.signal_name: str | None = None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
+        self.signal_name = self._activity.stopping = signal.Signals(number).name
 
     def __enter__(self) -> StopRequest:
         self._previous = {n: signal.signal(n, self._on_signal) for n in STOP_SIGNALS}

@@ -13,6 +13,7 @@ from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.core.types import Record
 from image_classification.core.units import Every
 from image_classification.data.loaders import Loader
+from image_classification.devices.async_readback import Readback
 from image_classification.distributed.collectives import (
     agree_max,
     all_reduce_sum,
@@ -41,6 +42,8 @@ def train(run: TrainingRun, stop: StopRequest) -> Iterator[Record]:
     """
     saver = CheckpointSaver(run)
     try:
+        if run.config.run.resume is not None:
+            run.activity.begin("loading the checkpoint")
         checkpoint, warnings = restore(run)
         for message in warnings:
             yield run.record("warning", message=message)
@@ -98,6 +101,8 @@ class _Trainer:
         self.validation_time_s = 0.0
         self.results: dict[str, Any] = {}
         self.undecodable: set[str] = set()
+        self.loss_copy: Readback | None = None
+        self.loss_copied_at_s = 0.0
         counted_from = run.run_epochs_from
         self.end_step = last_step(run, progress.step if counted_from is None else counted_from)
 
@@ -130,6 +135,7 @@ class _Trainer:
             ending = error
         self.meter.pause()
         if self.saves:
+            run.activity.begin(f"saving step {progress.step:,}")
             try:
                 yield from self.saver.finish()
             except WorkspaceError as error:
@@ -143,12 +149,22 @@ class _Trainer:
         """Train from step ``position`` of ``epoch`` to its end, or to the run's last step."""
         run, progress = self.run, self.run.progress
         run.parts.model.train()
+        activity = run.activity
+        activity.step = progress.step
+        first = "compiling" if run.config.model.compile else "first step"
+        activity.begin("training" if self.meter.total.steps else first, trains=True)
         batches = run.train_loader.epoch(epoch, position)
         self.meter.begin()
         for epoch_step in range(position + 1, run.steps_per_epoch + 1):
             metrics = train_step(run, batches, progress.step, epoch, self.monitor)
             self.meter.step(metrics.num_images, metrics.data_wait_s)
             progress.step += 1
+            activity.step = progress.step
+            activity.data_wait_s += metrics.data_wait_s
+            if activity.task.name == first:
+                activity.begin("training", trains=True)
+            if activity.watched:
+                self._provide_loss(metrics.loss)
             self._update_elapsed()
             self.loss_sum += metrics.loss
             self.epoch_loss_sum += metrics.loss
@@ -167,9 +183,19 @@ class _Trainer:
                 self._check_finite()
                 self.meter.pause()
                 yield from self._save()
+                activity.begin("training", trains=True)
                 self.meter.begin()
             if step >= self.end_step:
                 return
+
+    def _provide_loss(self, loss: torch.Tensor) -> None:
+        """Pass the loss of about one step per second to the view without waiting for the device."""
+        now_s = time.perf_counter()
+        if self.loss_copy is None and now_s - self.loss_copied_at_s >= 1.0:
+            self.loss_copy, self.loss_copied_at_s = Readback(loss), now_s
+        if self.loss_copy is not None and self.loss_copy.ready():
+            self.run.activity.loss = float(self.loss_copy.wait())
+            self.loss_copy = None
 
     def _save_is_due(self) -> bool:
         due = self.save_every.due(self.run.progress.step, time.perf_counter() - self.last_save)
@@ -179,6 +205,7 @@ class _Trainer:
         return due
 
     def _save(self) -> Iterator[Record]:
+        self.run.activity.begin(f"saving step {self.run.progress.step:,}")
         yield from self.saver.begin()
         self.last_save = time.perf_counter()
 

@@ -138,15 +138,20 @@ def combine_nodes(nodes: Sequence[dict[str, Any]], num_nodes: int) -> dict[str, 
 class RunRecorder:
     """Runs a mode's records to their end; on rank 0 writes them to the sinks, and the report.
 
-    found: the devices of this node. Every rank has a recorder, as the telemetry is gathered.
+    On rank 0 of a terminal the live view starts here. found: the devices of this node. Every rank
+    has a recorder, as the telemetry is gathered. run: may be replaced by one with a mode's parts
+    before `record_all`.
     """
 
     def __init__(self, run: Run, found: DevicesFound) -> None:
-        self._run = run
+        self.run = run
         self._found = found
         # sys.stdout is None if Python was started with stdout closed.
         stdout = LastingStdout() if sys.stdout is not None else io.StringIO()
         self._console = Console(file=cast(TextIO, stdout))
+        self._screen: Sink | None = None
+        if run.world.rank == 0:
+            self._screen = open_console_sink(self._console, run.config, run.activity)
         self._sink: MultiSink | None = None
         self._results: dict[str, Any] | None = None
         self._checkpoint: str | None = None
@@ -158,7 +163,7 @@ class RunRecorder:
 
         A UserError of ``records`` is raised after the report was written.
         """
-        telemetry = RunTelemetry(self._run)
+        telemetry = RunTelemetry(self.run)
         try:
             code, message = EXIT_DONE, ""
             try:
@@ -169,7 +174,7 @@ class RunRecorder:
                 message = f"{stopped} received; {self._how_to_continue()}"
             except DivergedError as error:
                 code = EXIT_DIVERGED
-                message = f"{error}; {describe_newest(self._run.checkpoints)}"
+                message = f"{error}; {describe_newest(self.run.checkpoints)}"
             except UserError as error:
                 # It may be this rank's alone, so the others are not waited for.
                 self._report(error.exit_code, error.message, telemetry, alone=True)
@@ -178,15 +183,17 @@ class RunRecorder:
         finally:
             telemetry.stop()
         if code != EXIT_DONE:
-            outcome = Outcome(self._run.world.rank, code, message)
+            outcome = Outcome(self.run.world.rank, code, message)
             if not report_outcome(outcome) and outcome.rank == 0:
                 outcome.show()
         return code
 
     def close(self) -> None:
-        """Close the sinks; may be called twice."""
+        """Close the sinks and end the live view; may be called twice."""
         if self._sink is not None:
             self._sink.close()
+        if self._screen is not None:
+            self._screen.close()
 
     def _take(self, record: Record, telemetry: RunTelemetry) -> None:
         self._epoch = record.epoch
@@ -195,7 +202,7 @@ class RunRecorder:
             telemetry.stop()
         if record.kind == "checkpoint":
             self._checkpoint = record.values["path"]
-        if self._run.world.rank != 0:
+        if self.run.world.rank != 0:
             return
         if record.kind == "start" and "start_step" in record.values:
             keep_for_restart("start_step", str(record.values["start_step"]))
@@ -207,7 +214,7 @@ class RunRecorder:
         self._write(record)
 
     def _open_sinks(self) -> None:
-        config, folder = self._run.config, self._run.workspace
+        config, folder = self.run.config, self.run.workspace
         append = config.run.resume is not None
         parameters = {
             f"{section}.{key}": value
@@ -228,11 +235,10 @@ class RunRecorder:
                 parameters=parameters,
                 resumed=append,
                 warn=lambda message: self._write(
-                    self._run.record("warning", self._epoch, message=message)
+                    self.run.record("warning", self._epoch, message=message)
                 ),
             )
             write_atomically(folder / "config.yml", to_yaml(config))
-            sinks.append(open_console_sink(self._console, config))
             sinks.append(JsonlSink(folder / "metrics.jsonl", append=append))
         except UserError:
             MultiSink([*sinks, *trackers]).close()
@@ -245,7 +251,8 @@ class RunRecorder:
     def _write(self, record: Record) -> None:
         if record.kind == "warning":
             self._warnings.append(str(record.values["message"]))
-        if self._sink is not None:
+        if self._sink is not None and self._screen is not None:
+            self._screen.write(record)
             self._sink.write(record)
 
     def _write_telemetry(self, telemetry: RunTelemetry) -> None:
@@ -259,9 +266,10 @@ class RunRecorder:
         figures = telemetry.report(alone)
         if self._sink is None:
             return
+        run = self.run
+        run.activity.begin("writing the report")
         self._write_telemetry(telemetry)
         self._sink.close()
-        run = self._run
         report = build_report(
             run.config,
             devices=self._found,
@@ -283,10 +291,11 @@ class RunRecorder:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"warning: the pictures could not be drawn ({reason})", file=sys.stderr)
         write_page(report, run.workspace, gallery=gallery, provenance=run.config.provenance)
+        self.close()
         print_results(self._console, report, folder=run.workspace, checkpoint=self._checkpoint)
 
     def _how_to_continue(self) -> str:
-        run, control = self._run, self._run.config.run
+        run, control = self.run, self.run.config.run
         if control.mode != "convergence" or not control.save_checkpoints:
             return "this run saves no checkpoints"
         options = f"--workspace {run.workspace} --resume auto"

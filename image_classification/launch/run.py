@@ -184,14 +184,16 @@ def _run_joined(
         point = stack.enter_context(_shared_resume_point(config, world, restarts))
         config = apply_resume_point(config, point, restarts)
         any_rank = stack.enter_context(AnyRank())
-        stop = stack.enter_context(StopRequest(any_rank))
         base = Run(config, world, accelerator, device, Path(point.workspace), point.run_epochs_from)
         stack.callback(base.close)
+        if restarts:
+            base.activity.begin(f"restarting ({restarts} of at most {config.run.max_restarts})")
+        stop = stack.enter_context(StopRequest(any_rank, base.activity))
         mode = MODES[config.run.mode]
-        run = mode.build(base)
-        recorder = RunRecorder(run, found)
+        recorder = RunRecorder(base, found)
         stack.callback(recorder.close)
-        return recorder.record_all(mode.records(run, stop))
+        recorder.run = mode.build(base)
+        return recorder.record_all(mode.records(recorder.run, stop))
 
 
 @contextmanager

@@ -150,6 +150,7 @@ class CheckpointSaver:
             raise DivergedError(f"weights are not finite at step {progress.step}", progress.step)
         best_top1 = progress.best_top1 if progress.best_step == progress.step else None
         written, staged = None, True
+        run.activity.saving_step = progress.step
         if run.world.rank == 0:
             snapshot = capture(run)
             staged = snapshot.staged
@@ -214,6 +215,7 @@ class CheckpointSaver:
         ``run.on_save_error`` says.
         """
         self._pending = None
+        self._run.activity.saving_step = None
         wait_started = time.perf_counter()
         save.done.finish()
         result = _share(save.written)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from image_classification.config.resolve import resolve
 from image_classification.core.program import LastingStdout, command, launch_words
-from image_classification.core.types import Record
+from image_classification.core.types import Activity, Record
 from image_classification.reporting.console import open_console_sink
 
 ROOT = Path(__file__).parents[3]
@@ -64,7 +64,7 @@ def test_the_live_view_and_other_prints_reach_the_terminal(monkeypatch: pytest.M
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     console = Console(file=cast(IO[str], LastingStdout()), width=80)
-    sink = open_console_sink(console, resolve("resnet18", "FP32", "convergence", "CPU"))
+    sink = open_console_sink(console, resolve("resnet18", "FP32", "convergence", "CPU"), Activity())
     sink.write(Record("start", 0, 0, {"total_steps": 8, "epochs": 2, "steps_per_epoch": 4}))
     sink.write(Record("step", 4, 0, {"loss": 1.25}))
     # Printing a line redraws the live display.
