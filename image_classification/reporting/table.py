@@ -166,7 +166,8 @@ def plain_lines(table: Table, gap: str = "  ") -> list[str]:
 def to_html(table: Table, *, stacked: bool = False) -> str:
     """Return the table as HTML, with every text escaped; notes follow as paragraphs.
 
-    stacked: on a narrow screen the cells of a row stand below one another, by the page's CSS.
+    stacked: on a narrow screen the cells of a row stand below one another, by the page's CSS. A
+    table without heads has the class ``pairs``.
     """
     classes = []
     for column in table.columns:
@@ -174,7 +175,8 @@ def to_html(table: Table, *, stacked: bool = False) -> str:
         classes.append(f' class="{" ".join(names)}"' if names else "")
     # Focusable, so that a table wider than the screen can be scrolled with the keyboard.
     parts = ['<div class="scroll" tabindex="0">']
-    parts.append('<table class="stacked">' if stacked else "<table>")
+    style = "stacked" if stacked else "pairs" * (not table.head)
+    parts.append(f'<table class="{style}">' if style else "<table>")
     if table.title:
         parts.append(f"<caption>{escape(table.title)}</caption>")
     if table.head:

@@ -6,12 +6,14 @@ matplotlib is imported on first use.
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ from image_classification.reporting.report import RunReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 FORMATS = ("png", "svg")
 
@@ -50,7 +53,8 @@ _KINDS: tuple[Callable[[Sequence[RunData]], Picture | LeftOut], ...] = (
     benchmarks.scaling,
 )
 
-_WIDTH_IN, _FIRST_PANEL_IN, _NEXT_PANEL_IN, _TALL_IN, _LEGEND_LINE_IN = 5.4, 3.1, 1.9, 1.5, 0.21
+_WIDTH_IN, _FIRST_PANEL_IN, _NEXT_PANEL_IN, _TALL_IN, _LEGEND_LINE_IN = 5.4, 2.9, 1.1, 1.5, 0.21
+_MIN_HEIGHT_IN = 4.4  # most pictures have this height, so that they form an even grid
 _MAX_MARKERS, _TWO_COLUMN_CHARS, _MAX_LABEL_CHARS = 25, 24, 62
 
 _STYLE: dict[str, Any] = {
@@ -82,10 +86,15 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture and its SVG document, which is empty if only PNG was asked for."""
+    """A picture and its SVG document, which is empty if only PNG was asked for.
+
+    chart: where its points are in the SVG and what they are, for the script of a page that shows
+    the values under the pointer.
+    """
 
     picture: Picture
     svg: str
+    chart: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,8 @@ def draw(runs: Sequence[RunData], folder: Path, formats: Sequence[str] = FORMATS
     for picture in planned:
         if isinstance(picture, LeftOut):
             continue
-        contents = _render(picture, formats)
-        drawn.append(Drawn(picture, contents.get("svg", b"").decode("utf-8")))
+        contents, chart = _render(picture, formats)
+        drawn.append(Drawn(picture, contents.get("svg", b"").decode("utf-8"), chart))
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for kind, content in contents.items():
@@ -137,8 +146,16 @@ def draw_run(folder: Path, report: RunReport) -> Gallery:
     return draw([with_records(folder, report)], folder / "plots")
 
 
+def draw_svg(picture: Picture) -> Drawn:
+    """Draw a picture for a page, without a file. Its name must be unique within the page."""
+    contents, chart = _render(picture, ["svg"])
+    return Drawn(picture, contents["svg"].decode("utf-8"), chart)
+
+
 def inline_svg(drawn: Drawn) -> str:
     """Return the ``<svg>`` element with alternative text and ids unique within a page.
+
+    Its attribute ``data-chart`` has the points for the page's script, as JSON.
 
     Each color of `COLORS` becomes the CSS variable ``--p-NAME``, which a page may set for dark
     mode.
@@ -147,14 +164,19 @@ def inline_svg(drawn: Drawn) -> str:
     element = re.sub("<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     ids = r'(?<= id=")(?=[^"])|(?<=href="#)|(?<=url\(#)'
     element = re.sub(ids, f"{drawn.picture.name}-", element)
+    chart = escape(json.dumps(drawn.chart, separators=(",", ":")), quote=False)
+    chart = chart.replace("'", "&#39;")
+    element = f"<svg data-chart='{chart}'{element.removeprefix('<svg')}"
     for name, value in COLORS.items():
         element = re.sub(value, f"var(--p-{name}, {value})", element, flags=re.IGNORECASE)
     alt = escape(drawn.picture.alt)
-    return f'<svg role="img" aria-label="{alt}"{element.removeprefix("<svg")}'
+    return f'<svg role="img" aria-label="{alt}" tabindex="0"{element.removeprefix("<svg")}'
 
 
-def _render(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
-    """Return the picture's files: format -> content."""
+def _render(
+    picture: Picture, formats: Sequence[str]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the picture's files, format -> content, and `Drawn.chart`."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -166,11 +188,12 @@ def _render(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
         labels = [label for label, _ in picture.entries]
         labels += {band.label for panel in picture.panels for band in panel.bands}
         columns = 2 if max(map(len, labels), default=0) <= _TWO_COLUMN_CHARS else 1
-        height_in = (
+        height_in = max(
+            _MIN_HEIGHT_IN,
             _FIRST_PANEL_IN
             + _NEXT_PANEL_IN * (len(picture.panels) - 1)
             + _TALL_IN * picture.tall
-            + _LEGEND_LINE_IN * math.ceil(len(labels) / columns)
+            + _LEGEND_LINE_IN * math.ceil(len(labels) / columns),
         )
         figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=150, layout="constrained")
         _draw_picture(figure, picture, columns)
@@ -181,7 +204,53 @@ def _render(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
             metadata: Any = {"Date": None, "Title": picture.title} if kind == "svg" else None
             figure.savefig(content, format=kind, metadata=metadata)
             files[kind] = content.getvalue()
-    return files
+        return files, _chart(figure, picture)
+
+
+def _chart(figure: Figure, picture: Picture) -> dict[str, Any]:
+    """Return the axes' places in the SVG, in its units, their limits, and the points."""
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    panels = []
+    for axes, panel in zip(figure.axes, picture.panels, strict=True):
+        at = axes.get_position()
+        series: list[dict[str, Any]] = []
+        for each in panel.series:
+            points = {"label": each.label, "color": each.look.color}
+            points |= {"x": _rounded(each.x), "y": _rounded(each.y)}
+            series.append(points | ({"names": each.names} if any(each.names) else {}))
+        for bars in panel.bars:
+            middles = [(low + high) / 2 for low, high in pairwise(bars.edges)]
+            names = [f"{low:,.5g} to {high:,.5g}" for low, high in pairwise(bars.edges)]
+            points = {"label": bars.label, "color": bars.look.color, "names": names}
+            series.append(points | {"x": _rounded(middles), "y": _rounded(bars.heights)})
+        marks = [(line.label, line.x, line.x) for line in panel.lines]
+        marks += [(spans.label, *ends) for spans in panel.spans for ends in spans.ranges]
+        panels.append(
+            {
+                "label": panel.y_label,
+                "box": _rounded(
+                    (at.x0 * width, (1 - at.y1) * height, at.width * width, at.height * height)
+                ),
+                "x": axes.get_xlim(),
+                "y": axes.get_ylim(),
+                "log": panel.scale == "log",
+                "series": series,
+                "marks": [(label, *_rounded(ends)) for label, *ends in marks],
+            }
+        )
+    # Points of a curve are found by their x alone, single points by their distance.
+    by_x = all(p.scale == "linear" and not any(s.areas for s in p.series) for p in picture.panels)
+    return {
+        "x": picture.x_label,
+        "steps": picture.steps_per_epoch,
+        "byX": by_x,
+        "panels": panels,
+    }
+
+
+def _rounded(values: Sequence[float]) -> list[float | None]:
+    """Return the values to six digits, and None for a gap."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
 
 
 def _draw_picture(figure: Figure, picture: Picture, columns: int) -> None:
@@ -219,17 +288,41 @@ def _draw_picture(figure: Figure, picture: Picture, columns: int) -> None:
         for line in panel.lines:
             look = line.look
             axes.axvline(line.x, color=look.color, linestyle=look.line, linewidth=look.width)
+        for spans in panel.spans:
+            widths = [(start, end - start) for start, end in spans.ranges]
+            fill = {"facecolor": spans.look.color, "alpha": 0.3, "linewidth": 0}
+            axes.broken_barh(widths, (0, 1), transform=axes.get_xaxis_transform(), **fill)
+            filled.add(spans.label)
         axes.set_ylabel(panel.y_label)
         _set_scales(axes, panel)
+        if panel.marks_clipped:
+            _mark_clipped(axes, panel)
     figure.align_ylabels(all_axes)
     handles = [
-        Patch(facecolor=GROUND, edgecolor=look.color, hatch=look.hatch, label=_shortened(label))
+        _patch(_shortened(label), look)
         if label in filled
         else Line2D([], [], label=_shortened(label), **_pen(look))
         for label, look in picture.entries
     ]
     if len(handles) + len(bands) > 1:
         figure.legend(handles=[*handles, *bands.values()], loc="outside lower left", ncols=columns)
+
+
+def _patch(label: str, look: Look) -> Patch:
+    from matplotlib.patches import Patch
+
+    if look.hatch:
+        return Patch(facecolor=GROUND, edgecolor=look.color, hatch=look.hatch, label=label)
+    return Patch(facecolor=look.color, alpha=0.3, linewidth=0, label=label)
+
+
+def _mark_clipped(axes: Axes, panel: Panel) -> None:
+    """Mark points above the axis with a triangle at its upper edge."""
+    top = axes.get_ylim()[1]
+    for series in panel.series:
+        x = [at for at, y in zip(series.x, series.y, strict=True) if y > top]
+        edge = [top] * len(x)
+        axes.plot(x, edge, "^", color=series.look.color, markersize=6, clip_on=False, zorder=4)
 
 
 def _shortened(label: str) -> str:
@@ -265,12 +358,12 @@ def _draw_series(axes: Axes, series: Series, shift: float) -> None:
         )
     else:
         pen = _pen(look)
-        # A single point has no line and needs a marker.
-        if len(series.x) == 1 and not look.marker:
-            pen["marker"] = "o"
         # Markers on every point of a long curve would hide it.
         every = max(1, len(series.x) // _MAX_MARKERS)
         axes.plot(series.x, series.y, markevery=(int(shift * every), every), **pen)
+        if look.line and not look.marker and (alone := _without_neighbors(series.y)):
+            x, y = [series.x[i] for i in alone], [series.y[i] for i in alone]
+            axes.plot(x, y, **pen | {"linestyle": "none", "marker": "o", "markersize": 3.5})
     for index, name in enumerate(series.names):
         # Beside a sized marker; below and right of a point on a curve.
         radius_pt = math.sqrt(series.areas[index]) / 2 if series.areas else 2.5
@@ -283,6 +376,12 @@ def _draw_series(axes: Axes, series: Series, shift: float) -> None:
             fontsize=9,
             ha="center" if above else "left",
         ).set_in_layout(False)
+
+
+def _without_neighbors(y: Sequence[float]) -> list[int]:
+    """Return the positions of points between gaps, which no line would show."""
+    known = [False, *map(math.isfinite, y), False]
+    return [i for i in range(len(y)) if known[i : i + 3] == [False, True, False]]
 
 
 def _set_scales(axes: Axes, panel: Panel) -> None:

@@ -114,11 +114,21 @@ class VerticalLine:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Stretches of the x axis, (start, end) each, shaded over the full height of the panel."""
+
+    label: str
+    ranges: tuple[tuple[float, float], ...]
+    look: Look
+
+
+@dataclass(frozen=True)
 class Panel:
     """One pair of axes. Panels of a picture are stacked and share the x axis.
 
     x_ticks: the only tick labels of a logarithmic x axis. y_limits: None, or an upper limit of
-    None, to derive them from the data.
+    None, to derive them from the data. marks_clipped: points above the limits are marked at the
+    upper edge.
     """
 
     y_label: str
@@ -126,16 +136,19 @@ class Panel:
     bands: tuple[Band, ...] = ()
     bars: tuple[Bars, ...] = ()
     lines: tuple[VerticalLine, ...] = ()
+    spans: tuple[Spans, ...] = ()
     scale: Literal["linear", "log"] = "linear"
     x_from_zero: bool = False
     x_ticks: tuple[float, ...] = ()
     y_limits: tuple[float, float | None] | None = None
+    marks_clipped: bool = False
 
     def alt(self, x_label: str) -> str:
         """Describe the panel in one sentence."""
         parts = [series.alt for series in self.series if series.label]
         parts += [bars.alt for bars in self.bars]
         parts += [f"{line.label} at {line.x:.4g}" for line in self.lines]
+        parts += [f"{spans.label}: {len(spans.ranges)} times" for spans in self.spans]
         parts += [band.label for band in self.bands]
         return f"{self.y_label} over {x_label}: {'; '.join(parts)}."
 
@@ -145,7 +158,7 @@ class Picture:
     """One picture. name: stem of its files. notes: sentences for the caption.
 
     legend: labels with their looks; None to derive it from the panels. tall: add height for
-    crowded points.
+    crowded points. steps_per_epoch: for a picture over epochs, to show the step of a point too.
     """
 
     name: str
@@ -155,6 +168,7 @@ class Picture:
     notes: tuple[str, ...] = ()
     legend: tuple[tuple[str, Look], ...] | None = None
     tall: bool = False
+    steps_per_epoch: int | None = None
 
     @property
     def entries(self) -> tuple[tuple[str, Look], ...]:
@@ -165,7 +179,7 @@ class Picture:
         for panel in self.panels:
             looks |= {each.label: each.look for each in panel.series}
             looks |= {each.label: each.look for each in panel.bars}
-            looks |= {each.label: each.look for each in panel.lines}
+            looks |= {each.label: each.look for each in (*panel.lines, *panel.spans)}
         looks.pop("", None)
         return tuple(looks.items())
 
