@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def launch_words() -> tuple[str, ...]:
     if Path(sys.argv[0]).name in ("image-classification", "__main__.py"):
         return ("-m", "image_classification", "launch")
     return (sys.argv[0],)
+
+
+def whole_command() -> str:
+    """Return the command line of this process, to be pasted into a shell."""
+    program = Path(sys.argv[0]).name
+    if program == "__main__.py":
+        words = ["python", "-m", "image_classification"]
+    else:
+        words = ["python", sys.argv[0]] if program.endswith(".py") else [program]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def mute_stdout() -> None:

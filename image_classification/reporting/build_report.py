@@ -20,6 +20,7 @@ from image_classification.core.host import (
     container_text,
     read_mounts,
 )
+from image_classification.core.program import whole_command
 from image_classification.core.types import DevicesFound
 from image_classification.core.units import finite, other_topk
 from image_classification.reporting.published.verdict import compare
@@ -108,7 +109,7 @@ def _complete_value(kind: Any, value: Any, where: str) -> Any:
 
 
 def host_environment() -> dict[str, Any]:
-    """Return what is known without torch: python, cpu, container, git_commit, ended_at.
+    """Return what is known without torch: python, cpu, container, git_commit, ended_at, command.
 
     ended_at is now, in UTC as ISO 8601: a report is made at the end of its run.
     """
@@ -119,6 +120,7 @@ def host_environment() -> dict[str, Any]:
         "container": container_text(kind, os.environ) or None,
         "git_commit": git_commit(Path(__file__).resolve().parents[2], os.environ),
         "ended_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": whole_command(),
     }
 
 

@@ -219,7 +219,7 @@ class Telemetry:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What the run ran on. ended_at: when the report was made."""
+    """What the run ran on. ended_at: when the report was made. command: its command line."""
 
     python: str | None
     torch: str | None
@@ -234,6 +234,7 @@ class Environment:
     container: str | None
     git_commit: str | None
     ended_at: Time | None = None
+    command: str | None = None
 
     @property
     def device_names(self) -> list[str]:

@@ -6,8 +6,10 @@ They are rendered from the templates in ``templates/``; each page is self-contai
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +22,27 @@ from image_classification.reporting import results as run_results
 from image_classification.reporting.compare.combine import Combined, ratio_table, vendor_table
 from image_classification.reporting.compare.groups import Group, figure_table, inference_table
 from image_classification.reporting.compare.identity import environment_of, short_commit
+from image_classification.reporting.figures import ACCURACY, split_batch, value_text
+from image_classification.reporting.page.headline import headline
 from image_classification.reporting.published.verdict import newest, published_table
-from image_classification.reporting.report import RunReport, Telemetry, to_json
+from image_classification.reporting.report import (
+    DeviceTelemetry,
+    PublishedComparison,
+    RunReport,
+    Telemetry,
+    to_json,
+)
 from image_classification.reporting.table import Column, Table, columns, pairs, to_html
 
 if TYPE_CHECKING:
     from image_classification.reporting.pictures.draw import Gallery
+
+_UNUSED_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "evaluate": ("optim", "schedule", "mixing", "ema"),
+    "benchmark_inference": ("optim", "schedule", "loss", "mixing", "ema"),
+    "benchmark_data": ("model", "optim", "schedule", "loss", "ema"),
+}
+"""Sections of the configuration that a mode does not read; they are in ``config.yml``."""
 
 _VERSIONS = ("container", "driver", "cuda", "torch", "dali")
 
@@ -52,35 +69,60 @@ def run_page(
     gallery: the run's pictures, from `pictures.draw.draw_run`. provenance: the source of each
     ``section.key``.
     """
-    name = asdict(report.name)
-    first = newest(report.published)
-    others = [entry for entry in report.published if entry not in first]
+    mode = report.name.mode
+    names = {key: value for key, value in asdict(report.name).items() if value}
+    if path := report.config.get("data", {}).get("path"):
+        names["data"] = path
+    if ended_at := report.environment.ended_at:
+        in_utc = datetime.fromisoformat(ended_at).astimezone(timezone.utc)
+        names["ended"] = f"{in_utc:%Y-%m-%d %H:%M} UTC"
+    published = [entry for entry in report.published if _applies(entry.figure, mode)]
+    first = newest(published)
+    others = [entry for entry in published if entry not in first]
     inference, telemetry = report.results.inference, report.telemetry
+    environment = to_json(report.environment)
+    command = environment.pop("command", None)
     return _render(
         "run",
         title=report.title,
-        wide=False,
-        name=name,
+        names=names,
         exit=report.exit,
         warnings=report.warnings,
-        published=published_table(first, with_reasons=True) if first else None,
-        others=published_table(others, with_reasons=True),
+        cards=headline(report),
+        command=command,
+        published=_judged(entry for entry in first if entry.measured is not None),
+        unmeasured=_judged(entry for entry in first if entry.measured is None),
+        others=_judged(others),
         results=pairs(run_results.result_rows(report)),
         inference=run_results.inference_table(inference) if inference else None,
-        telemetry=_telemetry_tables(telemetry) if telemetry.devices else (),
+        telemetry=_telemetry_tables(telemetry) if telemetry.devices else None,
         gallery=gallery,
-        environment=pairs((k, _text(v)) for k, v in to_json(report.environment).items()),
+        environment=pairs((k, _text(v)) for k, v in environment.items() if v is not None),
+        absent=[key for key, value in environment.items() if value is None],
         config={
             section: _settings_table(section, values, provenance)
             for section, values in report.config.items()
+            if section not in _UNUSED_SECTIONS.get(mode, ())
         },
     )
+
+
+def _applies(figure: str, mode: str) -> bool:
+    """Return whether a run of ``mode`` measures ``figure``."""
+    name = split_batch(figure)[0]
+    if name in ACCURACY:
+        return mode in ("convergence", "evaluate")
+    return mode not in ("evaluate", "benchmark_data")
+
+
+def _judged(entries: Iterable[PublishedComparison]) -> Table:
+    return published_table(list(entries), with_reasons=True)
 
 
 def write_pictures_page(gallery: Gallery, folder: Path, title: str) -> Path:
     """Write ``pictures.html``. Raises WorkspaceError."""
     path = folder / "pictures.html"
-    write_atomically(path, _render("pictures", title=title, wide=False, gallery=gallery))
+    write_atomically(path, _render("pictures", title=title, gallery=gallery))
     return path
 
 
@@ -89,7 +131,6 @@ def combined_page(combined: Combined) -> str:
     return _render(
         "combined",
         title="; ".join(dict.fromkeys(group.identity.text for group in combined.groups)),
-        wide=True,
         vendor=vendor_table(combined),
         groups=[
             (
@@ -154,10 +195,6 @@ def _run_table(group: Group) -> Table:
     return Table(columns(*heads, numbers=(1, 3, 4)), rows)
 
 
-def _kilojoules(joules: float) -> str:
-    return f"{number(joules / 1000, 2)} kJ"
-
-
 def _throttling(shares: Mapping[str, float]) -> str:
     reasons = (f"{name.replace('_', ' ')} {percent(share, 0)}" for name, share in shares.items())
     return ", ".join(reasons) or "no"
@@ -166,7 +203,7 @@ def _throttling(shares: Mapping[str, float]) -> str:
 _SENSORS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "power_w_mean": ("mean power", lambda value: f"{number(value, 1)} W"),
     "power_w_max": ("max power", lambda value: f"{number(value, 1)} W"),
-    "energy_j": ("energy", _kilojoules),
+    "energy_j": ("energy", partial(value_text, "energy_j")),
     "memory_peak_bytes": ("peak memory", size),
     "utilization_mean": ("mean utilization", percent),
     "temperature_c_max": ("max temperature", lambda value: f"{number(value, 0)} °C"),
@@ -175,40 +212,38 @@ _SENSORS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def _telemetry_tables(telemetry: Telemetry) -> tuple[Table, Table]:
-    """Return the sensors of each device, and the totals of the run."""
-
-    def text(value: Any, show: Callable[[Any], str]) -> str:
-        return "not measured" if value is None else show(value)
-
+def _telemetry_tables(telemetry: Telemetry) -> dict[str, Any]:
+    """Return the sensors of each device, the totals of the run, and what was not measured."""
     devices = telemetry.devices or ()
     shown = {
         key: sensor
         for key, sensor in _SENSORS.items()
         if any(getattr(device, key) is not None for device in devices)
     }
-    rows = [
-        (str(device.name), *(text(getattr(device, key), show) for key, (_, show) in shown.items()))
-        for device in devices
-    ]
+
+    def cell(device: DeviceTelemetry, key: str) -> str:
+        value = getattr(device, key)
+        return "not measured" if value is None else shown[key][1](value)
+
+    rows = [(str(device.name), *(cell(device, key) for key in shown)) for device in devices]
     heads = ("device", *(label for label, _ in shown.values()))
-    missing = [label for key, (label, _) in _SENSORS.items() if key not in shown]
-    totals = [
-        ("energy", text(telemetry.energy_j, _kilojoules)),
-        ("images per joule", text(telemetry.images_per_joule, lambda value: number(value, 3))),
-        ("not measured", ", ".join(missing)),
-        ("source", _text(telemetry.source)),
-    ]
-    return (
-        Table(columns(*heads, numbers=range(1, len(heads))), rows),
-        pairs((label, value) for label, value in totals if value),
-    )
+    totals = []
+    if telemetry.energy_j is not None:
+        totals.append(("energy", value_text("energy_j", telemetry.energy_j)))
+    if telemetry.images_per_joule is not None:
+        totals.append(("images per joule", number(telemetry.images_per_joule, 3)))
+    return {
+        "devices": Table(columns(*heads, numbers=range(1, len(heads))), rows),
+        "totals": pairs(totals),
+        "missing": [label for key, (label, _) in _SENSORS.items() if key not in shown],
+        "source": "" if telemetry.source is None else _text(telemetry.source),
+    }
 
 
 def _settings_table(
     section: str, values: Mapping[str, Any], provenance: Mapping[str, str] | None
 ) -> Table:
-    heads = [Column("key", css="code"), Column("value")]
+    heads = [Column("key", css="code"), Column("value", css="value")]
     rows = [[key, _text(value)] for key, value in values.items()]
     if provenance is not None:
         heads.append(Column("source", css="soft"))

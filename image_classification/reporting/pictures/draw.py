@@ -173,9 +173,7 @@ def inline_svg(drawn: Drawn) -> str:
     return f'<svg role="img" aria-label="{alt}" tabindex="0"{element.removeprefix("<svg")}'
 
 
-def _render(
-    picture: Picture, formats: Sequence[str]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _render(picture: Picture, formats: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the picture's files, format -> content, and `Drawn.chart`."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -214,7 +212,7 @@ def _chart(figure: Figure, picture: Picture) -> dict[str, Any]:
     for axes, panel in zip(figure.axes, picture.panels, strict=True):
         at = axes.get_position()
         series: list[dict[str, Any]] = []
-        for each in panel.series:
+        for each in filter(lambda each: each.label, panel.series):
             points = {"label": each.label, "color": each.look.color}
             points |= {"x": _rounded(each.x), "y": _rounded(each.y)}
             series.append(points | ({"names": each.names} if any(each.names) else {}))

@@ -70,7 +70,8 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     const room = svg.parentElement.clientWidth - tip.offsetWidth;
     const x = point.px * scale;
     tip.style.left = `${Math.max(0, Math.min(room, x < svg.clientWidth / 2 ? x + 14 : x - tip.offsetWidth - 14))}px`;
-    tip.style.top = `${panel.top * scale}px`;
+    // On a phone below the curve, which it would hide.
+    tip.style.top = `${(svg.clientWidth < 500 ? panel.top + panel.height : panel.top) * scale}px`;
   }
   function point(event) {
     const box = svg.getBoundingClientRect();
