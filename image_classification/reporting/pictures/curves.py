@@ -158,7 +158,9 @@ def _over_epochs(
                 notes.append(f"{run.label}: {why}.")
             used |= {q.label: Look(INK, q.look.line, width=1.2) for q in drawn}
         legend = (*looks.items(), *(used.items() if len(used) > 1 else ()))
-    return Picture(name, title, "epochs done", panels, tuple(notes), legend)
+    steps = runs[0].steps_per_epoch if len({run.steps_per_epoch for run in runs}) == 1 else None
+    parts = (panels, tuple(notes), legend)
+    return Picture(name, title, "epochs done", *parts, steps_per_epoch=steps)
 
 
 def thinned(points: Points) -> tuple[Points, int]:
