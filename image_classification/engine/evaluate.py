@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from image_classification.data.loaders import Loader
 from image_classification.distributed.collectives import all_reduce_sum
 from image_classification.engine.checkpoints.files import weights_file
 from image_classification.engine.checkpoints.restore import preprocessing_warnings, restore_weights
+from image_classification.engine.predictions import PredictionRecorder, write_evaluation
 from image_classification.engine.runs import EvaluationRun, TrainingRun
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.throughput import time_results
@@ -23,12 +25,17 @@ from image_classification.engine.throughput import time_results
 
 @torch.no_grad()
 def evaluate(
-    run: TrainingRun | EvaluationRun, model: nn.Module, loader: Loader, stop: StopRequest
+    run: TrainingRun | EvaluationRun,
+    model: nn.Module,
+    loader: Loader,
+    stop: StopRequest,
+    recorder: PredictionRecorder | None = None,
 ) -> EvalResult:
     """Evaluate ``model`` on every image of ``loader`` exactly once, for any batch and world size.
 
     top1, top5 and topk (``run.topk``) in percent; loss is plain cross-entropy (no smoothing) in
-    nats, averaged over images. The model's training mode is restored.
+    nats, averaged over images. The model's training mode is restored. recorder: receives the
+    prediction of every image.
 
     Raises:
         Stopped: asked to stop; all ranks leave at the same batch.
@@ -49,7 +56,8 @@ def evaluate(
                 logits = model(batch.images)
             logits = logits.float()
             losses = F.cross_entropy(logits, batch.labels, reduction="none")
-            hits = logits.topk(max(five, k), dim=1).indices == batch.labels[:, None]
+            best = logits.topk(max(five, k), dim=1).indices
+            hits = best == batch.labels[:, None]
             valid = batch.valid
             sums += torch.stack(
                 [
@@ -64,6 +72,8 @@ def evaluate(
             # All ranks together; the last batch may be padded.
             seen = run.activity.done + len(batch.labels) * run.world.world_size
             run.activity.done = min(seen, loader.num_images)
+            if recorder is not None:
+                recorder.add(logits, best[:, 0], losses, batch.labels, valid)
             stop.check()
     finally:
         model.train(was_training)
@@ -83,6 +93,24 @@ def evaluate(
         k=run.config.run.topk,
         topk=100.0 * topk / images,
     )
+
+
+def evaluate_all(
+    run: TrainingRun | EvaluationRun, loader: Loader, stop: StopRequest, with_ema: bool = True
+) -> tuple[dict[str, EvalResult], PredictionRecorder]:
+    """Evaluate the weights and, if the run has one, their moving average.
+
+    Returns the results by the kind of their record, and the predictions of the model that counts:
+    the moving average if it was evaluated.
+    """
+    models = {"validation": run.parts.model}
+    if run.parts.ema is not None and with_ema:
+        models["validation_ema"] = run.parts.ema.module
+    found = {}
+    for kind, model in models.items():
+        recorder = PredictionRecorder(run, loader)
+        found[kind] = evaluate(run, model, loader, stop, recorder)
+    return found, recorder
 
 
 def figures(result: EvalResult) -> dict[str, float]:
@@ -128,14 +156,16 @@ def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
         yield run.record("warning", message=message)
     yield run.start_record(model=run.parts.model, val_loader=run.val_loader)
     run.work.begin(measured=True)
-    found = {"validation": evaluate(run, run.parts.model, run.val_loader, stop)}
-    if run.parts.ema is not None and checkpoint is not None:
-        found["validation_ema"] = evaluate(run, run.parts.ema.module, run.val_loader, stop)
+    # A file of weights holds no moving average beside them.
+    found, predictions = evaluate_all(run, run.val_loader, stop, with_ema=checkpoint is not None)
     run.work.note(sum(result.images for result in found.values()))
     run.work.end()
     for kind, result in found.items():
         yield validation_record(run, kind, 0, result, is_best=False)
     validation_s = sum(result.time_s for result in found.values())
     times = time_results(time.perf_counter() - started, validation_s=validation_s)
-    evaluated = {kind: figures(result) for kind, result in found.items()}
+    evaluated: dict[str, Any] = {kind: figures(result) for kind, result in found.items()}
+    evaluated["evaluation"], problem = write_evaluation(run, predictions.gather(), run.val_loader)
+    if problem:
+        yield run.record("warning", message=problem)
     yield run.record("end", results={**evaluated, "time_s": times})

@@ -22,8 +22,9 @@ from image_classification.distributed.collectives import (
 )
 from image_classification.engine.checkpoints.restore import restore
 from image_classification.engine.checkpoints.save import CheckpointSaver
-from image_classification.engine.evaluate import evaluate, figures, validation_record
+from image_classification.engine.evaluate import evaluate_all, figures, validation_record
 from image_classification.engine.finiteness import FinitenessMonitor, report_divergence
+from image_classification.engine.predictions import Predictions, write_evaluation
 from image_classification.engine.runs import TrainingRun
 from image_classification.engine.step import train_step
 from image_classification.engine.stop import Stopped, StopRequest, should_end, target_result
@@ -100,6 +101,7 @@ class _Trainer:
         self.elapsed_before_s = progress.elapsed_s
         self.validation_time_s = 0.0
         self.results: dict[str, Any] = {}
+        self.best_predictions: Predictions | None = None
         self.undecodable: set[str] = set()
         self.loss_copy: Readback | None = None
         self.loss_copied_at_s = 0.0
@@ -140,6 +142,11 @@ class _Trainer:
                 yield from self.saver.finish()
             except WorkspaceError as error:
                 ending = error
+        if run.val_loader is not None:
+            details = write_evaluation(run, self.best_predictions, run.val_loader)
+            self.results["evaluation"], problem = details
+            if problem:
+                yield run.record("warning", message=problem)
         # The results are reported even where the last step cannot be saved.
         yield self._end_record()
         if ending is not None:
@@ -240,15 +247,15 @@ class _Trainer:
             yield from self._save()
 
     def _validate(self, epoch: int, loader: Loader) -> Iterator[Record]:
-        run, parts = self.run, self.run.parts
-        broadcast_module_state(parts.model)
-        found = {"validation": evaluate(run, parts.model, loader, self.stop)}
-        if parts.ema is not None:
-            found["validation_ema"] = evaluate(run, parts.ema.module, loader, self.stop)
+        run = self.run
+        broadcast_module_state(run.parts.model)
+        found, predictions = evaluate_all(run, loader, self.stop)
         # The moving average is the model that gets published, so it decides what is best.
         deciding = found.get("validation_ema", found["validation"])
         self._update_elapsed()
         is_best = run.progress.note_validation(deciding.top1)
+        if is_best:
+            self.best_predictions = predictions.gather()
         for kind, result in found.items():
             self.validation_time_s += result.time_s
             self.results[kind] = figures(result)

@@ -165,6 +165,40 @@ class DataResults:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassAccuracy:
+    """Top-1 of the images of one class, in percent."""
+
+    name: str
+    images: Whole
+    top1: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfusedClasses:
+    """How many images of the class ``true`` were predicted to be of the class ``predicted``."""
+
+    true: str
+    predicted: str
+    images: Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResults:
+    """Summary of the details in the run's ``folder``: of the evaluation, or the best validation.
+
+    Of the weights' moving average where there is one. images, mistakes: of all classes.
+    worst_classes, best_classes, confused: five of each at most.
+    """
+
+    folder: str | None = None
+    images: Whole | None = None
+    mistakes: Whole | None = None
+    worst_classes: tuple[ClassAccuracy, ...] | None = None
+    best_classes: tuple[ClassAccuracy, ...] | None = None
+    confused: tuple[ConfusedClasses, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeResults:
     """Where the time went, in seconds."""
 
@@ -181,6 +215,7 @@ class Results:
     train: TrainResults
     validation: ValidationResults
     validation_ema: ValidationResults
+    evaluation: EvaluationResults = EvaluationResults()
     target: TargetResults = TargetResults()
     starts: tuple[StartResults, ...] | None = None
     inference: tuple[InferenceResults, ...] | None

@@ -12,6 +12,9 @@ from image_classification.core.registry import Registry
 from image_classification.core.types import Batch, Decoding
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from image_classification.data.order import TrainOrder, ValOrder
 
 
@@ -86,8 +89,8 @@ class Loader(Protocol):
     Train: every rank yields exactly ``steps_per_epoch * accumulation`` micro-batches of
     ``per_device_batch`` valid images. Which images form optimizer step s of epoch e depends only
     on (seed, e, s), not on rank or worker count. The last incomplete global batch is dropped.
-    Val: every rank yields the same number of batches; padding has ``valid`` False, and over all
-    ranks each image is valid exactly once.
+    Val: every rank yields the same number of batches, in the order of `ValOrder`; padding has
+    ``valid`` False, and over all ranks each image is valid exactly once.
 
     num_quarantined: train images left out by the quarantine list; not counted in num_images.
     undecodable: train images that could not be decoded. Each is replaced by the next image of its
@@ -114,6 +117,14 @@ class Loader(Protocol):
 
     def sample_name(self, index: int) -> str:
         """Return the name of image ``index``, as in quarantine lists."""
+        ...
+
+    def read_sample(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """Return the encoded content of image ``index`` (``[bytes]``); None for synthetic images.
+
+        Raises:
+            DataError: it cannot be read.
+        """
         ...
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from image_classification.core.errors import ConfigError, DataError
@@ -112,6 +113,10 @@ class DaliLoader:
     def sample_name(self, index: int) -> str:
         """Return the name of image ``index``, as in quarantine lists."""
         return self._index.name(index)
+
+    def read_sample(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """Return the encoded content of image ``index``; see `Loader.read_sample`."""
+        return self._index.read(index)
 
     def close(self) -> None:
         """Stop the threads; may be called twice."""

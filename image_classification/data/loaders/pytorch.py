@@ -17,6 +17,8 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -118,6 +120,10 @@ class TorchvisionLoader:
     def sample_name(self, index: int) -> str:
         """Return the name of image ``index``, as in quarantine lists."""
         return self._images.index.name(index)
+
+    def read_sample(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """Return the encoded content of image ``index``; see `Loader.read_sample`."""
+        return self._images.index.read(index)
 
     def close(self) -> None:
         """Stop the workers; may be called twice."""

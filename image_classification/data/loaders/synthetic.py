@@ -59,6 +59,9 @@ class SyntheticLoader:
         """Return the number of image ``index`` in the pool: ``pool/12``."""
         return f"pool/{index % POOL_IMAGES}"
 
+    def read_sample(self, index: int) -> None:
+        """Return None: the images have no encoded content."""
+
     def close(self) -> None:
         """Release the images; may be called twice."""
         self._pool = None
