@@ -93,6 +93,21 @@ class DataConfig:
         "format of the folder; auto: detect it",
         choices=("auto", "folder", "tfrecord", "recordio", "webdataset"),
     )
+    val_fraction: float = setting(
+        0.2,
+        "fraction of each class held out for validation, in a folder of class folders without "
+        "train/ and val/",
+        min=0.0,
+        max=1.0,
+    )
+    split_file: str | None = setting(
+        None,
+        "file that lists the train and val images of such a folder; null: split.json in the "
+        "folder, else computed by data.val_fraction",
+    )
+    exif_orientation: bool = setting(
+        False, "turn images upright as EXIF says; on for one's own images"
+    )
     image_size: int = setting(224, "side length of training and validation crops", min=8)
     resize: int = setting(256, "size that validation images are resized to before the crop", min=8)
     resize_mode: str = setting(

@@ -1,26 +1,36 @@
 """Decode, crop, flip and resize an image, in the same way in every data backend.
 
-Images are decoded to RGB (gray, CMYK, palette and PNG content whatever the file's name). EXIF
-orientation is not applied, as in the published runs.
+Images are decoded to RGB by their content, whatever the file's name: gray, CMYK, palette and 16-bit
+images too; transparency is dropped, and of an animation the first image is taken. EXIF orientation
+is applied if ``data.exif_orientation`` says so: the published runs ignore it.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as ops
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.errors import ConfigError, DataError
-from image_classification.data.formats.image_header import check_size
+from image_classification.data.formats.image_header import (
+    check_size,
+    exif_orientation,
+    is_turned,
+)
 
 _CROP_ATTEMPTS = 10
+_TORCHVISION_STARTS = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF")
+_PIL_FORMATS = ("GIF", "WEBP", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
@@ -99,24 +109,68 @@ def center_crop(width_px: int, height_px: int, side_px: int) -> CropBox:
     return CropBox(top, left, side_px, side_px)
 
 
-def decode_rgb(content: npt.NDArray[np.uint8], name: str) -> torch.Tensor:
-    """Return a JPEG, PNG, GIF or WebP as ``[3, H, W]`` uint8; ``name`` is what errors call it.
+def decode_rgb(content: npt.NDArray[np.uint8], name: str, upright: bool = False) -> torch.Tensor:
+    """Return an image as ``[3, H, W]`` uint8; ``name`` is what errors call it.
+
+    JPEG, PNG, GIF and WebP are decoded by torchvision; BMP, TIFF, animated WebP and (with
+    pillow-heif) HEIC by Pillow. upright: apply the EXIF orientation.
 
     Raises:
-        DataError: it cannot be decoded, is animated, or has too many pixels.
+        DataError: it cannot be decoded, or has too many pixels.
     """
     check_size(content, name)
     try:
-        image: torch.Tensor = decode_image(torch.from_numpy(content), mode=ImageReadMode.RGB)
+        if content[:4].tobytes().startswith(_TORCHVISION_STARTS) and not _is_animated_webp(content):
+            image: torch.Tensor = decode_image(torch.from_numpy(content), mode=ImageReadMode.RGB)
+        else:
+            image = _decode_with_pillow(content)
     except RuntimeError as error:
         raise DataError(f"cannot decode {name}: {error}: replace or remove it") from error
-    if image.ndim != 3:
-        raise DataError(
-            f"cannot decode {name}: it is an animation of {len(image)} frames: replace or remove it"
-        )
+    if image.ndim != 3:  # an animated GIF
+        image = image[0]
     if image.dtype != torch.uint8:  # PNG with 16 bits per channel
         image = ops.to_dtype(image, torch.uint8, scale=True)
+    return turned(image, exif_orientation(content)) if upright else image
+
+
+def turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Return ``image [3, H, W]``, stored with this EXIF orientation, as it should be seen."""
+    if is_turned(orientation):
+        image = image.transpose(1, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image.flip(2)
+    if orientation in (3, 4, 7, 8):
+        image = image.flip(1)
     return image
+
+
+def _is_animated_webp(content: npt.NDArray[np.uint8]) -> bool:
+    return content[12:16].tobytes() == b"VP8X" and bool(content[20] & 2)
+
+
+def _decode_with_pillow(content: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Return the (first) image as ``[3, H, W]`` uint8. Raises RuntimeError."""
+    formats = _PIL_FORMATS
+    if content[4:8].tobytes() == b"ftyp":
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise RuntimeError("HEIC images need pillow-heif (pip install pillow-heif)") from error
+        register_heif_opener()
+        formats = ("HEIF",)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about large images (the size is checked) and odd tags
+        # Pillow raises exceptions of every kind.
+        try:
+            with Image.open(io.BytesIO(content.tobytes()), formats=formats) as image:
+                if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
+                    gray = np.asarray(image).astype(np.float32) / 257
+                    rgb = np.repeat(np.round(gray).astype(np.uint8)[..., None], 3, axis=2)
+                else:
+                    rgb = np.array(image.convert("RGB"))
+        except Exception as error:
+            raise RuntimeError(" ".join(str(error).split())) from error
+    return torch.from_numpy(rgb).permute(2, 0, 1)
 
 
 def resized_crop(image: torch.Tensor, box: CropBox, data: DataConfig) -> torch.Tensor:

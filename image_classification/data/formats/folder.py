@@ -1,33 +1,49 @@
 """Recognize how a data set is stored, and index it.
 
-``folder``: ``train/<class>/<image>`` and ``val/<class>/<image>``. ``tfrecord``, ``recordio`` and
-``webdataset``: shards in the data set's folder, or in its train/ and val/ folders (see the modules
-of these names). The same data set gives the same images and labels in every format.
+``folder``: ``train/<class>/<image>`` and ``val/<class>/<image>``, or only ``<class>/<image>``, of
+which `image_classification.data.formats.split` holds some images out for validation. ``tfrecord``,
+``recordio`` and ``webdataset``: shards in the data set's folder, or in its train/ and val/ folders
+(see the modules of these names). The same data set gives the same images and labels in every
+format.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from image_classification.core.class_folders import (
+    IMAGE_EXTENSIONS,
+    SPLITS,
+    count_skipped,
+    folder_names,
+    has_only_class_folders,
+    is_image_name,
+    skipped_text,
+)
 from image_classification.core.errors import DataError
 from image_classification.data.formats import recordio, tfrecord, webdataset
-from image_classification.data.formats.index import FolderIndex, Index, Names
+from image_classification.data.formats.index import FolderIndex, Index, Int64s, Names
 from image_classification.data.formats.shards import (
     ShardFormat,
     check_count,
     named_classes,
     open_shards,
 )
+from image_classification.data.formats.split import (
+    DEFAULT_RULE,
+    Split,
+    SplitRule,
+    split_images,
+)
 from image_classification.data.tools import quarantine
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png")
-"""In lower case; matched in any case, since ImageNet has ``.JPEG``."""
-
-SPLITS = ("train", "val")
 AUTO = "auto"
 """Value of ``data.format`` that asks to recognize the layout."""
 
@@ -39,23 +55,38 @@ FORMATS = (FOLDER, *SHARD_FORMATS)
 _MAX_SHOWN = 3
 
 
-def open_index(root: Path, split: str, num_classes: int | None, layout: str = AUTO) -> Index:
+def open_index(
+    root: Path,
+    split: str,
+    num_classes: int | None,
+    layout: str = AUTO,
+    rule: SplitRule = DEFAULT_RULE,
+) -> Index:
     """Index ``split`` of the data set at ``root`` for a model of ``num_classes``.
 
-    layout: ``data.format``. num_classes: None accepts any number. Images in ``quarantine.json``
-    are left out of train; val must be complete.
+    layout: ``data.format``. num_classes: None accepts any number. rule: which images of a folder
+    without train/ and val/ are held out. Images in ``quarantine.json`` are left out of train; val
+    must be complete. Without train/ and val/ they are left out before the split.
 
     Raises:
         DataError: no data set there, not in its layout (see `index_folder` and
             `image_classification.data.formats.shards.open_shards`), or quarantined images in val.
     """
     layout = recognize(root, split, layout)
+    broken = set(quarantine.load(root))
     index: Index
+    if layout == FOLDER and not _has_split_folders(root):
+        return _index_class_folders(root, split, num_classes, rule, broken)
     if layout == FOLDER:
         index = index_folder(root, split, num_classes)
     else:
         index = open_shards(SHARD_FORMATS[layout], root, split, num_classes)
-    kept = index.without(set(quarantine.load(root)))
+    if rule.split_file is not None:
+        raise DataError(
+            f"{root} has its own {split} images, so data.split_file {rule.split_file} has no "
+            f"effect: leave it out"
+        )
+    kept = index.without(broken)
     if split == "val" and kept.num_quarantined:
         raise DataError(
             f"{kept.num_quarantined} of the {len(index)} validation images of {root} are in "
@@ -77,20 +108,96 @@ def index_folder(root: Path, split: str, num_classes: int | None) -> FolderIndex
             val have different classes, or their number is not the model's.
     """
     classes = _check_folder(root, split, num_classes)
-    relative: list[bytes] = []
-    counts: list[int] = []
-    for name in classes:
-        folder = root / split / name
-        files = _image_names(folder)
-        if not files:
+    images, notes = _list_images(root / split, classes, f"{split}/", "train/ and val/")
+    names = [name for files in images.values() for name in files]
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [*map(len, images.values())])
+    return _folder_index(root, split, classes, names, labels, notes)
+
+
+def _index_class_folders(
+    root: Path, split: str, num_classes: int | None, rule: SplitRule, broken: set[str]
+) -> FolderIndex:
+    """Index the ``split`` images of ``root/<class>/<image>``; see `index_folder`."""
+    classes = _check_folder(root, split, num_classes)
+    chosen, num_broken, notes = _split_class_folders(root, classes, rule, broken, split)
+    names = getattr(chosen, split)
+    if not names:
+        raise DataError(
+            f"{chosen.source} leaves no {split} images of {root}: set data.val_fraction to 0.2, say"
+        )
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = np.array([label_of[name.split("/")[0]] for name in names], dtype=np.int64)
+    index = _folder_index(root, split, classes, names, labels, notes)
+    return replace(index, num_quarantined=num_broken if split == "train" else 0)
+
+
+def split_of_class_folders(root: Path, rule: SplitRule) -> Split | None:
+    """Return the split of a data set without train/ and val/; None for any other data set.
+
+    Raises:
+        DataError: as for `open_index`.
+    """
+    if recognize(root, "train") != FOLDER or _has_split_folders(root):
+        return None
+    classes = _check_folder(root, "train", None)
+    return _split_class_folders(root, classes, rule, set(quarantine.load(root)), None)[0]
+
+
+def _split_class_folders(
+    root: Path, classes: tuple[str, ...], rule: SplitRule, broken: set[str], split: str | None
+) -> tuple[Split, int, tuple[str, ...]]:
+    """Return the split, the number of quarantined images, and notes for the user."""
+    images, notes = _list_images(root, classes, "", str(root))
+    for name, files in images.items():
+        if broken.issuperset(files):
             raise DataError(
-                f"class folder {folder} holds no image ({', '.join(IMAGE_EXTENSIONS)}): fill it, "
-                f"or remove it from train/ and val/"
+                f"all images of class {name} of {root} are in {quarantine.QUARANTINE_FILE}: "
+                f"replace them and check again"
             )
-        relative.extend(os.fsencode(f"{split}/{name}/{file}") for file in files)
-        counts.append(len(files))
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    return FolderIndex(root, split, classes, labels, Names.of(relative))
+    num_broken = sum(file in broken for files in images.values() for file in files)
+    chosen = split_images(root, images, rule, split, broken)
+    note = (
+        f"{root} has no train/ and val/: {len(chosen.train):,} train and {len(chosen.val):,} "
+        f"validation images by {chosen.source}"
+    )
+    return chosen, num_broken, (note, *notes)
+
+
+def _list_images(
+    folder: Path, classes: tuple[str, ...], prefix: str, where: str
+) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Return class -> sorted image names, each with ``prefix``, and notes on skipped files."""
+    images: dict[str, list[str]] = {}
+    skipped: Counter[str] = Counter()
+    for name in classes:
+        entries = _listed(folder / name)
+        files = sorted(entry for entry in entries if is_image_name(entry))
+        if len(files) < len(entries):
+            skipped.update(count_skipped(entries, folder / name))
+        if not files:
+            others = f" ({skipped_text(skipped, name)})" if skipped else ""
+            raise DataError(
+                f"class folder {folder / name} holds no image ({', '.join(IMAGE_EXTENSIONS)})"
+                f"{others}: fill it, or remove it from {where}"
+            )
+        images[name] = [f"{prefix}{name}/{file}" for file in files]
+    return images, (skipped_text(skipped, str(folder)),) if skipped else ()
+
+
+def _folder_index(
+    root: Path,
+    split: str,
+    classes: tuple[str, ...],
+    names: Sequence[str],
+    labels: Int64s,
+    notes: tuple[str, ...],
+) -> FolderIndex:
+    encoded = Names.of([os.fsencode(name) for name in names])
+    return FolderIndex(root, split, classes, labels, encoded, notes=notes)
+
+
+def _has_split_folders(root: Path) -> bool:
+    return any((root / split).is_dir() for split in SPLITS)
 
 
 def check_classes(root: Path, split: str, num_classes: int, layout: str = AUTO) -> None:
@@ -111,6 +218,11 @@ def check_classes(root: Path, split: str, num_classes: int, layout: str = AUTO) 
 
 def _check_folder(root: Path, split: str, num_classes: int | None) -> tuple[str, ...]:
     """Return the classes of ``split``; compare them with the other split's and the model's."""
+    if not _has_split_folders(root):
+        classes = _class_names(root)
+        if num_classes is not None:
+            check_count(root, len(classes), num_classes, "class folders")
+        return classes
     classes = _class_names(root / split)
     other = SPLITS[1 - SPLITS.index(split)]
     if (root / other).is_dir():
@@ -141,7 +253,11 @@ def recognize(root: Path, split: str, layout: str = AUTO) -> str:
     """
     _check_root(root)
     folder = root / split
-    if layout == FOLDER and not folder.is_dir():
+    try:
+        is_folder = folder.is_dir() or has_only_class_folders(root)
+    except OSError as error:
+        raise _unreadable(root, error) from error
+    if layout == FOLDER and not is_folder:
         raise DataError(f"{root} has no {split}/ folder: {_remedy(root)}")
     if layout in SHARD_FORMATS and not SHARD_FORMATS[layout].find(root, split):
         raise DataError(
@@ -153,7 +269,7 @@ def recognize(root: Path, split: str, layout: str = AUTO) -> str:
     found = [name for name, kind in SHARD_FORMATS.items() if kind.find(root, split)]
     try:
         # If there are shards, train/ may be the folder that holds them.
-        if folder.is_dir() and (not found or _folder_names(folder)):
+        if is_folder and (not found or (folder.is_dir() and folder_names(folder))):
             found.insert(0, FOLDER)
     except OSError as error:
         raise _unreadable(root, error) from error
@@ -170,11 +286,18 @@ def recognize(root: Path, split: str, layout: str = AUTO) -> str:
 def has_split(root: Path, split: str) -> bool:
     """Return whether ``root`` has images of ``split``, in any format.
 
+    A folder of class folders alone has both splits.
+
     Raises:
         DataError: no data set there.
     """
     _check_root(root)
-    return (root / split).is_dir() or any(f.find(root, split) for f in SHARD_FORMATS.values())
+    if (root / split).is_dir() or any(f.find(root, split) for f in SHARD_FORMATS.values()):
+        return True
+    try:
+        return has_only_class_folders(root)
+    except OSError as error:
+        raise _unreadable(root, error) from error
 
 
 def _check_root(root: Path) -> None:
@@ -190,25 +313,20 @@ def _check_root(root: Path) -> None:
 
 def _remedy(root: Path) -> str:
     return (
-        "give a folder with train/<class>/ and val/<class>/ (in Docker, mount it: "
-        f"docker run -v /your/imagenet:{root.absolute()} …), or 'demo' (small real images, made "
-        "on the spot), or 'synthetic'"
+        "give a folder with train/<class>/ and val/<class>/, or with <class>/ alone "
+        f"(in Docker, mount it: docker run -v /your/imagenet:{root.absolute()} …), or 'demo' (small "
+        "real images, made on the spot), or 'synthetic'"
     )
-
-
-def _folder_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     try:
-        names = _folder_names(folder)
+        names = folder_names(folder)
     except OSError as error:
         raise _unreadable(folder, error) from error
     if names:
         return tuple(names)
-    num_images = len(_image_names(folder))
+    num_images = sum(map(is_image_name, _listed(folder)))
     if num_images:
         raise DataError(
             f"{folder} holds {num_images} images and no class folders, as the ImageNet validation "
@@ -221,12 +339,11 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     )
 
 
-def _image_names(folder: Path) -> list[str]:
+def _listed(folder: Path) -> list[str]:
     try:
-        names = os.listdir(folder)
+        return os.listdir(folder)
     except OSError as error:
         raise _unreadable(folder, error) from error
-    return sorted(n for n in names if n.lower().endswith(IMAGE_EXTENSIONS) and n[0] != ".")
 
 
 def _unreadable(folder: Path, error: OSError) -> DataError:

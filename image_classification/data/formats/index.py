@@ -68,7 +68,7 @@ class Index:
 
     root: the data set's folder. labels: ``[N]`` int64, positions in ``classes``. names: of the
     images, None if the format has none. num_quarantined: train images left out because the
-    quarantine list names them.
+    quarantine list names them. notes: what the user should know, such as skipped files.
     """
 
     root: Path
@@ -77,6 +77,7 @@ class Index:
     labels: Int64s
     names: Names | None
     num_quarantined: int = field(default=0, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     per_image: ClassVar[tuple[str, ...]] = ("labels",)
     """Fields that hold one value per image."""
@@ -134,7 +135,7 @@ class FolderIndex(Index):
     """One file per image, sorted by class and file name. names: paths relative to ``root``."""
 
     def name(self, index: int) -> str:
-        """Return the path below the data set's folder: ``train/cat/1.JPEG``."""
+        """Return the path below the data set's folder: ``train/cat/1.JPEG`` or ``cat/1.JPEG``."""
         assert self.names is not None
         return self.names[index]
 
@@ -144,10 +145,11 @@ class FolderIndex(Index):
         try:
             content = _read_file(path)
         except OSError as error:
-            if not (self.root / self.split).is_dir():
+            folder = self.root / self.name(index).split("/")[0]
+            if not folder.is_dir():
                 raise VanishedError(
-                    f"the data set's folder {self.root / self.split} has gone while it was read: "
-                    f"check its disk or its mount"
+                    f"the data set's folder {folder} has gone while it was read: check its disk "
+                    f"or its mount"
                 ) from error
             raise DataError(
                 f"cannot read {path}: {error.strerror}: replace or remove the file"

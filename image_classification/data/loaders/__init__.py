@@ -93,12 +93,14 @@ class Loader(Protocol):
     ``valid`` False, and over all ranks each image is valid exactly once.
 
     num_quarantined: train images left out by the quarantine list; not counted in num_images.
+    notes: what the user should know about this split, such as the files that were skipped.
     undecodable: train images that could not be decoded. Each is replaced by the next image of its
     micro-batch that was decoded.
     """
 
     num_images: int
     num_quarantined: int
+    notes: tuple[str, ...]
     undecodable: UndecodableImages
     classes: tuple[str, ...]
     steps_per_epoch: int

@@ -19,6 +19,7 @@ import torch
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.core.types import Batch
 from image_classification.data.formats.folder import open_index
+from image_classification.data.formats.split import SplitRule
 from image_classification.data.loaders import LoaderSpec, UndecodableImages
 from image_classification.data.loaders.dali_decode import DaliDecoder, Decoded, HostSteps, Sample
 from image_classification.data.loaders.device_prefetch import (
@@ -71,8 +72,11 @@ class DaliLoader:
             ) from error
         check_transform(data, spec.split)
         root = resolve_data_path(data.path)
-        self._index = index = open_index(root, spec.split, spec.num_classes, data.format)
+        self._index = index = open_index(
+            root, spec.split, spec.num_classes, data.format, SplitRule.of(data)
+        )
         self.num_images = len(index)
+        self.notes = index.notes
         self.num_quarantined = index.num_quarantined
         self.classes = index.classes
         self.undecodable = UndecodableImages(len(index), data.error_budget)

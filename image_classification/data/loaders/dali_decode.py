@@ -66,8 +66,9 @@ class Sample:
 class HostSteps:
     """What the host does to single images; safe to call from several threads.
 
-    DALI gets only JPEGs that all decoders decode in the same way. torchvision decodes PNG, CMYK,
-    damaged files and what DALI has refused, so an image is undecodable in every backend or in none.
+    DALI gets only JPEGs that all decoders decode in the same way. `decode_rgb` decodes everything
+    else, as in the ``pytorch`` backend: other formats, CMYK, damaged files and what DALI has
+    refused. So an image is undecodable in every backend or in none.
     """
 
     def __init__(self, index: Index, spec: LoaderSpec) -> None:
@@ -81,14 +82,17 @@ class HostSteps:
         Raises:
             VanishedError: the data set itself is gone.
         """
+        upright = self._spec.data.exif_orientation
         for sample in samples:
             try:
                 content = self._index.read(sample.index)
-                size = None if sample.index in self._refused else plain_jpeg_size(content)
+                refused = sample.index in self._refused
+                size = None if refused else plain_jpeg_size(content, upright)
                 if size is not None and size[0] * size[1] <= MAX_PIXELS:
                     sample.content = content
                 else:
-                    sample.decoded = decode_rgb(content, self._index.where(sample.index))
+                    where = self._index.where(sample.index)
+                    sample.decoded = decode_rgb(content, where, upright)
                     size = sample.decoded.shape[2], sample.decoded.shape[1]
             except VanishedError:
                 raise
@@ -102,8 +106,9 @@ class HostSteps:
         assert sample.content is not None
         self._refused.add(sample.index)
         content, sample.content = sample.content, None
+        where, upright = self._index.where(sample.index), self._spec.data.exif_orientation
         try:
-            sample.decoded = decode_rgb(content, self._index.where(sample.index))
+            sample.decoded = decode_rgb(content, where, upright)
         except DataError as error:
             sample.error = error.message
 
@@ -264,7 +269,7 @@ def _build(data: DataConfig, max_batch: int, resizes: bool, device_index: int | 
             axes=[0, 1],
             device="cpu" if device_index is None else "mixed",
             output_type=types.RGB,
-            adjust_orientation=False,  # as in the published runs
+            adjust_orientation=data.exif_orientation,  # the boxes are of the upright image
             jpeg_fancy_upsampling=True,  # as torchvision's decoder does
             **gpu_options,
         )

@@ -27,6 +27,7 @@ from image_classification.core.types import Batch
 from image_classification.data.augment import augment
 from image_classification.data.formats.folder import open_index
 from image_classification.data.formats.index import Index, VanishedError
+from image_classification.data.formats.split import SplitRule
 from image_classification.data.loaders import LoaderSpec, UndecodableImages
 from image_classification.data.loaders.device_prefetch import (
     MEMORY_FORMATS,
@@ -76,8 +77,10 @@ class TorchvisionLoader:
         data = spec.data
         check_transform(data, spec.split)
         root = resolve_data_path(data.path)
-        index = open_index(root, spec.split, spec.num_classes, data.format)
+        rule = SplitRule.of(data)
+        index = open_index(root, spec.split, spec.num_classes, data.format, rule)
         self.num_images = len(index)
+        self.notes = index.notes
         self.num_quarantined = index.num_quarantined
         self.undecodable = UndecodableImages(len(index), data.error_budget)
         self.classes = index.classes
@@ -254,7 +257,8 @@ class ImageBatches(Dataset[HostBatch]):
                 images[row] = 0
                 continue
             try:
-                image = decode_rgb(self.index.read(index), self.index.where(index))
+                content, where = self.index.read(index), self.index.where(index)
+                image = decode_rgb(content, where, data.exif_orientation)
             except DataError as error:
                 if isinstance(error, VanishedError) or not is_train:
                     raise

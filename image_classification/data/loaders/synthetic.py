@@ -36,6 +36,7 @@ class SyntheticLoader:
         data = spec.data
         self.num_images = data.synthetic_train_images if is_train else data.synthetic_val_images
         self.num_quarantined = 0
+        self.notes: tuple[str, ...] = ()
         self.undecodable = UndecodableImages(self.num_images, data.error_budget)
         self.classes = tuple(f"{label:04d}" for label in range(spec.num_classes))
         self._order = spec.batch_order(self.num_images)

@@ -31,6 +31,7 @@ _FREE_KEYS = {
     "data.prefetch",
     "data.backend",
     "data.format",
+    "data.split_file",
     "data.hw_decoder_load",
     "data.device_memory_padding_mib",
     "batch.per_device",
