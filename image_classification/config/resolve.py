@@ -12,14 +12,18 @@ import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from image_classification.config.catalogue import Catalogue, Entry, load_catalogue
 from image_classification.config.keys import KEYS, Override, settable_key
 from image_classification.config.placement import place
 from image_classification.config.schema import MODES, SECTIONS, RunConfig, RunNames
+from image_classification.core.class_folders import own_classes
 from image_classification.core.errors import ConfigError, unknown
 from image_classification.core.types import DevicesFound
+
+OWN_DATA_RECIPE = "photos"
+"""The default recipe for the user's own data, where a platform has it."""
 
 _DTYPES = {
     "FP32": ("float32",),
@@ -161,14 +165,26 @@ def read_run(
     if mode not in MODES:
         raise ConfigError(unknown("mode", mode, MODES))
     entry = catalogue.find(model, platform, precision)
+    own = _own_data(catalogue, platform, data, overrides)
+    notes = [*notes]
     if recipe is None:
         recipe = entry.default_recipe
+        if own is not None and OWN_DATA_RECIPE in entry.recipes and recipe != OWN_DATA_RECIPE:
+            notes.append(
+                f"recipe {OWN_DATA_RECIPE}, as {own.path} is your own data: --recipe {recipe} is "
+                f"the platform's"
+            )
+            recipe = OWN_DATA_RECIPE
     if recipe not in entry.recipes:
         kind = f"recipe of {model} {platform} {precision}"
         raise ConfigError(unknown(kind, recipe, entry.recipes))
     names = RunNames(model, precision, mode, platform, recipe)
 
     values = _apply_layers(catalogue, entry, names)
+    if own is not None:
+        at = f"from the class folders of {own.path}"
+        values.put("model.num_classes", len(own.classes), at)
+        values.put("data.exif_orientation", True, f"{own.path} is your own data")
     if isinstance(overrides, Mapping):
         overrides = [Override(key, value, "overrides argument") for key, value in overrides.items()]
     if data is not None:
@@ -180,6 +196,8 @@ def read_run(
             f"{catalogue.name}: {model} {platform} {precision} has no value for "
             f"{', '.join(missing)}; its entry must set them"
         )
+    if own is not None:
+        _check_num_classes(values, own)
     _keep_resize_margin(values)
     warnings = (*notes, *_choose_backend(values), *_choose_dtype(values))
     for check in (_check_precision, _check_apex, _check_data, _check_run, _check_schedule):
@@ -207,6 +225,48 @@ def resolve(
     """Return the configuration of a run: `read_run` with ``settings``, then `LayeredRun.on`."""
     run = read_run(model, precision, mode, platform, recipe, **settings)
     return run.on(available, world_size, num_nodes)
+
+
+class OwnData(NamedTuple):
+    """A data set that is the user's own: its folder, and the names of its classes."""
+
+    path: str
+    classes: tuple[str, ...]
+
+
+def _own_data(
+    catalogue: Catalogue,
+    platform: str,
+    data: str | None,
+    overrides: Mapping[str, Any] | Sequence[Override],
+) -> OwnData | None:
+    """Return the data set that the user named, if it is one's own; see `own_classes`."""
+    given = [override for override in overrides if isinstance(override, Override)]
+    pairs = (
+        overrides.items() if isinstance(overrides, Mapping) else ((o.key, o.value) for o in given)
+    )
+    path = next((value for key, value in pairs if key == "data.path"), data)
+    defaults = [
+        layer[key][0]
+        for layer in (catalogue.defaults, catalogue.platforms[platform].settings)
+        for key in ("data.path",)
+        if key in layer
+    ]
+    if not isinstance(path, str) or path in ("demo", "synthetic", *defaults):
+        return None
+    classes = own_classes(path)
+    return None if classes is None else OwnData(path, classes)
+
+
+def _check_num_classes(values: Values, own: OwnData) -> None:
+    """Raise ConfigError if the user gave another number of classes to train than there are."""
+    count, given = len(own.classes), values["model.num_classes"]
+    # A model may know more classes than the images that it is evaluated on.
+    if given != count and values["run.mode"] != "evaluate":
+        raise ConfigError(
+            f"{values.shown('model.num_classes')} contradicts the {count} class folders of "
+            f"{own.path}: give --num_classes {count}, or leave it out"
+        )
 
 
 def _apply_layers(catalogue: Catalogue, entry: Entry, names: RunNames) -> Values:

@@ -93,10 +93,10 @@ class DataConfig:
         "format of the folder; auto: detect it",
         choices=("auto", "folder", "tfrecord", "recordio", "webdataset"),
     )
-    val_fraction: float = setting(
-        0.2,
+    val_fraction: float | None = setting(
+        None,
         "fraction of each class held out for validation, in a folder of class folders without "
-        "train/ and val/",
+        "train/ and val/; null: 0.2, or all images to evaluate weights that were trained elsewhere",
         min=0.0,
         max=1.0,
     )

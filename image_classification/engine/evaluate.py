@@ -155,6 +155,8 @@ def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
     for message in [*warnings, *preprocessing_warnings(source, config.data)]:
         yield run.record("warning", message=message)
     yield run.start_record(model=run.parts.model, val_loader=run.val_loader)
+    for note in run.val_loader.notes:
+        yield run.record("warning", message=note)
     run.work.begin(measured=True)
     # A file of weights holds no moving average beside them.
     found, predictions = evaluate_all(run, run.val_loader, stop, with_ema=checkpoint is not None)

@@ -12,7 +12,7 @@ import torch
 from image_classification.core.errors import DivergedError, WorkspaceError
 from image_classification.core.types import Record
 from image_classification.core.units import Every
-from image_classification.data.loaders import Loader
+from image_classification.data.loaders import Loader, loader_notes
 from image_classification.devices.async_readback import Readback
 from image_classification.distributed.collectives import (
     agree_max,
@@ -120,6 +120,8 @@ class _Trainer:
             val_loader=run.val_loader,
             resumed_from=progress.starts[-1]["resumed_from"],
         )
+        for note in loader_notes(run.train_loader, run.val_loader):
+            yield run.record("warning", message=note)
         if run.train_loader.num_quarantined:
             left_out = f"{run.train_loader.num_quarantined} train images are left out"
             yield run.record("warning", message=f"{left_out}: quarantine.json lists them")

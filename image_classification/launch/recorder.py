@@ -30,6 +30,7 @@ from image_classification.engine.checkpoints.files import describe_newest
 from image_classification.engine.precision import find_apex
 from image_classification.engine.runs import Run
 from image_classification.engine.stop import Stopped
+from image_classification.launch.data_split import save_split
 from image_classification.launch.outcomes import Outcome, keep_for_restart, report_outcome
 from image_classification.reporting.build_report import build_report
 from image_classification.reporting.console import open_console_sink
@@ -239,6 +240,8 @@ class RunRecorder:
                 ),
             )
             write_atomically(folder / "config.yml", to_yaml(config))
+            if config.run.mode == "convergence":
+                save_split(config.data, folder)
             sinks.append(JsonlSink(folder / "metrics.jsonl", append=append))
         except UserError:
             MultiSink([*sinks, *trackers]).close()

@@ -37,6 +37,7 @@ from image_classification.engine.evaluate import evaluate_run
 from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
+from image_classification.launch.data_split import use_split_of_run
 from image_classification.launch.outcomes import Outcome, end_with_launcher, report_outcome
 from image_classification.launch.processes import launch
 from image_classification.launch.recorder import RunRecorder
@@ -182,7 +183,7 @@ def _run_joined(
     restarts = agree_max(restart_count(os.environ))
     with ExitStack() as stack:
         point = stack.enter_context(_shared_resume_point(config, world, restarts))
-        config = apply_resume_point(config, point, restarts)
+        config = use_split_of_run(apply_resume_point(config, point, restarts))
         any_rank = stack.enter_context(AnyRank())
         base = Run(config, world, accelerator, device, Path(point.workspace), point.run_epochs_from)
         stack.callback(base.close)

@@ -314,8 +314,8 @@ def _check_root(root: Path) -> None:
 def _remedy(root: Path) -> str:
     return (
         "give a folder with train/<class>/ and val/<class>/, or with <class>/ alone "
-        f"(in Docker, mount it: docker run -v /your/imagenet:{root.absolute()} …), or 'demo' (small "
-        "real images, made on the spot), or 'synthetic'"
+        f"(in Docker, mount it: docker run -v /your/imagenet:{root.absolute()} …), or 'demo' "
+        "(small real images, made on the spot), or 'synthetic'"
     )
 
 

@@ -21,21 +21,29 @@ from image_classification.core.errors import DataError
 from image_classification.core.files import replacement_file
 
 SPLIT_FILE = "split.json"
+VAL_FRACTION = 0.2
+"""Of each class, where ``data.val_fraction`` is null."""
+
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How to split: see ``data.val_fraction`` and ``data.split_file``. seed: of the hash."""
+    """How to split: see ``data.val_fraction`` and ``data.split_file``.
 
-    val_fraction: float = 0.2
+    seed: of the hash. ignore_file: take no notice of ``split.json`` in the data set's folder.
+    """
+
+    val_fraction: float = VAL_FRACTION
     split_file: str | None = None
     seed: int = 0
+    ignore_file: bool = False
 
     @classmethod
     def of(cls, data: DataConfig) -> SplitRule:
         """Return the rule of a run."""
-        return cls(data.val_fraction, data.split_file)
+        fraction = VAL_FRACTION if data.val_fraction is None else data.val_fraction
+        return cls(fraction, data.split_file)
 
 
 DEFAULT_RULE = SplitRule()
@@ -68,7 +76,7 @@ def split_images(
     """
     images = {name: [f for f in files if f not in broken] for name, files in images.items()}
     path = Path(rule.split_file) if rule.split_file else root / SPLIT_FILE
-    if rule.split_file or os.path.lexists(path):
+    if rule.split_file or (not rule.ignore_file and os.path.lexists(path)):
         return _as_listed(path, images, rule, split, broken)
     chosen: set[str] = set()
     for name, files in images.items():

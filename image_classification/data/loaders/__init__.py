@@ -134,6 +134,11 @@ class Loader(Protocol):
         ...
 
 
+def loader_notes(*loaders: Loader | None) -> list[str]:
+    """Return the notes of ``loaders``, each once."""
+    return list(dict.fromkeys(note for loader in loaders if loader for note in loader.notes))
+
+
 BACKENDS: Registry[Callable[[LoaderSpec], Loader]] = Registry("data backend")
 BACKENDS.add("dali-cpu", "image_classification.data.loaders.dali:DaliLoader")
 BACKENDS.add("dali-gpu", "image_classification.data.loaders.dali:DaliLoader")

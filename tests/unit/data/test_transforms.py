@@ -1,4 +1,5 @@
 import math
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms.v2 import functional as ops
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.errors import ConfigError, DataError
+from image_classification.data.formats.image_header import exif_orientation
 from image_classification.data.transforms import (
     CropBox,
     center_crop,
@@ -146,6 +148,17 @@ EXIF_ROTATED[0x0112] = 6
         ("RGBA", "PNG", {}),
         ("P", "PNG", {}),
         ("1", "PNG", {}),
+        ("LA", "PNG", {}),
+        ("RGB", "WEBP", {"lossless": True}),
+        ("RGBA", "WEBP", {"lossless": True}),
+        ("P", "GIF", {}),
+        ("L", "GIF", {}),
+        ("RGB", "BMP", {}),
+        ("P", "BMP", {}),
+        ("RGB", "TIFF", {}),
+        ("CMYK", "TIFF", {"compression": "tiff_lzw"}),
+        ("RGBA", "TIFF", {}),
+        ("L", "TIFF", {}),
     ],
 )
 def test_decodes_to_the_rgb_of_pil(
@@ -160,9 +173,10 @@ def test_decodes_to_the_rgb_of_pil(
     assert (image.int() - expected.int()).abs().max() <= 2
 
 
-def test_sixteen_bits_per_channel_become_eight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_sixteen_bits_per_channel_become_eight(tmp_path: Path, file_format: str) -> None:
     grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
-    image = decode_file(save(Image.fromarray(grey), tmp_path / "deep.png", "PNG"))
+    image = decode_file(save(Image.fromarray(grey), tmp_path / "deep", file_format))
     assert image.dtype == torch.uint8
     assert (image[0].numpy().astype(int) - grey // 256).max() <= 1
     assert image.float().mean().item() == pytest.approx(127.5, abs=1)
@@ -184,11 +198,46 @@ def test_undecodable_content_raises_an_error_with_the_name(
     assert caught.value.message.count(str(path)) == 1
 
 
-def test_animations_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP"])
+def test_of_an_animation_the_first_image_is_taken(tmp_path: Path, file_format: str) -> None:
     frames = [blocks(), blocks().rotate(180)]
-    path = save(frames[0], tmp_path / "a.jpg", "GIF", save_all=True, append_images=frames[1:])
-    with pytest.raises(DataError, match="animation of 2 frames"):
-        decode_file(path)
+    options = {"save_all": True, "append_images": frames[1:], "lossless": True}
+    path = save(frames[0], tmp_path / "a", file_format, **options)
+    with Image.open(path) as animation:
+        assert animation.n_frames == 2  # type: ignore[attr-defined]
+        first = torch.from_numpy(np.array(animation.convert("RGB"))).permute(2, 0, 1)
+    assert (decode_file(path).int() - first.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation(tmp_path: Path, file_format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if file_format == "WEBP" else {"quality": 95}
+    path = save(blocks(), tmp_path / "phone", file_format, exif=exif, **options)
+    content = np.fromfile(path, dtype=np.uint8)
+    assert exif_orientation(content) == orientation
+    with Image.open(path) as image:
+        stored = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    expected = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    for is_upright, reference in ((False, stored), (True, expected)):
+        decoded = decode_rgb(content, path, is_upright)
+        assert decoded.shape == reference.shape
+        assert (decoded.int() - reference.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_invalid_exif_orientations_are_ignored(tmp_path: Path, order: str, value: int) -> None:
+    tag = struct.pack(f"{order}HHIHH", 0x0112, 3, 1, value, 0)
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    exif = b"Exif\0\0" + start + struct.pack(f"{order}IH", 8, 1) + tag + b"\0" * 4
+    for content in (exif, exif[:20], b"Exif\0\0nothing"):
+        path = save(blocks(), tmp_path / "odd.jpg", "JPEG", exif=content)
+        assert exif_orientation(np.fromfile(path, dtype=np.uint8)) == 1
+        assert decode_rgb(np.fromfile(path, dtype=np.uint8), path, True).shape == (3, 64, 96)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

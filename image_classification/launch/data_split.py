@@ -1,0 +1,88 @@
+"""Keep the train/val split of a folder of class folders with the run, and use it again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from image_classification.config.schema import DataConfig, RunConfig
+from image_classification.core.files import explained
+from image_classification.data.formats.folder import split_of_class_folders
+from image_classification.data.formats.split import (
+    SPLIT_FILE,
+    SplitRule,
+    read_split,
+    write_split,
+)
+from image_classification.data.tools.demo import resolve_data_path
+
+
+def save_split(data: DataConfig, folder: Path) -> None:
+    """Write ``split.json`` to the run's ``folder`` if the data set has no train/ and val/.
+
+    Raises:
+        WorkspaceError: it cannot be written. DataError: the data set cannot be used.
+    """
+    if data.backend == "synthetic":
+        return
+    root = resolve_data_path(data.path)
+    split = split_of_class_folders(root, SplitRule.of(data))
+    if split is not None:
+        path = folder / SPLIT_FILE
+        with explained(path):
+            write_split(path, root, split)
+
+
+def use_split_of_run(config: RunConfig) -> RunConfig:
+    """Return ``config`` with the split of the run that is continued or evaluated.
+
+    Weights that are evaluated on a folder of class folders which no split is known for are
+    evaluated on all its images.
+
+    Raises:
+        DataError: the data set cannot be used, or the run's split file is damaged.
+    """
+    data, evaluates = config.data, config.run.mode == "evaluate"
+    resumes = config.run.resume is not None
+    if data.backend == "synthetic" or data.split_file is not None or not (evaluates or resumes):
+        return config
+    root = resolve_data_path(data.path)
+    whole = split_of_class_folders(root, SplitRule(1.0, ignore_file=True))
+    if whole is None:
+        return config
+    path = _split_file(config)
+    if path is not None:
+        listed, there = read_split(path), set(whole.val)
+        if evaluates and there.issuperset(listed["val"]):
+            return _with_data(config, "split_file", str(path), "the run that is evaluated")
+        # Changed images are reported when the checkpoint is restored.
+        if not evaluates and there == {*listed["train"], *listed["val"]}:
+            return _with_data(config, "split_file", str(path), "the run that is continued")
+    if not evaluates or data.val_fraction is not None or (root / SPLIT_FILE).exists():
+        return config
+    warning = (
+        f"all images of {root} are evaluated, as no split of it is known: this includes any that "
+        f"the model was trained on (--set data.val_fraction=0.2 takes a held-out fifth)"
+    )
+    config = replace(config, warnings=(*config.warnings, warning))
+    return _with_data(config, "val_fraction", 1.0, "no split of these images is known")
+
+
+def _split_file(config: RunConfig) -> Path | None:
+    """Return the split file in the folder of the run whose weights are used."""
+    resume, given = config.run.resume, config.model.pretrained_from_file
+    source = config.run.workspace if resume == "auto" else resume or given
+    if source is None:
+        return None
+    path = Path(source)
+    # A run's folder, RUN/checkpoints/NAME, or a file in that.
+    for folder in (path, *path.absolute().parents[:3]):
+        if (folder / SPLIT_FILE).is_file() and (folder / "config.yml").is_file():
+            return folder / SPLIT_FILE
+    return None
+
+
+def _with_data(config: RunConfig, name: str, value: object, origin: str) -> RunConfig:
+    provenance = {**config.provenance, f"data.{name}": origin}
+    data = replace(config.data, **{name: value})  # type: ignore[arg-type]
+    return replace(config, data=data, provenance=provenance)
