@@ -14,9 +14,7 @@ from rich.console import Console
 
 from image_classification.config.keys import to_dict, to_yaml
 from image_classification.core.errors import (
-    EXIT_DIVERGED,
     EXIT_DONE,
-    EXIT_STOPPED,
     DivergedError,
     UserError,
 )
@@ -141,17 +139,17 @@ class RunRecorder:
 
     On rank 0 of a terminal the live view starts here. found: the devices of this node. Every rank
     has a recorder, as the telemetry is gathered. run: may be replaced by one with a mode's parts
-    before `record_all`.
+    before `record_all`. shown: write to the console, too.
     """
 
-    def __init__(self, run: Run, found: DevicesFound) -> None:
+    def __init__(self, run: Run, found: DevicesFound, shown: bool = True) -> None:
         self.run = run
         self._found = found
         # sys.stdout is None if Python was started with stdout closed.
-        stdout = LastingStdout() if sys.stdout is not None else io.StringIO()
+        stdout = LastingStdout() if shown and sys.stdout is not None else io.StringIO()
         self._console = Console(file=cast(TextIO, stdout))
         self._screen: Sink | None = None
-        if run.world.rank == 0:
+        if shown and run.world.rank == 0:
             self._screen = open_console_sink(self._console, run.config, run.activity)
         self._sink: MultiSink | None = None
         self._results: dict[str, Any] | None = None
@@ -164,30 +162,45 @@ class RunRecorder:
 
         A UserError of ``records`` is raised after the report was written.
         """
-        telemetry = RunTelemetry(self.run)
         try:
-            code, message = EXIT_DONE, ""
+            for _ in self.recorded(records):
+                pass
+        except (Stopped, DivergedError) as ended:
+            outcome = Outcome(self.run.world.rank, ended.exit_code, str(ended))
+            if not report_outcome(outcome) and outcome.rank == 0:
+                outcome.show()
+            return ended.exit_code
+        return EXIT_DONE
+
+    def recorded(self, records: Iterator[Record]) -> Iterator[Record]:
+        """Yield each of ``records`` once it is written; at their end, write the report.
+
+        Raises:
+            Stopped, DivergedError: of ``records``, with how to continue, after the report.
+            UserError: of ``records``, after the report.
+        """
+        telemetry = RunTelemetry(self.run)
+        ended: Stopped | DivergedError | None = None
+        try:
             try:
                 for record in records:
                     self._take(record, telemetry)
+                    yield record
             except Stopped as stopped:
-                code = EXIT_STOPPED
-                message = f"{stopped} received; {self._how_to_continue()}"
+                ended = Stopped(f"{stopped} received; {self._how_to_continue()}")
             except DivergedError as error:
-                code = EXIT_DIVERGED
-                message = f"{error}; {describe_newest(self.run.checkpoints)}"
+                kept = describe_newest(self.run.checkpoints)
+                ended = DivergedError(f"{error}; {kept}", error.step)
             except UserError as error:
                 # It may be this rank's alone, so the others are not waited for.
                 self._report(error.exit_code, error.message, telemetry, alone=True)
                 raise
+            code, message = (EXIT_DONE, "") if ended is None else (ended.exit_code, str(ended))
             self._report(code, message, telemetry)
         finally:
             telemetry.stop()
-        if code != EXIT_DONE:
-            outcome = Outcome(self.run.world.rank, code, message)
-            if not report_outcome(outcome) and outcome.rank == 0:
-                outcome.show()
-        return code
+        if ended is not None:
+            raise ended
 
     def close(self) -> None:
         """Close the sinks and end the live view; may be called twice."""

@@ -23,7 +23,7 @@ from image_classification.core.errors import (
     UserError,
     WorkspaceError,
 )
-from image_classification.core.types import DevicesFound, Record, WorldInfo
+from image_classification.core.types import Activity, DevicesFound, Record, WorldInfo
 from image_classification.data.formats.folder import check_classes
 from image_classification.data.tools.demo import resolve_data_path
 from image_classification.devices.accelerator import Accelerator, get_accelerator, out_of_memory
@@ -129,7 +129,7 @@ def _run_rank(
                 return _run_joined(config, world, accelerator, device, found)
             except (RuntimeError, MemoryError) as error:
                 if out_of_memory(error):
-                    raise _out_of_memory_error(config) from error
+                    raise out_of_memory_error(config) from error
                 message = lost_peer_message(error, timeout_s)
                 if message is None:
                     raise
@@ -141,7 +141,8 @@ def _run_rank(
         raise
 
 
-def _out_of_memory_error(config: RunConfig) -> DeviceError:
+def out_of_memory_error(config: RunConfig) -> DeviceError:
+    """Return the error of a run whose batch does not fit into memory, with the remedy."""
     per_device, global_batch = config.batch.per_device_batch, config.batch.global_batch
     if config.run.mode == "benchmark_inference":
         remedy = f"give smaller batches than {max(config.run.inference_batches)} with --batch-size"
@@ -179,22 +180,53 @@ def _run_joined(
     found: DevicesFound,
 ) -> int:
     """Build the run, run its mode and record it; all ranks have joined."""
+    activity = Activity()
+    with (
+        AnyRank() as any_rank,
+        StopRequest(any_rank, activity) as stop,
+        opened_run(config, world, accelerator, device, found, activity) as recorder,
+    ):
+        return recorder.record_all(MODES[config.run.mode].records(recorder.run, stop))
+
+
+@contextmanager
+def opened_run(
+    config: RunConfig,
+    world: WorldInfo,
+    accelerator: Accelerator,
+    device: torch.device,
+    found: DevicesFound,
+    activity: Activity,
+    shown: bool = True,
+) -> Iterator[RunRecorder]:
+    """Create or find the run's folder, and build the run; yield its recorder, which holds it.
+
+    shown: the recorder writes to the console, too. Every rank calls this.
+
+    Raises:
+        UserError: anything the user can fix, before the first step.
+    """
     # The agents of several machines count their restarts separately.
     restarts = agree_max(restart_count(os.environ))
     with ExitStack() as stack:
         point = stack.enter_context(_shared_resume_point(config, world, restarts))
         config = use_split_of_run(apply_resume_point(config, point, restarts))
-        any_rank = stack.enter_context(AnyRank())
-        base = Run(config, world, accelerator, device, Path(point.workspace), point.run_epochs_from)
+        base = Run(
+            config,
+            world,
+            accelerator,
+            device,
+            Path(point.workspace),
+            point.run_epochs_from,
+            activity=activity,
+        )
         stack.callback(base.close)
         if restarts:
-            base.activity.begin(f"restarting ({restarts} of at most {config.run.max_restarts})")
-        stop = stack.enter_context(StopRequest(any_rank, base.activity))
-        mode = MODES[config.run.mode]
-        recorder = RunRecorder(base, found)
+            activity.begin(f"restarting ({restarts} of at most {config.run.max_restarts})")
+        recorder = RunRecorder(base, found, shown)
         stack.callback(recorder.close)
-        recorder.run = mode.build(base)
-        return recorder.record_all(mode.records(recorder.run, stop))
+        recorder.run = MODES[config.run.mode].build(base)
+        yield recorder
 
 
 @contextmanager

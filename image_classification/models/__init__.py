@@ -6,6 +6,7 @@ Listing and describing models needs no torch; `build` imports it on first use.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -15,9 +16,8 @@ from image_classification.core.errors import ConfigError, unknown
 from image_classification.core.registry import Registry
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from image_classification.config.schema import DataConfig
+    from image_classification.models.classifier import Classifier
 
 INITS = ("fan_in", "fan_out")
 SE_REDUCTIONS = ("paper", "fixed16")
@@ -170,7 +170,7 @@ for _spec in (
     MODELS.add(_spec.name, _spec)
 
 # The network of each family, called with the spec and the options.
-FAMILIES: Registry[Callable[[Any, ModelOptions], nn.Module]] = Registry("model family")
+FAMILIES: Registry[Callable[[Any, ModelOptions], Classifier]] = Registry("model family")
 FAMILIES.add("resnet", "image_classification.models.resnet:ResNet")
 
 
@@ -198,7 +198,7 @@ def build(
     init: str = "fan_in",
     zero_init_last_gamma: bool = False,
     se_reduction: str = "paper",
-) -> nn.Module:
+) -> Classifier:
     """Return a newly initialized model in training mode, on torch's default device.
 
     It maps float images ``[N, 3, H, W]`` to logits ``[N, num_classes]``. Initial weights depend
@@ -222,4 +222,43 @@ def build(
     return FAMILIES.get(model.family)(model, options)
 
 
-create_model = build
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    pretrained: str | os.PathLike[str] | Literal[False] | None = None,
+    init: str = "fan_in",
+    zero_init_last_gamma: bool = False,
+    se_reduction: str = "paper",
+) -> Classifier:
+    """Return a model in training mode, with the weights of a file if one is given.
+
+    Args:
+        name: one of `list_models`.
+        num_classes: width of the classifier; None: that of the file, or 1000. If the file has
+            another number of classes, all its weights but the classifier's are loaded, and the
+            classifier is newly initialized, as for fine-tuning.
+        pretrained: a safetensors file, of this program or with torchvision's parameter names. The
+            model gets its preprocessing and, with the same classes, its class names.
+        init: see `build`.
+        zero_init_last_gamma: see `build`.
+        se_reduction: see `build`.
+
+    Raises:
+        ConfigError: see `build`; or ``pretrained`` is True, as nothing is downloaded.
+        CheckpointError: the file is missing or damaged, or of another model.
+    """
+    if pretrained and isinstance(pretrained, bool):
+        raise ConfigError("pretrained=True: nothing is downloaded; name a safetensors file")
+    model = build(
+        name,
+        1000 if num_classes is None else num_classes,
+        init=init,
+        zero_init_last_gamma=zero_init_last_gamma,
+        se_reduction=se_reduction,
+    )
+    if pretrained is not None and pretrained is not False:
+        from image_classification.models.weights import load_into_new
+
+        load_into_new(model, pretrained, files_classes=num_classes is None)
+    return model

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from image_classification.models import ModelOptions, ResNetSpec
+from image_classification.models.classifier import Classifier
 
 STEM_CHANNELS = 64
 
@@ -127,7 +128,7 @@ class Bottleneck(nn.Module):
         return activated
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """Stem, four stages, global average pooling, classifier.
 
     Maps float images ``[N, 3, H, W]`` of any size to logits ``[N, num_classes]``. BN has torch's
@@ -135,7 +136,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(self, spec: ResNetSpec, options: ModelOptions) -> None:
-        super().__init__()
+        super().__init__(spec, options)
         self.conv1 = _conv(3, STEM_CHANNELS, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         self.relu = nn.ReLU(inplace=True)
@@ -156,6 +157,7 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.num_features = in_channels
         self.fc = nn.Linear(in_channels, options.num_classes)
 
         self._initialize(options)
@@ -179,9 +181,8 @@ class ResNet(nn.Module):
             elif options.zero_init_last_gamma and isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits ``[N, num_classes]`` for normalized ``images`` ``[N, 3, H, W]``."""
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """See `Classifier.forward_features`; the sides are those of the images / 32."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        logits: torch.Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
-        return logits
+        features: torch.Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return features

@@ -22,6 +22,7 @@ from torch import nn
 from image_classification.core.errors import CheckpointError, ConfigError
 from image_classification.core.types import Decoding
 from image_classification.models import ModelOptions, Preprocessing, build, spec
+from image_classification.models.classifier import Classifier
 
 FORMAT_VERSION = 1
 _DTYPES = {
@@ -123,10 +124,10 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
         return _parse_header(file.metadata() or {}, path)
 
 
-def load_model(path: str | os.PathLike[str]) -> nn.Module:
+def load_model(path: str | os.PathLike[str]) -> Classifier:
     """Rebuild the model of ``path`` with its weights on the CPU, in training mode.
 
-    Torch's random state does not change.
+    It has the file's preprocessing. Torch's random state does not change.
 
     Raises:
         CheckpointError: as `read_header`, or the weights do not match the metadata.
@@ -136,7 +137,36 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
         model = build(header.name, header.num_classes, se_reduction=header.se_reduction)
     model = model.to_empty(device="cpu")
     load_state(model, tensors, where=str(path))
+    model.preprocessing = header.preprocessing
     return model
+
+
+def load_into_new(model: Classifier, path: str | os.PathLike[str], *, files_classes: bool) -> None:
+    """Load the weights of ``path`` into a new model; the metadata may be missing.
+
+    files_classes: if the file has another number of classes, give the model a classifier of that
+    width; otherwise leave the model's own classifier as it is.
+
+    Raises:
+        CheckpointError: as `load_weights`, or the metadata name another model.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    header = _parse_header(metadata, path) if "model" in metadata else None
+    if header is not None and header.name != model.name:
+        raise CheckpointError(
+            f"{path} holds {header.name}, not {model.name}: create {header.name}, or give another "
+            "file"
+        )
+    state, own = _read_tensors(path), model.state_dict()
+    given, wanted = _num_classes(own, state)
+    if given != wanted and files_classes:
+        model.reset_classifier(given)
+    elif given != wanted:
+        state |= {name: own[name] for name in list(own)[-2:]}
+    load_state(model, state, where=str(path))
+    if header is not None:
+        model.preprocessing = header.preprocessing
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +14,10 @@ from image_classification.models.weights import write_tensors
 GOLDEN_IMAGE_SIZE_PX = 224
 
 
-def enliven(model: nn.Module) -> nn.Module:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def enliven(model: Model) -> Model:
     """Give a new model's BN different parameters per channel and a batch's running statistics.
 
     The logits then depend on every tensor, and activations neither vanish nor explode.
