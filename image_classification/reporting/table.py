@@ -20,6 +20,7 @@ STYLES: Mapping[str, str] = {
     "below": "bold red",
     "regressed": "bold red",
     "fail": "bold red",
+    "not significant": "yellow",
     "not-comparable": "dim",
     "not measured": "dim",
     "skipped": "dim",

@@ -29,6 +29,7 @@ from image_classification.reporting.compare.regression import (
     Change,
     Thresholds,
     compare_figure,
+    standard_error,
 )
 from image_classification.reporting.figures import figure_of, plain_value, split_batch, value_text
 from image_classification.reporting.run_folder import RecordedRun
@@ -147,7 +148,10 @@ def _entries(line: Sequence[RecordedRun], thresholds: Thresholds, against: str) 
             if against == "best":
                 best = min if figure_of(key).lower_is_better else max
                 earlier = best(known, key=lambda other: other.figures[key])
-            change = compare_figure(key, earlier.figures[key], value, thresholds)
+            error = None
+            if figure_of(key).threshold is not None:
+                error = standard_error(key, [earlier], [run], known)
+            change = compare_figure(key, earlier.figures[key], value, thresholds, error)
             if change is not None and change.verdict == "regressed":
                 flags.append(Flag(change, earlier))
         if run.finished:
@@ -194,7 +198,7 @@ def history_json(history: History) -> dict[str, Any]:
 def print_history(console: Console, history: History) -> None:
     """Print every line as a table with its flags below, and the outcome."""
     for line in history.lines:
-        print_table(console, _line_table(line))
+        print_table(console, line_table(line))
         for entry in line.entries:
             style = "bold red" if entry is line.latest else "yellow"
             for flag in entry.flags:
@@ -215,7 +219,7 @@ def print_history(console: Console, history: History) -> None:
         console.print("No newest run has regressed.")
 
 
-def _line_table(line: Line) -> Table:
+def line_table(line: Line) -> Table:
     """Return a row per run: its headline figures, and the versions that changed in the line."""
     runs = [entry.run for entry in line.entries]
     environments = [environment_of(run) for run in runs]

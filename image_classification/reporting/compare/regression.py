@@ -1,14 +1,16 @@
 """``report compare``: which figures got worse from an old run to a new one of the same name.
 
-Two runs, or all runs of one folder against those of the same names in another.
+Two runs, or all runs of one folder against those of the same names in another. An accuracy only
+regressed if the change is beyond what chance explains, see `standard_error`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 from rich.console import Console
@@ -16,6 +18,7 @@ from rich.text import Text
 
 from image_classification.core.errors import WorkspaceError
 from image_classification.core.units import printable
+from image_classification.reporting.compare.groups import Spread, spread
 from image_classification.reporting.compare.identity import (
     Identity,
     check_finished,
@@ -30,10 +33,13 @@ from image_classification.reporting.compare.identity import (
 )
 from image_classification.reporting.figures import figure_of, label_of, order, value_text
 from image_classification.reporting.run_folder import RecordedRun
-from image_classification.reporting.table import Column, Table, columns, marked, print_table
+from image_classification.reporting.table import Cell, Column, Table, columns, marked, print_table
 
 Thresholds = Mapping[str, float]
-Verdict = Literal["ok", "regressed", "improved", "not measured"]
+Verdict = Literal["ok", "regressed", "improved", "not significant", "not measured"]
+
+SIGNIFICANT = 2.0
+"""A change of an accuracy is significant beyond this many of its standard errors."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class Change:
     """One figure of two runs, in the figure's unit.
 
     change: in points or percent, positive if the value grew; None if one is not measured or the
-    old one is 0. threshold: in the same unit.
+    old one is 0. threshold: in the same unit. standard_error: of an accuracy's change, in points;
+    None if unknown. in_standard_errors: the change divided by it.
     """
 
     figure: str
@@ -73,6 +80,8 @@ class Change:
     unit: str
     threshold: float
     verdict: Verdict
+    standard_error: float | None = None
+    in_standard_errors: float | None = None
 
     @property
     def text(self) -> str:
@@ -82,16 +91,81 @@ class Change:
         return f"{self.change:+.2f} points" if self.unit == "points" else f"{self.change:+.1f} %"
 
     @property
+    def error_text(self) -> str:
+        """The standard error, and the change divided by it; empty if unknown."""
+        if self.standard_error is None or self.in_standard_errors is None:
+            return ""
+        return f"± {self.standard_error:.2f}, {abs(self.in_standard_errors):.1f} SE"
+
+    @property
     def reason(self) -> str:
         """The figure, and why its change is a regression."""
         unit = "points" if self.unit == "points" else "%"
-        return f"{label_of(self.figure)}: {self.text}, worse by more than {self.threshold:g} {unit}"
+        error = self.error_text and f" ({self.error_text})"
+        return (
+            f"{label_of(self.figure)}: {self.text}{error}, worse by more than {self.threshold:g} "
+            f"{unit}"
+        )
+
+
+def standard_error(
+    key: str,
+    old: Sequence[RecordedRun],
+    new: Sequence[RecordedRun],
+    others: Sequence[RecordedRun] = (),
+) -> float | None:
+    """Return the standard error of the change of an accuracy between two groups of runs, in points.
+
+    It combines the standard error of a proportion, from the number of validation images, with the
+    spread over seeds where a group has several. Each proportion gets one more right and one more
+    wrong image (Agresti and Caffo 2000, The American Statistician 54:280), so that 100 % of few
+    images is not taken as exact. All runs of a group are validated on the same images, so more runs
+    make only the spread over seeds smaller.
+
+    others: more runs to estimate the spread from. None for figures other than accuracy, or where
+    neither the images nor a spread is known.
+    """
+    if THRESHOLDS[figure_of(key).threshold or ""].unit != "points":
+        return None
+    groups = [[run for run in runs if key in run.figures] for runs in (old, new)]
+    section = "validation_ema" if key.endswith("_ema") else "validation"
+    variances = []
+    for runs in groups:
+        share = fmean(run.figures[key] for run in runs) / 100
+        images = getattr(runs[0].report.results, section).images
+        if images:
+            right = (share * images + 1) / (images + 2)
+            variances.append(100**2 * right * (1 - right) / (images + 2))
+    squares, degrees = 0.0, 0
+    for runs in (*groups, others):
+        found = spread_over_seeds(key, runs)
+        if found is not None and found.std is not None:
+            squares += (found.n - 1) * found.std**2
+            degrees += found.n - 1
+    if degrees:
+        seeds = [len({run.seed for run in runs}) for runs in groups]
+        variances.append(squares / degrees * sum(1 / n for n in seeds))
+    return math.sqrt(sum(variances)) if variances else None
+
+
+def spread_over_seeds(key: str, runs: Iterable[RecordedRun]) -> Spread | None:
+    """Return the spread of a figure over the seeds of ``runs``; None if no run has it."""
+    samples = [(run.seed, run.figures[key]) for run in runs if key in run.figures]
+    return spread(samples, by_seed=True) if samples else None
 
 
 def compare_figure(
-    key: str, old: float | None, new: float | None, thresholds: Thresholds
+    key: str,
+    old: float | None,
+    new: float | None,
+    thresholds: Thresholds,
+    error: float | None = None,
 ) -> Change | None:
-    """Compare two values of a figure; None if the figure has no threshold."""
+    """Compare two values of a figure; None if the figure has no threshold.
+
+    error: the standard error of the change. A change beyond the threshold that is not beyond
+    `SIGNIFICANT` standard errors is ``not significant``.
+    """
     figure = figure_of(key)
     if figure.threshold is None:
         return None
@@ -107,14 +181,19 @@ def compare_figure(
     # Rounded so that a difference that equals the threshold in print is within it.
     worse = round(change if figure.lower_is_better else -change, 6)
     verdict: Verdict = "regressed" if worse > limit else "improved" if worse < -limit else "ok"
-    return Change(key, old, new, change, unit, limit, verdict)
+    if error is None:
+        return Change(key, old, new, change, unit, limit, verdict)
+    if verdict != "ok" and abs(change) <= SIGNIFICANT * error:
+        verdict = "not significant"
+    return Change(key, old, new, change, unit, limit, verdict, error, change / error)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two runs of one name. environment: key -> (old, new), where they differ.
 
-    old_runs, new_runs: the number of runs that the figures are the medians of.
+    old_runs, new_runs: the number of runs that the figures are the medians of (accuracy: means
+    over the seeds).
     """
 
     old: RecordedRun
@@ -126,7 +205,7 @@ class Comparison:
 
     @property
     def regressed(self) -> list[Change]:
-        """The figures that got worse by more than their thresholds."""
+        """The figures that got worse by more than their thresholds, and significantly."""
         return [change for change in self.changes if change.verdict == "regressed"]
 
 
@@ -142,20 +221,38 @@ def compare_runs(
         WorkspaceError: a run ended early, the two are not the same named run, or they have no
             figure in common.
     """
+    return _compare_groups([old], [new], thresholds, ignored)
+
+
+def _compare_groups(
+    old_runs: Sequence[RecordedRun],
+    new_runs: Sequence[RecordedRun],
+    thresholds: Thresholds,
+    ignored: Collection[str],
+) -> Comparison:
+    """Compare two groups of equal runs. See `compare_runs`."""
+    old, new = _typical(old_runs), _typical(new_runs)
     check_same(old, new, ignored, "compare runs of the same names and options")
     check_finished(old)
     check_finished(new)
     keys = sorted({*old.figures, *new.figures}, key=order)
-    found = (compare_figure(k, old.figures.get(k), new.figures.get(k), thresholds) for k in keys)
-    changes = tuple(change for change in found if change is not None)
+    changes = []
+    for key in keys:
+        error = None
+        if figure_of(key).threshold and key in old.figures and key in new.figures:
+            error = standard_error(key, old_runs, new_runs)
+        before, after = old.figures.get(key), new.figures.get(key)
+        change = compare_figure(key, before, after, thresholds, error)
+        if change is not None:
+            changes.append(change)
     if all(change.verdict == "not measured" for change in changes):
         raise WorkspaceError(
             f"{printable(str(old.path))} and {printable(str(new.path))} have no figure in common: "
             "compare runs that measured the same"
         )
-    before, after = environment_of(old), environment_of(new)
-    environment = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
-    return Comparison(old, new, changes, environment)
+    was, now = environment_of(old), environment_of(new)
+    environment = {key: (was[key], now[key]) for key in was if was[key] != now[key]}
+    return Comparison(old, new, tuple(changes), environment, len(old_runs), len(new_runs))
 
 
 @dataclass(frozen=True)
@@ -180,8 +277,8 @@ def compare_folders(
 ) -> FolderComparison:
     """Compare every run of ``new`` with the run of the same name and settings of ``old``.
 
-    If a folder has several such runs, the median of each figure is used. ignored: settings that
-    may differ.
+    If a folder has several such runs, the median of each figure is used, and the mean over the
+    seeds of accuracies. ignored: settings that may differ.
 
     Raises:
         WorkspaceError: a folder cannot be listed or has no report, or no run is in both.
@@ -206,11 +303,9 @@ def compare_folders(
             continue
         unmatched.remove(partner)
         try:
-            comparison = compare_runs(_typical(partner), _typical(runs), thresholds, ignored)
+            comparisons.append(_compare_groups(partner, runs, thresholds, ignored))
         except WorkspaceError as error:
             not_compared.append(error.message)
-        else:
-            comparisons.append(replace(comparison, old_runs=len(partner), new_runs=len(runs)))
     not_compared += [_only_in(old, runs[0]) for runs in unmatched]
     if not comparisons and not diverged:
         raise WorkspaceError(
@@ -225,9 +320,15 @@ def compare_folders(
 
 
 def _typical(runs: Sequence[RecordedRun]) -> RecordedRun:
-    """Return the newest of ``runs`` with the median of each figure that any of them has."""
-    keys = {key for run in runs for key in run.figures}
-    figures = {key: median(run.figures[key] for run in runs if key in run.figures) for key in keys}
+    """Return the newest of ``runs`` with the typical value of each figure that any of them has.
+
+    It is the mean over the seeds for figures that vary with the seed, or else the median.
+    """
+    figures = {}
+    for key in {key for run in runs for key in run.figures}:
+        values = [run.figures[key] for run in runs if key in run.figures]
+        mean = spread_over_seeds(key, runs) if figure_of(key).varies_with_seed else None
+        figures[key] = median(values) if mean is None else mean.mean
     return replace(max(runs, key=lambda run: run.ended_at), figures=figures)
 
 
@@ -276,7 +377,7 @@ def folders_json(found: FolderComparison) -> dict[str, Any]:
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print figures, environments and the outcome."""
-    print_table(console, _figure_table(comparison))
+    print_table(console, comparison_table(comparison))
     _print_environment(console, comparison)
     _print_regressed(console, comparison)
     if not comparison.regressed:
@@ -287,7 +388,7 @@ def print_folders(console: Console, found: FolderComparison) -> None:
     """Print every pair of runs, the environments once if all have the same, and the outcome."""
     once = all(c.environment == found.comparisons[0].environment for c in found.comparisons)
     for comparison in found.comparisons:
-        print_table(console, _figure_table(comparison))
+        print_table(console, comparison_table(comparison))
         if not once:
             _print_environment(console, comparison)
         if comparison.regressed:
@@ -305,27 +406,30 @@ def print_folders(console: Console, found: FolderComparison) -> None:
         console.print(f"No figure of {count} {'run' if count == 1 else 'runs'} regressed.")
 
 
-def _figure_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: Comparison) -> Table:
+    """Return one row per figure: old, new, change and verdict."""
     notes = []
     for side, run, runs in (
         ("old", comparison.old, comparison.old_runs),
         ("new", comparison.new, comparison.new_runs),
     ):
-        of = f"median of {runs} runs, the newest " if runs > 1 else ""
+        of = f"median of {runs} runs (accuracy: mean), the newest " if runs > 1 else ""
         notes.append(f"{side}: {of}{run.label}, {run.time_text}, seed {run.seed}")
+    if any(change.standard_error is not None for change in comparison.changes):
+        notes.append(f"±: standard error (SE) of the change; significant beyond {SIGNIFICANT:g} SE")
     heads = columns("figure", "old", "new", "change", numbers=(1, 2, 3))
     rows = [
         (
             label_of(change.figure),
             value_text(change.figure, change.old),
             value_text(change.figure, change.new),
-            change.text,
+            Cell(change.text, detail=change.error_text),
             marked(change.verdict),
         )
         for change in comparison.changes
     ]
     title = Identity.of(comparison.new).text
-    return Table((*heads, Column("verdict", wrap=False)), rows, title, [*notes, ""])
+    return Table((*heads, Column("verdict")), rows, title, [*notes, ""])
 
 
 def _print_environment(console: Console, comparison: Comparison) -> None:

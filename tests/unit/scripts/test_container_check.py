@@ -149,7 +149,7 @@ def test_top1_threshold(bench, image):
     image("c", top1=95.0)
     bench.check("a", "b")
     out, _ = bench.check("a", "c", code=4, results="worse")
-    assert "top-1: -2.00 points, worse by more than 1.5 points" in out
+    assert "top-1: -2.00 points (± 0.12, " in out and "worse by more than 1.5 points" in out
 
 
 def test_failed_run(bench, image):
@@ -195,7 +195,7 @@ def test_repeated_runs_alternate_and_medians_are_compared(bench, image):
     image("a")
     image("b")
     out, _ = bench.check("--repeat", 3, "a", "b")
-    assert out.count("old: median of 3 runs") == 3
+    assert out.count("old: median of 3 runs (accuracy: mean)") == 3
     runs = [(run["folder"], run["run"]) for run in bench.summary()["runs"]]
     assert len(runs) == 18
     assert runs[2:4] == [("a", "convergence-1"), ("b", "benchmark_training_short-1")]

@@ -38,8 +38,11 @@ def verdicts(comparison):
     [
         (8300.0, 76.8, "ok", "ok"),
         (8300.0 * 0.95, 76.6, "ok", "ok"),
-        (8300.0 * 0.949, 76.59, "regressed", "regressed"),
-        (8300.0 * 1.051, 77.01, "improved", "improved"),
+        (8300.0 * 0.949, 76.26, "regressed", "regressed"),
+        (8300.0 * 1.051, 77.34, "improved", "improved"),
+        # 2 standard errors of 50,000 images are 0.53 points.
+        (8300.0, 76.28, "ok", "not significant"),
+        (8300.0, 77.32, "ok", "not significant"),
     ],
 )
 def test_changes_beyond_the_thresholds_are_judged(two, images_per_s, top1, speed, accuracy):
@@ -51,12 +54,77 @@ def test_changes_beyond_the_thresholds_are_judged(two, images_per_s, top1, speed
 
 
 def test_thresholds_can_be_changed(two):
-    old, new = two(7000.0, 76.5)
+    old, new = two(7000.0, 76.2)
     comparison = compare_runs(old, new, {**DEFAULTS, "throughput": 20.0, "top1": 0.0})
     assert verdicts(comparison)["train_images_per_s"] == "ok"
     (change,) = comparison.regressed
     assert (change.figure, change.threshold, change.unit) == ("top1", 0.0, "points")
-    assert change.change == pytest.approx(-0.3)
+    assert change.change == pytest.approx(-0.6)
+
+
+def with_images(run_results, top1, images, **more):
+    results = run_results(8300.0, top1)
+    results["validation"] |= {"images": images, **more}
+    return results
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "images", "verdict", "error"),
+    [
+        # One image of 360 is 0.28 points: four images fewer are within chance.
+        (94.44, 93.33, 360, "not significant", 1.81),
+        (94.44, 61.11, 360, "regressed", 2.84),
+        (94.44, 33.33, 360, "regressed", 2.77),
+        # 100 % of few images is not exact.
+        (100.0, 98.61, 360, "not significant", 0.73),
+        (76.8, 76.7, 50_000, "ok", 0.27),
+    ],
+)
+def test_accuracies_are_judged_by_the_number_of_images(
+    recorded, run_results, old, new, images, verdict, error
+):
+    runs = [
+        recorded(name, results=with_images(run_results, top1, images))
+        for name, top1 in (("a", old), ("b", new))
+    ]
+    comparison = compare_runs(*runs)
+    (change,) = [change for change in comparison.changes if change.figure == "top1"]
+    assert (change.verdict, change.standard_error) == (verdict, pytest.approx(error, abs=0.005))
+    assert change.in_standard_errors == pytest.approx((new - old) / change.standard_error)
+    found = comparison_json(comparison)["changes"][0]
+    assert found["standard_error"] == change.standard_error
+    assert ("top1" in comparison_json(comparison)["regressed"]) == (verdict == "regressed")
+
+
+def test_without_the_number_of_images_the_threshold_alone_counts(recorded, run_results):
+    runs = [
+        recorded(name, results=with_images(run_results, top1, None))
+        for name, top1 in (("a", 76.8), ("b", 76.5))
+    ]
+    (change,) = compare_runs(*runs).regressed
+    assert (change.figure, change.standard_error) == ("top1", None)
+
+
+def test_the_spread_over_seeds_adds_to_the_standard_error(tmp_path, recorded):
+    for seed, top1 in enumerate((76.0, 77.0, 78.0)):
+        recorded(f"old/{seed}", top1=top1, seed=seed)
+        recorded(f"new/{seed}", top1=top1 - 0.9, seed=seed)
+    recorded("one/0", top1=76.1)
+    (comparison,) = compare_folders(tmp_path / "old", tmp_path / "new").comparisons
+    change = comparison.changes[0]
+    assert (change.figure, change.old, change.new) == ("top1", 77.0, pytest.approx(76.1))
+    # Of the images 0.27; of the seeds 1.0 * sqrt(1/3 + 1/3) = 0.82.
+    assert change.standard_error == pytest.approx(0.86, abs=0.005)
+    assert change.verdict == "not significant"
+    # One run against three: 1.0 * sqrt(1/3 + 1).
+    (comparison,) = compare_folders(tmp_path / "old", tmp_path / "one").comparisons
+    assert comparison.changes[0].standard_error == pytest.approx(1.19, abs=0.005)
+    # The same seed again is no further sample of the spread.
+    recorded("again/0", top1=77.0)
+    recorded("again/1", top1=77.2)
+    (comparison,) = compare_folders(tmp_path / "again", tmp_path / "one").comparisons
+    assert comparison.changes[0].old == pytest.approx(77.1)
+    assert comparison.changes[0].standard_error == pytest.approx(0.27, abs=0.005)
 
 
 def test_lower_is_better_for_latency_memory_and_power(two):
@@ -161,7 +229,7 @@ def test_repeated_runs_are_compared_by_their_median(tmp_path, recorded, shown):
     assert (change.old, change.new) == (100.0, 99.0)
     assert comparison.old_runs == 3
     text = shown(print_folders, found, width=100)
-    assert "old: median of 3 runs, the newest 2, 2026-01-03" in text
+    assert "old: median of 3 runs (accuracy: mean), the newest 2, 2026-01-03" in text
     assert "new: 0, 2026-01-05" in text
     assert "No figure of 1 run regressed." in text
 
