@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,12 @@ def number(value: float | None, digits: int = 2) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a count and its noun: ``1 device``, ``2 devices``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def some_of(items: Sequence[str], most: int = 3) -> str:
+    """Return the first ``most`` items, and how many more there are: ``a, b, c and 7 more``."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
 
 
 def rate(images_per_s: float | None) -> str:

@@ -31,7 +31,7 @@ def benchmark_inference(run: EvaluationRun, stop: StopRequest) -> Iterator[Recor
     checkpoint, warnings = restore_weights(run)
     if checkpoint is None and config.model.pretrained_from_file is None:
         warnings = ["weights are random: speed does not depend on them"]
-    for message in warnings:
+    for message in [*run.notes, *warnings]:
         yield run.record("warning", message=message)
     yield run.start_record(model=model, val_loader=run.val_loader)
     run.activity.begin("reading images")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from image_classification import models
 from image_classification.config.schema import OptimConfig, RunConfig
+from image_classification.core.errors import CheckpointError
+from image_classification.data.formats.index import ClassesError
 from image_classification.data.loaders import Loader, LoaderSpec, open_loader
+from image_classification.engine.checkpoints.restore import (
+    check_class_names,
+    find_resumed,
+    find_weights,
+)
 from image_classification.engine.precision import (
     Amp,
     ApexAmp,
@@ -22,7 +28,7 @@ from image_classification.engine.precision import (
     require_apex,
 )
 from image_classification.engine.runs import EvaluationRun, LoaderBenchmark, Parts, Run, TrainingRun
-from image_classification.models.weights import load_weights
+from image_classification.models.weights import load_pretrained, load_weights
 from image_classification.optim import optimizers
 from image_classification.optim.ema import Ema
 from image_classification.optim.losses import Mixer, build_loss
@@ -45,11 +51,22 @@ def build_training(base: Run) -> TrainingRun:
     config = base.config
     require_apex(config)
     # The data first: its errors show within a second, before the network is built.
-    train_loader = open_split(base, "train")
+    base.source = find_resumed(base)
+    classes = base.source.classes if base.source is not None else None
+    try:
+        train_loader = open_split(base, "train", classes)
+    except ClassesError as error:
+        if not config.run.allow_changes:
+            raise CheckpointError(
+                f"{base.source and base.source.checkpoint} cannot be continued: {error.message}"
+            ) from error
+        train_loader = open_split(base, "train")
+        classes = None
+    base.classes = train_loader.class_names
     return TrainingRun(
         **vars(base),
         train_loader=train_loader,
-        val_loader=open_split(base, "val") if config.run.validate else None,
+        val_loader=open_split(base, "val", classes) if config.run.validate else None,
         parts=build_parts(base),
         schedule=Schedule(config.schedule, config.optim.lr, train_loader.steps_per_epoch),
     )
@@ -58,7 +75,13 @@ def build_training(base: Run) -> TrainingRun:
 def build_evaluation(base: Run) -> EvaluationRun:
     """Build a run for `evaluate_run` or `benchmark_inference`; see `build_training`."""
     require_apex(base.config)
-    val_loader = open_split(base, "val")
+    base.source = find_weights(base)
+    # An inference benchmark does not use the labels.
+    evaluates = base.config.run.mode == "evaluate" and base.source is not None
+    val_loader = open_split(base, "val", base.source.classes if base.source and evaluates else None)
+    base.classes = val_loader.class_names
+    if evaluates and base.source is not None:
+        check_class_names(base.source, val_loader, base.notes)
     return EvaluationRun(**vars(base), parts=build_parts(base), val_loader=val_loader)
 
 
@@ -68,8 +91,11 @@ def build_loader_benchmark(base: Run) -> LoaderBenchmark:
     return LoaderBenchmark(**vars(base), train_loader=open_split(base, "train"))
 
 
-def open_split(run: Run, split: str) -> Loader:
-    """Open the ``train`` or ``val`` images for this rank; ``run`` closes them."""
+def open_split(run: Run, split: str, classes: tuple[str, ...] | None = None) -> Loader:
+    """Open the ``train`` or ``val`` images for this rank; ``run`` closes them.
+
+    classes: the model's class names, to which labels are mapped; None keeps the data set's.
+    """
     config = run.config
     run.activity.begin(f"opening the {'validation' if split == 'val' else 'training'} images")
     loader = open_loader(
@@ -84,6 +110,7 @@ def open_split(run: Run, split: str) -> Loader:
             seed=config.run.seed,
             device=str(run.device),
             memory_format=config.model.memory_format,
+            classes=classes,
         )
     )
     run.cleanup.callback(loader.close)
@@ -102,7 +129,7 @@ def build_parts(run: Run) -> Parts:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     layout = _LAYOUTS[config.model.memory_format]
-    model = _build_model(config).to(device=device).to(memory_format=layout)  # type: ignore[call-overload]
+    model = _build_model(run).to(device=device).to(memory_format=layout)  # type: ignore[call-overload]
     groups = param_groups(model, config.optim.weight_decay, config.optim.decay_rule)
     optimizer = build_optimizer(groups, config.optim, device.type)
     amp: Amp
@@ -126,9 +153,9 @@ def build_parts(run: Run) -> Parts:
     return Parts(model, stepped, ddp, optimizer, amp, build_loss(config.loss), mixer, ema)
 
 
-def _build_model(config: RunConfig) -> nn.Module:
+def _build_model(run: Run) -> nn.Module:
     """Build the network; its initial weights depend only on the seed, so all ranks agree."""
-    m = config.model
+    config, m = run.config, run.config.model
     torch.manual_seed(config.run.seed)
     model = models.build(
         m.name,
@@ -138,7 +165,12 @@ def _build_model(config: RunConfig) -> nn.Module:
         se_reduction=m.se_reduction,
     )
     if m.pretrained_from_file is not None:
-        load_weights(model, Path(m.pretrained_from_file))
+        if config.run.mode in ("evaluate", "benchmark_inference"):
+            load_weights(model, m.pretrained_from_file)
+        else:
+            notes = load_pretrained(model, m.pretrained_from_file, run.classes)
+            if run.source is None:  # else a checkpoint replaces these weights
+                run.notes += notes
     return model
 
 

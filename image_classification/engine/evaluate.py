@@ -152,7 +152,7 @@ def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
     run.activity.begin("loading the weights")
     checkpoint, warnings = restore_weights(run)
     source = weights_file(checkpoint) if checkpoint else Path(pretrained or "")
-    for message in [*warnings, *preprocessing_warnings(source, config.data)]:
+    for message in [*run.notes, *warnings, *preprocessing_warnings(source, config.data)]:
         yield run.record("warning", message=message)
     yield run.start_record(model=run.parts.model, val_loader=run.val_loader)
     for note in run.val_loader.notes:

@@ -83,10 +83,30 @@ class Parts:
     ema: Ema | None
 
 
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where the weights of a run come from.
+
+    file: the safetensors file. checkpoint: the folder that it is in; None for a file alone. which:
+    ``best``, ``last``, ``step`` or ``file``. step, epoch (from 1): of a checkpoint. classes: the
+    names that the file states. warnings: from finding it.
+    """
+
+    file: Path
+    checkpoint: Path | None = None
+    which: str = "file"
+    step: int | None = None
+    epoch: float | None = None
+    classes: tuple[str, ...] | None = None
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass
 class Run:
     """The part of a run that all modes share, on one rank; `engine.build` adds the parts of a mode.
 
+    source: the checkpoint or file with the run's first weights, if any. classes: the class names in
+    the order of the labels; None if unknown. notes: messages of building, for the records.
     run_epochs_from: the step that ``run.run_epochs`` counts from; None: where this process begins.
     cleanup: closes the loaders and undoes changes to torch.
     """
@@ -97,6 +117,9 @@ class Run:
     device: torch.device
     workspace: Path
     run_epochs_from: int | None = None
+    source: WeightsSource | None = None
+    classes: tuple[str, ...] | None = None
+    notes: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     work: TrainingWindows = field(default_factory=TrainingWindows)
     activity: Activity = field(default_factory=Activity)

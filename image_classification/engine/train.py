@@ -46,7 +46,7 @@ def train(run: TrainingRun, stop: StopRequest) -> Iterator[Record]:
         if run.config.run.resume is not None:
             run.activity.begin("loading the checkpoint")
         checkpoint, warnings = restore(run)
-        for message in warnings:
+        for message in [*run.notes, *warnings]:
             yield run.record("warning", message=message)
         if checkpoint is None:
             run.progress.note_start(run.world.world_size, None, [])

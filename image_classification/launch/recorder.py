@@ -295,6 +295,7 @@ class RunRecorder:
             exit_code=code,
             exit_message=message,
             warnings=self._warnings,
+            classes=run.classes,
         )
         write_report(report, run.workspace)
         gallery = None

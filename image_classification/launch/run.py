@@ -113,7 +113,9 @@ def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
     accelerator.check_precision(config.precision.name, config.precision.dtype)
     if config.data.backend != "synthetic":
         root = resolve_data_path(config.data.path)
-        check_classes(root, "val", config.model.num_classes, config.data.format)
+        # An evaluation maps the classes by name once its weights are open.
+        num_classes = None if config.run.mode == "evaluate" else config.model.num_classes
+        check_classes(root, "val", num_classes, config.data.format)
 
 
 def _run_rank(

@@ -1,8 +1,8 @@
 """Save and load models as safetensors files, which contain no pickle.
 
 A file's metadata is enough to rebuild its model: ``model``, ``num_classes``, ``se_reduction``,
-``preprocessing`` and ``format_version``, each a JSON value, ``decoding`` for a trained model, and
-the ``format: pt`` that other readers expect.
+``preprocessing`` and ``format_version``, each a JSON value, ``decoding`` and ``classes`` (the names
+in the order of the labels) for a trained model, and the ``format: pt`` that other readers expect.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from torch import nn
 
 from image_classification.core.errors import CheckpointError, ConfigError
 from image_classification.core.types import Decoding
+from image_classification.core.units import some_of
 from image_classification.models import ModelOptions, Preprocessing, build, spec
 from image_classification.models.classifier import Classifier
 
@@ -44,7 +45,8 @@ _MAX_LISTED = 3
 class ModelHeader:
     """The model that a file's weights belong to.
 
-    decoding: how its training images were decoded; None if the file does not state it.
+    decoding: how its training images were decoded; classes: the class names in the order of the
+    labels; each None if the file does not state it.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ModelHeader:
     se_reduction: str
     preprocessing: Preprocessing
     decoding: Decoding | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def model_metadata(
@@ -61,6 +64,7 @@ def model_metadata(
     se_reduction: str = "paper",
     preprocessing: Preprocessing | None = None,
     decoding: Decoding | None = None,
+    classes: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """Return the metadata from which `load_model` rebuilds the model.
 
@@ -81,6 +85,8 @@ def model_metadata(
     }
     if decoding is not None:
         header["decoding"] = json.dumps(asdict(decoding))
+    if classes is not None:
+        header["classes"] = json.dumps(list(classes))
     return header
 
 
@@ -122,6 +128,20 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
     """
     with _opened(path) as file:
         return _parse_header(file.metadata() or {}, path)
+
+
+def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
+    """Return the class names that ``path`` states, in the order of the labels; None if it has none.
+
+    Raises:
+        CheckpointError: as `read_header`, but other metadata may be missing.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        try:
+            return _parse_classes(metadata)
+        except (TypeError, ValueError) as error:
+            raise _unusable(path, error) from error
 
 
 def load_model(path: str | os.PathLike[str]) -> Classifier:
@@ -177,6 +197,44 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
             model is then unchanged.
     """
     load_state(model, _read_tensors(path), where=str(path))
+
+
+def load_pretrained(
+    model: nn.Module, path: str | os.PathLike[str], classes: Sequence[str] | None
+) -> list[str]:
+    """Load ``path`` into ``model`` to train it further on ``classes``; return notes.
+
+    classes: the data set's class names, None if unknown. The classifier's rows are put in their
+    order; it keeps its initial weights if the file has other classes.
+
+    Raises:
+        CheckpointError: as `load_weights`, for anything but the classifier.
+    """
+    state, own = _read_tensors(path), model.state_dict()
+    known = read_classes(path)
+    head = list(own)[-2:]  # a model's last layer is its classifier
+    given, wanted = _num_classes(own, state)
+    notes = []
+    if known and classes and sorted(known) == sorted(classes):
+        if known != tuple(classes):
+            rows = [known.index(name) for name in classes]
+            state |= {key: state[key][rows] for key in head}
+            notes = [f"the classes of {path} are in another order: its classifier was reordered"]
+    elif given != wanted or (known and classes):
+        theirs = f"{given} classes" + (f" ({some_of(known)})" if known else "")
+        ours = f"{wanted}" + (f" ({some_of(classes)})" if classes else "")
+        state |= {key: own[key] for key in head}
+        notes = [
+            f"{path} has {theirs}, the data set {ours}: the classifier is trained from random "
+            "weights, all other layers from the file's"
+        ]
+    elif classes and given:
+        notes = [
+            f"{path} does not name its {given} classes: whether the data set has the same ones in "
+            "the same order cannot be checked"
+        ]
+    load_state(model, state, where=str(path))
+    return notes
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: str) -> None:
@@ -254,14 +312,32 @@ def _parse_header(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> 
         if "decoding" in metadata:
             examples = {"decoder": "", "resampler": ""}
             decoding = Decoding(**_parse_fields(metadata, "decoding", examples))
+        classes = _parse_classes(metadata)
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(f"{len(classes)} class names for {num_classes} classes")
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error.message}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} has unusable model metadata ({type(error).__name__}: {error}): "
-            "save the model again"
-        ) from error
-    return ModelHeader(name, num_classes, se_reduction, preprocessing, decoding)
+        raise _unusable(path, error) from error
+    return ModelHeader(name, num_classes, se_reduction, preprocessing, decoding, classes)
+
+
+def _unusable(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has unusable model metadata ({type(error).__name__}: {error}): "
+        "save the model again"
+    )
+
+
+def _parse_classes(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    if "classes" not in metadata:
+        return None
+    names = json.loads(metadata["classes"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("classes is no list of names")
+    if len(set(names)) != len(names):
+        raise ValueError("classes names a class twice")
+    return tuple(names)
 
 
 def _parse_fields(

@@ -47,6 +47,7 @@ def build_report(
     exit_code: int = EXIT_DONE,
     exit_message: str = "",
     warnings: Sequence[str] = (),
+    classes: Sequence[str] | None = None,
 ) -> RunReport:
     """Assemble the report of a run.
 
@@ -54,6 +55,7 @@ def build_report(
     the engine knows (torch, torchvision, dali, cuda, cudnn, driver, devices); the rest is
     collected here. results, telemetry: those sections of report.json as far as measured; results
     None for a run that ended before it measured anything. warnings: those printed during the run.
+    classes: the class names in the order of the model's outputs, None if unknown.
 
     Raises:
         ValueError: a key that the report's schema does not have, or an exit code without a status.
@@ -69,6 +71,7 @@ def build_report(
         published=(),
         exit=Exit(status=STATUSES[exit_code], code=exit_code, message=exit_message),
         warnings=_listed(warnings),
+        classes=None if classes is None else tuple(classes),
     )
     return replace(report, published=tuple(compare(config, report, devices)))
 

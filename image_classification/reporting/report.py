@@ -312,7 +312,8 @@ class RunReport:
     """What ran, on what, what was measured, how it compares: the content of ``report.json``.
 
     config: the resolved configuration, section -> key -> value. warnings: those that the console
-    printed, each once.
+    printed, each once. classes: the class names in the order of the model's outputs; null if
+    unknown.
     """
 
     name: RunNames
@@ -324,6 +325,7 @@ class RunReport:
     exit: Exit
     warnings: tuple[str, ...] = ()
     schema_version: int = 1
+    classes: tuple[str, ...] | None = None
 
     @property
     def ran_on(self) -> str:

@@ -28,6 +28,7 @@ from image_classification.core.class_folders import (
     skipped_text,
 )
 from image_classification.core.errors import DataError
+from image_classification.core.units import some_of
 from image_classification.data.formats import recordio, tfrecord, webdataset
 from image_classification.data.formats.index import FolderIndex, Index, Int64s, Names
 from image_classification.data.formats.shards import (
@@ -52,7 +53,6 @@ SHARD_FORMATS: dict[str, ShardFormat] = {
     f.name: f for f in (tfrecord.FORMAT, recordio.FORMAT, webdataset.FORMAT)
 }
 FORMATS = (FOLDER, *SHARD_FORMATS)
-_MAX_SHOWN = 3
 
 
 def open_index(
@@ -61,17 +61,23 @@ def open_index(
     num_classes: int | None,
     layout: str = AUTO,
     rule: SplitRule = DEFAULT_RULE,
+    classes: tuple[str, ...] | None = None,
 ) -> Index:
     """Index ``split`` of the data set at ``root`` for a model of ``num_classes``.
 
     layout: ``data.format``. num_classes: None accepts any number. rule: which images of a folder
-    without train/ and val/ are held out. Images in ``quarantine.json`` are left out of train; val
-    must be complete. Without train/ and val/ they are left out before the split.
+    without train/ and val/ are held out. classes: the model's class names, to which labels are
+    mapped (`Index.in_class_order`); None keeps the data set's. Images in ``quarantine.json`` are
+    left out of train; val must be complete. Without train/ and val/ they are left out before the
+    split.
 
     Raises:
         DataError: no data set there, not in its layout (see `index_folder` and
             `image_classification.data.formats.shards.open_shards`), or quarantined images in val.
+        ClassesError: the data set's classes are not the model's ``classes``.
     """
+    if classes is not None:
+        return open_index(root, split, None, layout, rule).in_class_order(classes)
     layout = recognize(root, split, layout)
     broken = set(quarantine.load(root))
     index: Index
@@ -200,10 +206,11 @@ def _has_split_folders(root: Path) -> bool:
     return any((root / split).is_dir() for split in SPLITS)
 
 
-def check_classes(root: Path, split: str, num_classes: int, layout: str = AUTO) -> None:
+def check_classes(root: Path, split: str, num_classes: int | None, layout: str = AUTO) -> None:
     """Check the folders and class names of a data set, without listing or opening its images.
 
-    Class folders of the other split are compared if they exist; evaluation needs only ``val/``.
+    num_classes: the model's; None accepts any number. Class folders of the other split are compared
+    if they exist; evaluation needs only ``val/``.
 
     Raises:
         DataError: as for `open_index`.
@@ -212,7 +219,7 @@ def check_classes(root: Path, split: str, num_classes: int, layout: str = AUTO) 
         _check_folder(root, split, num_classes)
     else:
         named = named_classes(root)
-        if named is not None:
+        if named is not None and num_classes is not None:
             check_count(root, len(named), num_classes)
 
 
@@ -233,8 +240,7 @@ def _check_folder(root: Path, split: str, num_classes: int | None) -> tuple[str,
             ("val", found["val"] - found["train"]),
         ):
             if extra:
-                more = f" and {len(extra) - _MAX_SHOWN} more" if len(extra) > _MAX_SHOWN else ""
-                parts.append(f"only in {name}/: {', '.join(sorted(extra)[:_MAX_SHOWN])}{more}")
+                parts.append(f"only in {name}/: {some_of(sorted(extra))}")
         if parts:
             raise DataError(
                 f"train/ and val/ of {root} have different classes ({'; '.join(parts)}): both "

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from image_classification.core.errors import DataError
+from image_classification.core.units import some_of
 
 Bytes = npt.NDArray[np.uint8]
 Int32s = npt.NDArray[np.int32]
@@ -34,6 +35,10 @@ AnyIndex = TypeVar("AnyIndex", bound="Index")
 
 class VanishedError(DataError):
     """The whole data set or shard was removed or changed since it was indexed."""
+
+
+class ClassesError(DataError):
+    """The data set's classes cannot be mapped to the model's by their names."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Index:
 
     root: the data set's folder. labels: ``[N]`` int64, positions in ``classes``. names: of the
     images, None if the format has none. num_quarantined: train images left out because the
-    quarantine list names them. notes: what the user should know, such as skipped files.
+    quarantine list names them. unnamed: labels whose names in ``classes`` are only numbers.
+    notes: what the user should know, such as skipped files.
     """
 
     root: Path
@@ -77,6 +83,7 @@ class Index:
     labels: Int64s
     names: Names | None
     num_quarantined: int = field(default=0, kw_only=True)
+    unnamed: frozenset[int] = field(default=frozenset(), kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     per_image: ClassVar[tuple[str, ...]] = ("labels",)
@@ -84,6 +91,77 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """``classes``; None if the data set does not name them all."""
+        return None if self.unnamed else self.classes
+
+    def in_class_order(self: AnyIndex, classes: tuple[str, ...]) -> AnyIndex:
+        """Return the index with labels that are positions in ``classes``, a model's class names.
+
+        train must have exactly these classes; val may have some of them. Labels without names are
+        kept.
+
+        Raises:
+            ClassesError: other classes.
+        """
+        if self.class_names == classes:
+            return self
+        note, labels = "", self.labels
+        present = np.unique(labels).tolist()
+        if self.unnamed.intersection(present):
+            if present[-1] >= len(classes):
+                raise ClassesError(
+                    f"{self.root} has {present[-1] + 1} classes, the model {len(classes)} "
+                    f"({some_of(classes)}): give the data set that the model is for"
+                )
+            note = (
+                f"{self.root} does not name its classes: whether its labels are in the model's "
+                "order cannot be checked"
+            )
+        else:
+            known = [name for at, name in enumerate(self.classes) if at not in self.unnamed]
+            note = self._compare(known, classes)
+            position = {name: at for at, name in enumerate(classes)}
+            new = np.array([position.get(name, -1) for name in self.classes], dtype=np.int64)
+            labels = new[labels]
+        notes = (*self.notes, note) if note else self.notes
+        return replace(self, classes=classes, labels=labels, unnamed=frozenset(), notes=notes)
+
+    def _compare(self, known: list[str], classes: tuple[str, ...]) -> str:
+        """Return what differs between the data set's classes ``known`` and the model's."""
+        unknown = [name for name in known if name not in set(classes)]
+        missing = [name for name in classes if name not in set(known)]
+        if unknown:
+            raise ClassesError(
+                f"{self.root} has other class names than the model: {some_of(unknown)}; the model "
+                f"knows {some_of(classes)}: rename the class folders to the model's names, or "
+                "fine-tune the model on them with --mode convergence --pretrained-from-file"
+            )
+        if missing and self.split == "train":
+            raise ClassesError(
+                f"the train images of {self.root} have other class names than the model: they lack "
+                f"{some_of(missing)}: give the data set that the model was trained on"
+            )
+        notes = []
+        if missing:
+            notes.append(
+                f"{self.root} has {len(known)} of the model's {len(classes)} classes "
+                f"({some_of(known)}): the model still chooses among all {len(classes)}"
+            )
+        at = {name: label for label, name in enumerate(self.classes)}
+        moved = [
+            f"{name} {at[name]} -> {label}"
+            for label, name in enumerate(classes)
+            if at.get(name, label) != label
+        ]
+        if moved:
+            notes.append(
+                f"the labels of {self.root} were mapped to the model's by class name: "
+                f"{some_of(moved)}"
+            )
+        return "; ".join(notes)
 
     def name(self, index: int) -> str:
         """Return the name of image ``index``, unique in the data set; used in quarantine lists."""

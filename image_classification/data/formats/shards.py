@@ -139,8 +139,8 @@ def open_shards(
     """Index ``split`` of the packed data set at ``root``.
 
     Class names come from ``classes.json`` (written by `image_classification.data.tools.pack`),
-    ``synset.txt`` or ``labels.txt`` in ``root``; else from the synsets in the records, if every
-    class has one; else they are numbers. num_classes: of the model; None accepts any number.
+    ``synset.txt`` or ``labels.txt`` in ``root``; else from the synsets in the records; a class
+    without one is called by its number. num_classes: of the model; None accepts any number.
 
     Raises:
         DataError: shards are missing or damaged, or the classes are not the model's.
@@ -161,10 +161,12 @@ def open_shards(
         raise DataError(f"the {split} shards of {root} hold no image: pack them again")
     _check_manifest(root, split, shards, num_images)
     per_image: Any = {name: columns[name] for name in shard_format.index_class.per_image}
+    classes, unnamed = _classes(root, split, columns["labels"], class_names, num_classes)
     return shard_format.index_class(
         root=root,
         split=split,
-        classes=_classes(root, split, columns["labels"], class_names, num_classes),
+        classes=classes,
+        unnamed=unnamed,
         names=Names(columns["text"], columns["ends"]) if len(columns["ends"]) else None,
         shards=shards,
         **per_image,
@@ -360,7 +362,8 @@ def check_count(where: Path, count: int, num_classes: int, what: str = "classes"
 
 def _classes(
     root: Path, split: str, labels: Int64s, class_names: dict[str, str], num_classes: int | None
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], frozenset[int]]:
+    """Return the class names, and the labels whose names are only numbers."""
     min_classes = int(labels.max()) + 1
     listed = named_classes(root)
     if listed is not None:
@@ -370,11 +373,15 @@ def _classes(
                 f"has {len(listed)} names: the list is of another data set"
             )
         check_count(root, len(listed), len(listed) if num_classes is None else num_classes)
-        return listed
+        return listed, frozenset()
     count = min_classes if num_classes is None else num_classes
     # A small validation set need not have images of the last class.
     if min_classes > count or split == "train":
         check_count(root, min_classes, count)
-    if all(str(label) in class_names for label in range(count)):
-        return tuple(class_names[str(label)] for label in range(count))
-    return tuple(f"{label:04d}" for label in range(count))
+    unnamed = frozenset(label for label in range(count) if str(label) not in class_names)
+    if unnamed and split == "train":  # all or none, as the sample order of a resumed run needs
+        unnamed = frozenset(range(count))
+    names = (
+        f"{label:04d}" if label in unnamed else class_names[str(label)] for label in range(count)
+    )
+    return tuple(names), unnamed

@@ -24,7 +24,8 @@ class LoaderSpec:
 
     split: ``train`` or ``val``. device: a torch device string such as ``cuda:0``.
     accumulation: micro-batches per optimizer step (train only). rank and world_size are global.
-    memory_format: ``nchw`` or ``nhwc``.
+    memory_format: ``nchw`` or ``nhwc``. classes: the model's class names, to which labels are
+    mapped; None keeps the data set's.
     """
 
     data: DataConfig
@@ -37,6 +38,7 @@ class LoaderSpec:
     seed: int
     device: str
     memory_format: str
+    classes: tuple[str, ...] | None = None
 
     def batch_order(self, num_images: int) -> TrainOrder | ValOrder:
         """Return the micro-batches of this split and rank.
@@ -95,7 +97,8 @@ class Loader(Protocol):
     num_quarantined: train images left out by the quarantine list; not counted in num_images.
     notes: what the user should know about this split, such as the files that were skipped.
     undecodable: train images that could not be decoded. Each is replaced by the next image of its
-    micro-batch that was decoded.
+    micro-batch that was decoded. class_names: ``classes`` if they are names, None if they are only
+    numbers.
     """
 
     num_images: int
@@ -103,6 +106,7 @@ class Loader(Protocol):
     notes: tuple[str, ...]
     undecodable: UndecodableImages
     classes: tuple[str, ...]
+    class_names: tuple[str, ...] | None
     steps_per_epoch: int
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:

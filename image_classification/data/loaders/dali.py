@@ -73,12 +73,17 @@ class DaliLoader:
         check_transform(data, spec.split)
         root = resolve_data_path(data.path)
         self._index = index = open_index(
-            root, spec.split, spec.num_classes, data.format, SplitRule.of(data)
+            root,
+            spec.split,
+            spec.num_classes,
+            data.format,
+            SplitRule.of(data),
+            spec.classes,
         )
         self.num_images = len(index)
         self.notes = index.notes
         self.num_quarantined = index.num_quarantined
-        self.classes = index.classes
+        self.classes, self.class_names = index.classes, index.class_names
         self.undecodable = UndecodableImages(len(index), data.error_budget)
         self._is_train = spec.split == "train"
         self._order = spec.batch_order(len(index))

@@ -78,12 +78,12 @@ class TorchvisionLoader:
         check_transform(data, spec.split)
         root = resolve_data_path(data.path)
         rule = SplitRule.of(data)
-        index = open_index(root, spec.split, spec.num_classes, data.format, rule)
+        index = open_index(root, spec.split, spec.num_classes, data.format, rule, spec.classes)
         self.num_images = len(index)
         self.notes = index.notes
         self.num_quarantined = index.num_quarantined
         self.undecodable = UndecodableImages(len(index), data.error_budget)
-        self.classes = index.classes
+        self.classes, self.class_names = index.classes, index.class_names
         self._order = spec.batch_order(len(index))
         self.steps_per_epoch = self._order.steps_per_epoch
         self._device = torch.device(spec.device)

@@ -39,6 +39,7 @@ class SyntheticLoader:
         self.notes: tuple[str, ...] = ()
         self.undecodable = UndecodableImages(self.num_images, data.error_budget)
         self.classes = tuple(f"{label:04d}" for label in range(spec.num_classes))
+        self.class_names: tuple[str, ...] | None = None
         self._order = spec.batch_order(self.num_images)
         self.steps_per_epoch = self._order.steps_per_epoch
         self._device = torch.device(spec.device)

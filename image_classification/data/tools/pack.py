@@ -123,7 +123,8 @@ def pack(
                 shards[split] = _WRITERS[format](
                     built, index, packed_images(split), shard_images or SHARD_IMAGES
                 )
-            _write_json(built / CLASSES_FILE, list(classes))
+            if not any(index.unnamed for index in indexes.values()):
+                _write_json(built / CLASSES_FILE, list(classes))
             splits = {
                 split: {"images": len(index), "shards": shards[split]}
                 for split, index in indexes.items()

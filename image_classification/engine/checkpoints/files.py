@@ -212,6 +212,15 @@ def load(path: Path) -> Snapshot:
         raise CheckpointError(_damaged(path, str(error))) from error
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return the JSON values of the checkpoint at ``path``. Raises CheckpointError."""
+    try:
+        content: dict[str, Any] = json.loads((path / META).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_damaged(path, f"{META} cannot be read ({error})")) from error
+    return content
+
+
 def listed(folder: Path) -> list[Saved]:
     """Return the checkpoints in ``folder`` sorted by step."""
     if not folder.is_dir():

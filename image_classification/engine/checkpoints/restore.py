@@ -7,7 +7,7 @@ Interpolation, antialiasing and decoder alone have moved published top-1 by up t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,17 @@ import torch
 from image_classification.config.keys import KEYS, to_dict
 from image_classification.config.schema import DataConfig, RunConfig
 from image_classification.core.errors import CheckpointError, ConfigError
-from image_classification.data.loaders import DECODING
+from image_classification.data.loaders import DECODING, Loader
 from image_classification.engine.checkpoints import files
-from image_classification.engine.runs import EvaluationRun, Progress, TrainingRun
+from image_classification.engine.runs import (
+    EvaluationRun,
+    Progress,
+    Run,
+    TrainingRun,
+    WeightsSource,
+)
 from image_classification.models import Preprocessing
-from image_classification.models.weights import load_state, read_header
+from image_classification.models.weights import load_state, read_classes, read_header
 
 # Settings that may differ: they decide how and on what hardware a run executes, not its result.
 _FREE_SECTIONS = {"run", "platform"}
@@ -75,6 +81,11 @@ def setting_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> lis
     ]
 
 
+def _digest(classes: Sequence[str]) -> str:
+    names = "\n".join(classes).encode(errors="surrogateescape")
+    return hashlib.sha256(names).hexdigest()
+
+
 @dataclass(frozen=True)
 class DataSet:
     """What the sample order and the labels of a training set depend on.
@@ -91,9 +102,8 @@ class DataSet:
     def of(cls, run: TrainingRun) -> DataSet:
         """Return the data set of a training run."""
         loader = run.train_loader
-        names = "\n".join(loader.classes).encode(errors="surrogateescape")
-        digest = hashlib.sha256(names).hexdigest()
         global_batch = run.config.batch.global_batch
+        digest = _digest(loader.classes)
         return cls(loader.num_images, digest, loader.steps_per_epoch, global_batch)
 
     @classmethod
@@ -125,8 +135,69 @@ class DataSet:
         return mine == others
 
 
+def find_resumed(run: Run) -> WeightsSource | None:
+    """Return the checkpoint that a training run continues from; None: it starts anew.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    target = run.config.run.resume
+    return None if target is None else _find(run, target, "last")
+
+
+def find_weights(run: Run) -> WeightsSource | None:
+    """Return the weights that an evaluation or inference benchmark names; None: none.
+
+    Raises:
+        CheckpointError: missing or damaged. ConfigError: ``run.resume`` is ``auto``.
+    """
+    target, file = run.config.run.resume, run.config.model.pretrained_from_file
+    if target is not None:
+        source = None if target == "auto" else _find(run, target, "best")
+        if source is None:
+            raise ConfigError(
+                "--resume auto continues a training run; to evaluate, give --resume the run's "
+                "folder or a checkpoint's"
+            )
+        return source
+    return None if file is None else WeightsSource(Path(file), classes=read_classes(file))
+
+
+def _find(run: Run, target: str, default: str) -> WeightsSource | None:
+    path, warnings = files.find(target, run.checkpoints)
+    if path is None:
+        return None
+    file = files.weights_file(path)
+    return WeightsSource(file, path, default, classes=read_classes(file), warnings=tuple(warnings))
+
+
+def check_class_names(source: WeightsSource, loader: Loader, notes: list[str]) -> None:
+    """Check the classes of an evaluation whose weights do not state theirs; add a note.
+
+    Raises:
+        CheckpointError: the checkpoint's hash of the class names is of others.
+    """
+    if source.classes is not None or loader.class_names is None:
+        return
+    where, digest = source.checkpoint or source.file, None
+    if source.checkpoint is not None:
+        digest = files.read_meta(source.checkpoint).get("data_set", {}).get("classes")
+    if digest == _digest(loader.classes):
+        return
+    numbers = [f"{label:04d}" for label in range(len(loader.classes))]
+    if digest not in (None, _digest(numbers)):
+        raise CheckpointError(
+            f"{where} was trained on other class names or in another order, and holds only their "
+            "hash: give the data set that it was trained on"
+        )
+    notes.append(
+        f"{where} does not name its classes: whether the data set has the same ones in the same "
+        "order cannot be checked"
+    )
+
+
 def restore(run: TrainingRun) -> tuple[Path | None, list[str]]:
-    """Continue from ``run.resume``: weights, optimizer, moving average, loss scale, progress.
+    """Continue from ``run.source``: weights, optimizer, moving average, loss scale, progress.
 
     Returns the checkpoint (None: nothing to continue) and warnings.
 
@@ -134,11 +205,9 @@ def restore(run: TrainingRun) -> tuple[Path | None, list[str]]:
         CheckpointError: missing, damaged, or of a run with other settings.
     """
     parts, control = run.parts, run.config.run
-    if control.resume is None:
+    if control.resume is None or run.source is None or run.source.checkpoint is None:
         return None, []
-    path, warnings = files.find(control.resume, run.checkpoints)
-    if path is None:
-        return None, warnings
+    path, warnings = run.source.checkpoint, list(run.source.warnings)
     content = files.load(path)
     meta = content.meta
 
@@ -272,22 +341,17 @@ def _restart_epoch(progress: Progress, saved: DataSet, current: DataSet) -> str:
 
 
 def restore_weights(run: EvaluationRun) -> tuple[Path | None, list[str]]:
-    """Load the weights (and their moving average) of ``run.resume``, if set, for evaluation.
+    """Load the weights (and their moving average) of ``run.source``, if a checkpoint.
 
-    Returns the checkpoint (None: no ``run.resume``) and warnings.
+    Returns the checkpoint (None: a file, or no weights) and warnings.
 
     Raises:
-        CheckpointError: missing or damaged, or weights of another model.
+        CheckpointError: damaged, or weights of another model.
     """
-    target, parts = run.config.run.resume, run.parts
-    if target is None:
+    parts = run.parts
+    if run.source is None or run.source.checkpoint is None:
         return None, []
-    path, warnings = (None, []) if target == "auto" else files.find(target, run.checkpoints)
-    if path is None:
-        raise ConfigError(
-            "--resume auto continues a training run; to evaluate, give --resume the run's folder "
-            "or a checkpoint's"
-        )
+    path, warnings = run.source.checkpoint, list(run.source.warnings)
     content = files.load(path)
     load_state(parts.model, content.model, where=str(path))
     average = _average_in(content)

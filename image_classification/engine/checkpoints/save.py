@@ -64,6 +64,7 @@ def capture(run: TrainingRun) -> PendingSnapshot:
         "scaler": parts.amp.state_dict(),
         "config": bound_settings(config),
         "names": vars(config.names),
+        "classes": run.classes,
         "world_size": run.world.world_size,
     }
     header = model_metadata(
@@ -72,6 +73,7 @@ def capture(run: TrainingRun) -> PendingSnapshot:
         se_reduction=config.model.se_reduction,
         preprocessing=Preprocessing.of(config.data),
         decoding=DECODING[config.data.backend],
+        classes=run.classes,
     )
     return PendingSnapshot(HostCopy(parts.model.state_dict()), HostCopy(state), header, meta)
 

@@ -131,9 +131,8 @@ def test_batch_split_and_save_interval_may_change_on_resume(small_config, open_r
 
 
 def test_missing_resume_target_is_an_error(small_config, open_run, tmp_path):
-    run = open_run(small_config(), resume=str(tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match="no checkpoint at"):
-        drive(run)
+        open_run(small_config(), resume=str(tmp_path / "nowhere"))
 
 
 def test_divergence_keeps_the_last_good_checkpoint(small_config, open_run):

@@ -154,6 +154,7 @@ def test_a_written_report_is_read_back_equal(tmp_path, make_config, dgx1, result
         "exit",
         "warnings",
         "schema_version",
+        "classes",
     ]
     assert read_run(path).report == report
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
