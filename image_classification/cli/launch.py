@@ -20,6 +20,7 @@ from image_classification.config.resolve import LayeredRun, read_run
 from image_classification.config.schema import MODES, RunConfig
 from image_classification.core.errors import ConfigError, nearest, unknown
 from image_classification.core.program import command, launch_words, show
+from image_classification.core.types import DevicesFound
 from image_classification.data.loaders import BACKENDS
 
 EMIT_KINDS = ("slurm", "kubernetes", "torchrun")
@@ -74,9 +75,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     run = request.read()
     if request.explain:
-        show(render_explanation(run.on(), request.json))
+        show(render_explanation(run.on(_visible_devices(run)), request.json))
         return 0
     if request.emit is not None:
+        if run["platform.num_devices"] is None:
+            raise ConfigError("--emit needs the number of devices per node; add --devices N")
         from image_classification.cli.emit import render_emission
 
         config, words = run.on(), launch_words()
@@ -86,6 +89,17 @@ def main(argv: Sequence[str]) -> int:
     from image_classification.launch.run import start_run
 
     return start_run(run, launch_words(), argv)
+
+
+def _visible_devices(run: LayeredRun) -> DevicesFound | None:
+    """Return this machine's devices if the run is on all of them; else, or without any, None."""
+    if run["platform.num_devices"] is not None or run["platform.device"] == "cpu":
+        return None
+    # Imports torch.
+    from image_classification.devices.accelerator import get_accelerator
+
+    found = get_accelerator(run["platform.device"]).found()
+    return found if found.count else None
 
 
 def build_parser() -> CommandParser:

@@ -43,9 +43,13 @@ Layer: TypeAlias = Mapping[str, tuple[Any, str]]
 
 @dataclass(frozen=True)
 class Block:
-    """Settings, the ids of the published runs with these settings, and assumptions made."""
+    """Settings, the ids of the published runs with these settings, and assumptions made.
+
+    about: what a platform is, in one line.
+    """
 
     settings: Layer
+    about: str = ""
     sources: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 
@@ -129,7 +133,7 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
     precisions = _named(sections["precisions"], "precision", PRECISIONS)
     modes = _named(sections["modes"], "mode", MODES)
     platforms = {
-        platform: _block(at, f"platform {platform}", ("assumptions",))
+        platform: _block(at, f"platform {platform}", ("about", "assumptions"))
         for platform, at in _mapping(sections["platforms"], "platforms").items()
     }
     recipes = {
@@ -194,7 +198,8 @@ def _block(at: Located, what: str, words: tuple[str, ...]) -> Block:
         for word in ("sources", "assumptions")
         if word in content and word in words
     }
-    return Block(_layer(content, words), **texts)
+    about = _texts(content["about"], "about")[0] if "about" in words and "about" in content else ""
+    return Block(_layer(content, words), about, **texts)
 
 
 def _layer(content: Mapping[str, Located], words: tuple[str, ...] = ()) -> Layer:

@@ -50,6 +50,7 @@ class Key:
     max: float | None = None
     pattern: str = ""
     nonempty: bool = False
+    null_word: str = ""
     computed: bool = False
 
     @property
@@ -70,6 +71,8 @@ class Key:
                 with ``where`` and names the nearest valid value.
         """
         if value is None and self.optional:
+            return None
+        if self.null_word and value in (None, self.null_word):
             return None
         if self.length is None or value is None:
             return self._check_element(value, where)
@@ -104,7 +107,7 @@ class Key:
 
     def _check_element(self, value: Any, where: str) -> Any:
         if not self._has_kind(value):
-            also = "".join(f" or {word!r}" for word in self.words)
+            also = "".join(f" or {word!r}" for word in (*self.words, self.null_word) if word)
             if self.optional:
                 also += " or null"
             shown = "null" if value is None else shortened(value)

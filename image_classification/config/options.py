@@ -168,6 +168,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("--use-ema", "ema.decay", "DECAY", "keep a moving average of the weights"),
     Option("--augmentation", "data.augmentation", "NAME", "augmentation policy"),
+    Option("--devices", "platform.num_devices", "N|all"),
     Option("--gpu-affinity", "platform.gpu_affinity", "NAME"),
     Option("--topk", "run.topk", "K"),
     Option("--num_classes --num-classes", "model.num_classes", "N"),

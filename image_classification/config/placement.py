@@ -32,7 +32,7 @@ def accumulation(global_batch: int, per_device_batch: int, world_size: int) -> i
     if global_batch % micro == 0:
         return global_batch // micro
     remedies = []
-    fitting = _fitting_per_device(global_batch, world_size)
+    fitting = per_device_batches(global_batch, world_size)
     below = [batch for batch in fitting if batch <= per_device_batch][-1:]
     above = [batch for batch in fitting if batch > per_device_batch][:1]
     if fitting:
@@ -41,7 +41,7 @@ def accumulation(global_batch: int, per_device_batch: int, world_size: int) -> i
     remedies.append(f"--optimizer-batch-size {' or '.join(str(m) for m in multiples if m)}")
     fewer = [w for w in range(1, world_size) if global_batch % (per_device_batch * w) == 0]
     if fewer:
-        remedies.append(f"--set platform.num_devices={fewer[-1]} on one node")
+        remedies.append(f"--devices {fewer[-1]} on one node")
     raise ConfigError(
         f"a global batch of {global_batch} cannot be split into {per_device_batch} images on "
         f"{counted(world_size, 'device')}: {global_batch} / "
@@ -50,7 +50,7 @@ def accumulation(global_batch: int, per_device_batch: int, world_size: int) -> i
     )
 
 
-def _fitting_per_device(global_batch: int, world_size: int) -> list[int]:
+def per_device_batches(global_batch: int, world_size: int) -> list[int]:
     """Return the per-device batches that divide the global batch, in ascending order."""
     if global_batch % world_size:
         return []
@@ -73,7 +73,8 @@ def place(
     """Set device counts and batch sizes for these devices; return warnings.
 
     The device counts are, in this order, those of the processes already started (``world_size`` on
-    ``num_nodes``), the user's, the devices ``available`` (None: not known), the platform's.
+    ``num_nodes``), the user's, the devices ``available`` (None: not known), the platform's. A count
+    of ``all`` is that of the devices available, 1 where they are not known.
 
     Raises:
         DeviceError: no device of the platform's type, or fewer than the user asked for.
@@ -81,7 +82,7 @@ def place(
     """
     platform, device = values["platform.name"], values["platform.device"]
     counts = ("platform.num_devices", "platform.num_nodes")
-    published_size = values.inherited(counts[0]) * values.inherited(counts[1])
+    published_size = (values.inherited(counts[0]) or 0) * values.inherited(counts[1])
     notes = []
     if values.changed("platform.device"):
         origin = values.origins["platform.device"]
@@ -89,12 +90,20 @@ def place(
         for key in counts:
             if not values.given(key):
                 values.put(key, 1, f"one, as platform.device is {device} ({origin})")
-    elif any(map(values.changed, counts)):
+    if available is not None and device != "cpu":
+        _check_kind(platform, device, available)
+    _count_devices(values, available, world_size, num_nodes)
+    if (
+        published_size
+        and not values.changed("platform.device")
+        and any(map(values.changed, counts))
+    ):
         notes.append(f"{platform} is run on {_count(values)}, as the command line says")
     if available is not None and device != "cpu":
         notes += _fit(values, available, joined=world_size is not None)
     if world_size is not None:
-        notes += _join(values, world_size, num_nodes)
+        differs = _join(values, world_size, num_nodes)
+        notes += differs if published_size else []
     notes = [f"{note}: throughput is not comparable with published figures" for note in notes]
     return notes + _set_batch(values, published_size)
 
@@ -105,16 +114,37 @@ def _count(values: Values) -> str:
     return f"{nodes} nodes of {text}" if nodes > 1 else text
 
 
-def _fit(values: Values, available: DevicesFound, joined: bool) -> list[str]:
-    """Use no more devices than there are; return what differs from the platform."""
-    platform, device = values["platform.name"], values["platform.device"]
-    wanted_count = values["platform.num_devices"]
+def _check_kind(platform: str, device: str, available: DevicesFound) -> None:
     if available.kind != device or available.count == 0:
         raise DeviceError(
             f"{platform} needs {device} devices and this machine has none; use --platform CPU "
             f"with its own settings, or --set platform.device=cpu to run {platform}'s anyway, "
             "not comparable"
         )
+
+
+def _count_devices(
+    values: Values, available: DevicesFound | None, world_size: int | None, num_nodes: int
+) -> None:
+    """Replace ``platform.num_devices`` of ``all`` (null) by the number of devices."""
+    if values["platform.num_devices"] is not None:
+        return
+    origin = values.origins["platform.num_devices"]
+    if values["platform.device"] == "cpu":
+        raise ConfigError(f"{origin}: 'all' counts GPUs; on a CPU give the number of processes")
+    if world_size is not None:
+        count, source = max(1, world_size // num_nodes), "the processes started"
+    elif available is not None:
+        count, source = available.count, "all visible devices"
+    else:
+        count, source = 1, "all visible devices; none are visible here, 1 is assumed"
+    values.put("platform.num_devices", count, f"{origin}: {source}")
+
+
+def _fit(values: Values, available: DevicesFound, joined: bool) -> list[str]:
+    """Use no more devices than there are; return what differs from the platform."""
+    platform = values["platform.name"]
+    wanted_count = values["platform.num_devices"]
     notes = []
     if not joined:
         published = _count(values)
@@ -164,6 +194,12 @@ def _join(values: Values, world_size: int, num_nodes: int) -> list[str]:
 
 def _set_batch(values: Values, published_size: int) -> list[str]:
     world_size = values["platform.num_devices"] * values["platform.num_nodes"]
+    if values["batch.fit_memory"] and not values.given("batch.fit_memory"):
+        if values["platform.device"] == "cpu":
+            values.put("batch.fit_memory", False, "formula: false on a CPU")
+        elif values.given("batch.per_device"):
+            origin = values.origins["batch.per_device"]
+            values.put("batch.fit_memory", False, f"formula: false, as {origin} sets the batch")
     per_device, global_batch = values["batch.per_device"], values["batch.global"]
     mode, notes = values["run.mode"], []
     if global_batch is None:
@@ -175,7 +211,7 @@ def _set_batch(values: Values, published_size: int) -> list[str]:
         origin = f"formula: {per_device} x {world_size}, as {mode} makes no optimizer step"
         values.put("batch.global", global_batch, origin)
     elif world_size != published_size and not values.given("batch.per_device"):
-        fitting = [b for b in _fitting_per_device(global_batch, world_size) if b <= per_device]
+        fitting = [b for b in per_device_batches(global_batch, world_size) if b <= per_device]
         if fitting and fitting[-1] != per_device:
             notes.append(
                 f"{fitting[-1]} images per device instead of {per_device}, so that {world_size} "
@@ -191,4 +227,7 @@ def _set_batch(values: Values, published_size: int) -> list[str]:
     count = accumulation(global_batch, per_device, world_size)
     formula = f"formula: {global_batch} / ({per_device} x {world_size})"
     values.put("batch.accumulation", count, formula)
+    if values["batch.fit_memory"]:
+        origin = values.origins["batch.per_device"]
+        values.put("batch.per_device", per_device, f"{origin}; less if the memory needs it")
     return notes

@@ -36,8 +36,9 @@ def setting(default: Any, doc: str, **constraints: Any) -> Any:
     """Return a dataclass field for a setting; with ``...`` as default, configs.yml must set it.
 
     constraints: ``choices``, ``min``, ``max``, ``pattern`` (of the whole text), ``nonempty`` (of a
-    list), ``computed`` (not settable), ``key`` (if it differs from the field's name). They
-    are enforced by `keys.Key`.
+    list), ``computed`` (not settable), ``key`` (if it differs from the field's name),
+    ``null_word`` (a text for null, which `placement` replaces by a number). They are enforced by
+    `keys.Key`.
     """
     metadata = {"doc": doc, **constraints}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
@@ -198,6 +199,11 @@ class BatchConfig:
         ..., "images per optimizer step over all devices", key="global", min=1
     )
     accumulation: int = setting(..., "micro-batches per optimizer step; computed", computed=True)
+    fit_memory: bool = setting(
+        False,
+        "try a step before the run, and use a smaller per-device batch if the GPU's memory needs "
+        "it; the global batch stays",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +311,12 @@ class PlatformConfig:
     device_name: str = setting(
         "", "words that a device's name must contain for comparable throughput"
     )
-    num_devices: int = setting(1, "devices per node, one process each", min=1)
+    num_devices: int = setting(
+        1,
+        "devices per node, one process each; all: as many GPUs as are visible",
+        min=1,
+        null_word="all",
+    )
     num_nodes: int = setting(1, "number of nodes", min=1)
     gpu_affinity: str = setting(
         "none", "CPU cores that each process is bound to", choices=GPU_AFFINITY_MODES

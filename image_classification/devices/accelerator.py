@@ -85,6 +85,17 @@ class Accelerator(Protocol):
         """Return the peak memory of this process's device; None if unknown."""
         ...
 
+    def free_memory_bytes(self) -> int | None:
+        """Return the free memory of the current device; None if it has none of its own."""
+        return None
+
+    def memory_limit(self, num_bytes: int) -> AbstractContextManager[None]:
+        """Limit this process's tensors; beyond it `torch.OutOfMemoryError` is raised.
+
+        Within the context, `peak_memory_bytes` counts from its start.
+        """
+        return nullcontext()
+
     def environment(self) -> dict[str, Any]:
         """Return cuda, cudnn, driver, devices for the report; None if not applicable."""
         ...

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -104,6 +105,24 @@ class CudaAccelerator(Accelerator):
     def peak_memory_bytes(self) -> int | None:
         """Return the peak memory of tensors on the current device, without caches and context."""
         return torch.cuda.max_memory_allocated()
+
+    def free_memory_bytes(self) -> int | None:
+        """Return the free memory of the current GPU."""
+        return torch.cuda.mem_get_info()[0]
+
+    @contextmanager
+    def memory_limit(self, num_bytes: int) -> Iterator[None]:
+        """Limit the memory of tensors and caches on the current GPU; see `Accelerator`."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        total_bytes = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total_bytes))
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
     def environment(self) -> dict[str, Any]:
         """Return versions of CUDA, cuDNN and the driver, and the names of the devices."""

@@ -34,6 +34,7 @@ from image_classification.distributed.world import JoinError, lost_peer_message,
 from image_classification.engine import build
 from image_classification.engine.benchmark import benchmark_data, benchmark_inference
 from image_classification.engine.evaluate import evaluate_run
+from image_classification.engine.fit_memory import fit_memory
 from image_classification.engine.runs import Run
 from image_classification.engine.stop import StopRequest
 from image_classification.engine.train import train
@@ -67,6 +68,9 @@ MODES = {
     "benchmark_inference": Mode(build.build_evaluation, benchmark_inference),
     "benchmark_data": Mode(build.build_loader_benchmark, benchmark_data),
 }
+
+# Modes that do not run the network on ``batch.per_device`` images.
+_OTHER_BATCHES = ("benchmark_inference", "benchmark_data")
 
 
 def start_run(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) -> int:
@@ -225,6 +229,8 @@ def opened_run(
         stack.callback(base.close)
         if restarts:
             activity.begin(f"restarting ({restarts} of at most {config.run.max_restarts})")
+        if config.batch.fit_memory and config.run.mode not in _OTHER_BATCHES:
+            base.config = fit_memory(base)
         recorder = RunRecorder(base, found, shown)
         stack.callback(recorder.close)
         recorder.run = MODES[config.run.mode].build(base)

@@ -125,3 +125,14 @@ def test_affinity_from_the_driver(cuda: CudaAccelerator) -> None:
         assert len(set_affinity("socket_single", 0, 1)) <= len(near)
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_memory_limit(cuda: CudaAccelerator) -> None:
+    free_bytes = cuda.free_memory_bytes()
+    assert free_bytes is not None and 0 < free_bytes <= torch.cuda.mem_get_info()[1]
+    with cuda.memory_limit(2**28):
+        torch.empty(2**27, dtype=torch.uint8, device="cuda")
+        assert 2**27 <= cuda.peak_memory_bytes() < 2**28
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(2**29, dtype=torch.uint8, device="cuda")
+    torch.empty(2**29, dtype=torch.uint8, device="cuda")

@@ -42,6 +42,7 @@ _FREE_KEYS = {
     "data.device_memory_padding_mib",
     "batch.per_device",
     "batch.accumulation",
+    "batch.fit_memory",
     "model.pretrained_from_file",
     "model.compile",
 }

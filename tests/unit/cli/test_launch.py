@@ -115,7 +115,7 @@ def test_the_amp_backend_is_an_option() -> None:
 
 def test_every_option_is_published_or_tested_elsewhere() -> None:
     tested_elsewhere = {"--save-every", "--stop-at-top1", "--allow-changes", "--track"}
-    own = {*tested_elsewhere, *RELIABILITY, "--amp-backend"}
+    own = {*tested_elsewhere, *RELIABILITY, "--amp-backend", "--devices"}
     assert {option.name for option in OPTIONS} - own <= set(PUBLISHED)
 
 

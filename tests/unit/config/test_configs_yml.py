@@ -32,7 +32,7 @@ def test_names_are_those_of_the_contract() -> None:
     assert set(catalogue.platforms) >= {
         *NVIDIA_PLATFORMS,
         *TODAY,
-        *("CPU", "GAUDI", "GAUDI2", "BI-V100x1", "BI-V100x4", "BI-V100x8", "BI-V100x16"),
+        *("CPU", "GPU", "GAUDI", "GAUDI2", "BI-V100x1", "BI-V100x4", "BI-V100x8", "BI-V100x16"),
     }
 
 
@@ -43,6 +43,18 @@ def test_every_model_has_a_cpu_demo_configuration() -> None:
             assert config.data.path == "demo"
             assert config.model.num_classes == 10
             assert config.precision.loss_scale is None
+
+
+def test_every_model_has_a_configuration_for_any_gpu() -> None:
+    for model in list_models():
+        for precision in PRECISIONS:
+            config = by_default(model, "GPU", precision)
+            assert config.model.num_classes == 1000 and config.batch.fit_memory
+            assert config.precision.loss_scale == (128.0 if precision == "AMP" else None)
+
+
+def test_every_platform_is_described() -> None:
+    assert all(block.about for block in load_catalogue().platforms.values())
 
 
 @pytest.mark.parametrize("model", NVIDIA_MODELS)

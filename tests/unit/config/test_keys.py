@@ -130,7 +130,8 @@ def test_sections_and_keys_are_those_of_the_contract() -> None:
         "run": "mode seed workspace resume stop_epoch max_steps",
     }.items():
         assert set(keys.split()) <= set(content[section])
-    assert content["batch"] == {"per_device": 256, "global": 2048, "accumulation": 1}
+    batch = {"per_device": 256, "global": 2048, "accumulation": 1, "fit_memory": False}
+    assert content["batch"] == batch
 
 
 def test_explanation_has_exactly_the_four_parts() -> None:

@@ -45,6 +45,8 @@ def test_every_option_has_a_key_and_no_flag_occurs_twice() -> None:
         ("--save-every", "10 minutes", "run.save_every", "10 minutes"),
         ("--stop-at-top1", "75.9", "run.stop_at_top1", 75.9),
         ("--allow-changes", None, "run.allow_changes", True),
+        ("--devices", "2", "platform.num_devices", 2),
+        ("--devices", "all", "platform.num_devices", None),
         (
             "--checkpoint-filename",
             "checkpoint.pth.tar",

@@ -21,7 +21,7 @@ def test_more_images_per_micro_batch_than_the_global_batch_is_an_error() -> None
     assert "2048 / (256 x 16) = 0.5" in message
     assert "--batch-size 128" in message
     assert "--optimizer-batch-size 4096" in message
-    assert "platform.num_devices=8" in message
+    assert "--devices 8 on one node" in message
 
 
 @pytest.mark.parametrize(

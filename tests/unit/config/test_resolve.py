@@ -226,7 +226,7 @@ def test_device_names_are_compared_by_whole_words() -> None:
 def test_a_device_count_that_does_not_divide_the_global_batch() -> None:
     message = refused(available=cuda(3))
     assert "2048 / (256 x 3)" in message
-    assert "--set platform.num_devices=2" in message
+    assert "--devices 2 on one node" in message
     assert dgx1v(available=cuda(3), overrides={"platform.num_devices": 2}).world_size == 2
 
 
@@ -264,7 +264,7 @@ def test_more_processes_share_the_global_batch() -> None:
     assert (config.batch.per_device_batch, config.batch.global_batch) == (16, 32)
     assert config.batch.accumulation == 1
     assert any(w.startswith("16 images per device instead of 32") for w in config.warnings)
-    assert "platform.num_devices=16" not in refused(
+    assert "--devices 16" not in refused(
         overrides={"platform.num_devices": 16, "batch.per_device": 256}
     )
 
@@ -291,6 +291,45 @@ def test_a_two_node_platform_on_one_node() -> None:
     config = resolve("resnet50", "FP32", "convergence", "BI-V100x16", available=found)
     assert (config.world_size, config.batch.accumulation) == (8, 2)
     assert any("2 nodes of 8 cuda devices, this run 8 cuda devices" in w for w in config.warnings)
+
+
+def gpu(model: str = "resnet50", **kwargs: object) -> RunConfig:
+    return resolve(model, "AMP", "convergence", "GPU", **kwargs)  # type: ignore[arg-type]
+
+
+def test_platform_gpu_uses_all_visible_devices_and_keeps_the_global_batch() -> None:
+    for count in (1, 2, 4, 8):
+        config = gpu(available=cuda(count, "NVIDIA GeForce RTX 4090"))
+        assert config.world_size == count and config.batch.fit_memory
+        assert (config.batch.global_batch, config.batch.accumulation) == (2048, 8 // count)
+        assert config.provenance["platform.num_devices"].endswith(": all visible devices")
+        assert all(warning.startswith("assumption: ") for warning in config.warnings)
+    assert gpu(available=cuda(16)).batch.per_device_batch == 128
+    assert gpu().provenance["platform.num_devices"].endswith("1 is assumed")
+
+
+def test_the_number_of_devices_can_be_given() -> None:
+    config = gpu(available=cuda(8), overrides={"platform.num_devices": 2})
+    assert (config.world_size, config.batch.accumulation) == (2, 4)
+    config = dgx1v(available=cuda(4), overrides={"platform.num_devices": "all"})
+    assert config.world_size == 4
+    assert config.warnings[0].startswith("DGX1V is run on 4 cuda devices, as the command line says")
+    with pytest.raises(DeviceError, match=r"is 2 .* has 1; ask for 1 or fewer"):
+        gpu(available=cuda(1), overrides={"platform.num_devices": 2})
+    with pytest.raises(ConfigError, match="'all' counts GPUs; on a CPU give the number"):
+        resolve("resnet50", "FP32", "convergence", "CPU", overrides={"platform.num_devices": "all"})
+
+
+def test_processes_already_started_on_platform_gpu() -> None:
+    config = gpu(available=cuda(4), world_size=8, num_nodes=2)
+    assert (config.platform.num_devices, config.platform.num_nodes) == (4, 2)
+    assert not any("not comparable" in warning for warning in config.warnings)
+
+
+def test_a_batch_that_the_user_gives_is_not_fitted_to_the_memory() -> None:
+    config = gpu(available=cuda(1), overrides={"batch.per_device": 64})
+    assert (config.batch.per_device_batch, config.batch.fit_memory) == (64, False)
+    assert not gpu(overrides={"platform.device": "cpu"}).batch.fit_memory
 
 
 def test_notes_come_first_among_the_warnings() -> None:
