@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -98,7 +97,7 @@ def _needed_bytes(
         ),
         run=replace(config.run, validate=False),
     )
-    alone = replace(run, config=tried, world=WorldInfo(), cleanup=ExitStack())
+    alone = Run(tried, WorldInfo(), run.accelerator, run.device, run.workspace)
     try:
         with run.accelerator.memory_limit(limit_bytes):
             trial(alone)
