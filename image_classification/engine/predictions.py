@@ -93,11 +93,12 @@ class PredictionRecorder:
 
 
 def evaluation_details(
-    predictions: Predictions, loader: Loader, num_classes: int
+    predictions: Predictions, loader: Loader, num_classes: int, upright: bool = False
 ) -> tuple[EvaluationDetails, dict[str, bytes]]:
     """Return the details of an evaluation, and the thumbnails of its mistakes by file name.
 
     loader: reads the images of the mistakes again; one that cannot be read has no thumbnail.
+    upright: apply the EXIF orientation.
     """
     classes = class_names(loader.classes, num_classes)
     pairs, counts = torch.unique(
@@ -120,7 +121,7 @@ def evaluation_details(
             if content is None:
                 problem = "synthetic images have no file"
             else:
-                thumbnails[file] = thumbnail(content, name)
+                thumbnails[file] = thumbnail(content, name, upright)
         except (UserError, RuntimeError) as error:
             problem = printable(str(error).splitlines()[0])
         mistakes.append(
@@ -137,13 +138,13 @@ def evaluation_details(
     return EvaluationDetails(classes, confusion, tuple(mistakes)), thumbnails
 
 
-def thumbnail(content: Any, name: str) -> bytes:
+def thumbnail(content: Any, name: str, upright: bool = False) -> bytes:
     """Return an encoded image (``[bytes]`` uint8) as a JPEG of at most `THUMBNAIL_PX`.
 
     Raises:
         DataError: it cannot be decoded.
     """
-    image = decode_rgb(content, name)
+    image = decode_rgb(content, name, upright)
     height, width = image.shape[1:]
     scale = THUMBNAIL_PX / max(height, width)
     if scale < 1:
@@ -169,7 +170,8 @@ def write_evaluation(
         if predictions is None:
             earlier = read_details(run.workspace)
             return None if earlier is None else earlier.summary(), ""
-        details, thumbnails = evaluation_details(predictions, loader, run.config.model.num_classes)
+        classes, upright = run.config.model.num_classes, run.config.data.exif_orientation
+        details, thumbnails = evaluation_details(predictions, loader, classes, upright)
         details.write(run.workspace, thumbnails)
         return details.summary(), ""
     except UserError as error:

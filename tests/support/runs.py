@@ -8,6 +8,7 @@ from typing import Any
 
 from image_classification.core.types import DevicesFound, Record
 from image_classification.reporting.build_report import build_report, complete
+from image_classification.reporting.evaluation import EvaluationDetails, Mistake
 from image_classification.reporting.published.verdict import compare
 from image_classification.reporting.report import (
     Environment,
@@ -210,3 +211,15 @@ def change_report(folder: Path, section: str, **values) -> None:
     content = json.loads(path.read_text())
     content[section].update(values)
     path.write_text(json.dumps(content))
+
+
+def evaluation_details(num_classes: int) -> EvaluationDetails:
+    """Ten images per class, of which two are predicted as the next class; two mistakes shown."""
+    names = tuple(f"class & {k}" for k in range(num_classes))
+    counts = {(k, k): 8 for k in range(num_classes)}
+    counts |= {(k, (k + 1) % num_classes): 2 for k in range(num_classes)}
+    mistakes = (
+        Mistake("val/0/1.jpg", names[0], names[1], 0.987, 0.01, "mistake-01.jpg"),
+        Mistake("val/1/2.jpg", names[1], names[2], 0.9, None, None, "cannot read it"),
+    )
+    return EvaluationDetails(names, counts, mistakes)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from image_classification.core.errors import WorkspaceError
 from image_classification.core.files import write_atomically
 from image_classification.core.units import number, percent, size
 from image_classification.reporting import results as run_results
@@ -23,6 +24,7 @@ from image_classification.reporting.compare.combine import Combined, ratio_table
 from image_classification.reporting.compare.groups import Group, figure_table, inference_table
 from image_classification.reporting.compare.identity import environment_of, short_commit
 from image_classification.reporting.figures import ACCURACY, split_batch, value_text
+from image_classification.reporting.page.evaluation import evaluation_section
 from image_classification.reporting.page.headline import headline
 from image_classification.reporting.published.verdict import newest, published_table
 from image_classification.reporting.report import (
@@ -55,7 +57,13 @@ def write_page(
 ) -> Path:
     """Write ``report.html`` into the run's folder. See `run_page`. Raises WorkspaceError."""
     path = folder / "report.html"
-    write_atomically(path, run_page(report, gallery, provenance))
+    evaluation = None
+    if report.results.evaluation.folder is not None:
+        try:
+            evaluation = evaluation_section(folder, report.name.mode)
+        except WorkspaceError as error:
+            evaluation = {"problem": error.message}
+    write_atomically(path, run_page(report, gallery, provenance, evaluation))
     return path
 
 
@@ -63,11 +71,12 @@ def run_page(
     report: RunReport,
     gallery: Gallery | None = None,
     provenance: Mapping[str, str] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page of a run.
 
     gallery: the run's pictures, from `pictures.draw.draw_run`. provenance: the source of each
-    ``section.key``.
+    ``section.key``. evaluation: from `evaluation_section`.
     """
     mode = report.name.mode
     names = {key: value for key, value in asdict(report.name).items() if value}
@@ -97,6 +106,7 @@ def run_page(
         inference=run_results.inference_table(inference) if inference else None,
         telemetry=_telemetry_tables(telemetry) if telemetry.devices else None,
         gallery=gallery,
+        evaluation=evaluation,
         environment=pairs((k, _text(v)) for k, v in environment.items() if v is not None),
         absent=[key for key, value in environment.items() if value is None],
         config={

@@ -101,6 +101,33 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     svg.addEventListener("blur", hide);
   }
 }
+// The cell of a confusion matrix under the pointer.
+for (const svg of document.querySelectorAll("svg[data-matrix]")) {
+  const { names, counts, margin, cell } = JSON.parse(svg.dataset.matrix);
+  const found = new Map(counts.map(([row, column, n]) => [`${row} ${column}`, n]));
+  const totals = names.map(() => 0);
+  for (const [row, , n] of counts) totals[row] += n;
+  const tip = document.createElement("div");
+  tip.className = "tip";
+  svg.after(tip);
+  const show = (event) => {
+    const box = svg.getBoundingClientRect();
+    const scale = box.width / svg.viewBox.baseVal.width;
+    const place = (offset) => Math.floor((offset / scale - margin) / cell);
+    const [column, row] = [place(event.clientX - box.left), place(event.clientY - box.top)];
+    tip.replaceChildren();
+    if (!(row in names && column in names)) return;
+    const n = found.get(`${row} ${column}`) || 0;
+    tip.append(`${names[row]} predicted as ${names[column]}: ${n} of ${totals[row]} images`);
+    const x = svg.offsetLeft + (margin + column * cell) * scale;
+    tip.style.left = `${Math.max(0, Math.min(x, svg.parentElement.clientWidth - tip.offsetWidth - 4))}px`;
+    tip.style.top = `${svg.getBoundingClientRect().top - svg.parentElement.getBoundingClientRect().top
+      + (margin + (row + 1.3) * cell) * scale}px`;
+  };
+  svg.addEventListener("pointermove", show);
+  svg.addEventListener("pointerdown", show);
+  svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && tip.replaceChildren());
+}
 for (const button of document.querySelectorAll(".command button")) {
   const code = button.previousElementSibling;
   button.hidden = false;

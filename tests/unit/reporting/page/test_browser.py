@@ -1,11 +1,15 @@
 """The report page in a browser: it fits every width, is readable, and requests nothing."""
 
+import io
 import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from image_classification.config.resolve import resolve
+from image_classification.core.types import DevicesFound
+from image_classification.reporting.build_report import build_report
 from image_classification.reporting.page import write_page
 from image_classification.reporting.pictures.draw import draw_run
 from image_classification.reporting.run_folder import read_run
@@ -244,3 +248,43 @@ def test_printed_page_is_light_and_shows_the_configuration(browser, page):
     pdf = browser.page.pdf(width="8.27in", height="11.69in")
     assert pdf.startswith(b"%PDF")
     assert 4 <= pdf.count(b"/Type /Page\n") <= 12
+
+
+@pytest.fixture(scope="module", params=[3, 40, 60])
+def evaluation_page(request, tmp_path_factory):
+    """The URL of the report of an evaluation with few, more and many classes."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    details = made.evaluation_details(request.param)
+    image = io.BytesIO()
+    Image.new("RGB", (160, 120), (90, 140, 60)).save(image, "JPEG")
+    details.write(folder, {"mistake-01.jpg": image.getvalue()})
+    config = resolve("resnet50", "AMP", "evaluate", "DGX1V", "90e")
+    report = build_report(
+        config,
+        devices=DevicesFound("cuda", ("Tesla V100",) * 8),
+        environment={},
+        results={"evaluation": details.summary()},
+    )
+    return write_page(report, folder).as_uri()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width_px", WIDTHS_PX)
+def test_evaluation_fits_every_width(browser, evaluation_page, width_px, dark):
+    browser.open(evaluation_page, width_px=width_px, dark=dark)
+    assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert browser.evaluate("document.documentElement.scrollWidth") == width_px
+    assert browser.evaluate(WIDER_THAN_ITS_BOX) == []
+    assert browser.evaluate(TEXT_OUTSIDE) == []
+    matrix = browser.page.locator("svg.matrix")
+    if matrix.count():
+        matrix.scroll_into_view_if_needed()
+        cell = matrix.locator("rect.wrong").first
+        cell.scroll_into_view_if_needed()
+        box = cell.bounding_box()
+        browser.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        tip = browser.page.locator("svg.matrix + .tip")
+        assert tip.inner_text() == "class & 0 predicted as class & 1: 2 of 10 images"
+        assert browser.evaluate("document.documentElement.scrollWidth") == width_px
+    assert len([url for url in browser.requests if not url.startswith("data:")]) == 1
+    assert browser.messages == []
