@@ -50,6 +50,7 @@ class Request:
     explain: bool = False
     json: bool = False
     emit: str | None = None
+    opens_page: bool = False
 
     def read(self) -> LayeredRun:
         """Return the requested run before its devices are known. Raises ConfigError."""
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     # Imports torch, which --list, --explain and --emit do not need.
     from image_classification.launch.run import start_run
 
-    return start_run(run, launch_words(), argv)
+    return start_run(run, launch_words(), argv, request.opens_page)
 
 
 def _visible_devices(run: LayeredRun) -> DevicesFound | None:
@@ -160,6 +161,12 @@ def build_parser() -> CommandParser:
     )
     settings.add_argument("--amp", action="store_true", help="the same as --precision AMP")
     settings.add_argument("--evaluate", action="store_true", help="the same as --mode evaluate")
+    settings.add_argument(
+        "--open",
+        dest="opens_page",
+        action="store_true",
+        help="show report.html in the browser at the end of the run",
+    )
     settings.add_argument("--jit", metavar="NAME", help="no; TorchScript is not supported")
     for option in OPTIONS:
         kwargs: dict[str, Any] = {"action": "append_const", "const": (option, None)}
@@ -218,6 +225,8 @@ def parse(argv: Sequence[str]) -> Request:
         raise ConfigError(unknown("kind to --emit", args.emit, EMIT_KINDS))
     if args.emit is not None and args.explain:
         raise ConfigError("--emit and --explain print different things; leave one out")
+    if args.opens_page and (args.explain or args.emit is not None):
+        raise ConfigError("--open shows the report of a run; leave it out, or run")
     if args.jit not in (None, "no"):
         raise ConfigError(
             f"--jit {args.jit}: TorchScript is deprecated in PyTorch and not supported; "
@@ -235,6 +244,7 @@ def parse(argv: Sequence[str]) -> Request:
         explain=args.explain,
         json=args.json,
         emit=args.emit,
+        opens_page=args.opens_page,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from os.path import exists, isdir
 from pathlib import Path
@@ -22,7 +23,7 @@ from image_classification.core.errors import (
     unknown,
 )
 from image_classification.core.files import write_atomically
-from image_classification.core.program import command, mute_stdout, show
+from image_classification.core.program import command, mute_stdout, open_page, show
 from image_classification.reporting.compare.combine import Combined, combined_json, print_combined
 from image_classification.reporting.compare.groups import group_runs
 from image_classification.reporting.compare.history import (
@@ -72,12 +73,15 @@ def _combine(argv: list[str]) -> int:
     )
     _add_runs(parser, "a run's folder, or its report.json")
     _add_output(parser, "write combined.json and combined.html to this folder")
+    _add_open(parser, "combined.html")
     parser.add_argument(
         "--vendor", action="store_true", help="print the vendor table too (always in -o)"
     )
     _add_json(parser)
     _add_ignore(parser)
     arguments = parser.parse_args(argv)
+    if arguments.open and arguments.output is None:
+        raise ConfigError("--open shows combined.html: say with -o where to write it")
     runs = [read_run(path) for path in arguments.runs]
     combined = Combined.of(group_runs(runs, arguments.ignore))
     content = combined_json(combined)
@@ -92,12 +96,15 @@ def _combine(argv: list[str]) -> int:
                 f"cannot make {folder}: {error.strerror or error}; give another -o"
             ) from error
         write_atomically(folder / "combined.json", _json_text(content) + "\n")
-        write_atomically(folder / "combined.html", combined_page(combined))
+        page = folder / "combined.html"
+        write_atomically(page, combined_page(combined))
     _show(
         arguments,
         content,
         lambda console: print_combined(console, combined, vendor=arguments.vendor),
     )
+    if arguments.open:
+        print(open_page(page), file=sys.stderr)
     return EXIT_DONE
 
 
@@ -172,6 +179,7 @@ def _plots(argv: list[str]) -> int:
         "where to write NAME.png, NAME.svg and pictures.html (default for one run: its plots "
         "folder)",
     )
+    _add_open(parser, "pictures.html")
     parser.add_argument(
         "--format",
         metavar="F[,F]",
@@ -180,6 +188,8 @@ def _plots(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     formats = _picture_formats(arguments.format)
+    if arguments.open and "svg" not in formats:
+        raise ConfigError("--open shows pictures.html, which comes with svg: add it to --format")
     runs = [read_run(path) for path in arguments.runs]
     folder = arguments.output
     if folder is None:
@@ -196,6 +206,8 @@ def _plots(argv: list[str]) -> int:
         files.append(write_pictures_page(gallery, folder, title))
     left_out = [f"not drawn: {entry.title}: {entry.why}" for entry in gallery.left_out]
     _show_text("\n".join([*map(str, files), *left_out]))
+    if arguments.open and gallery.drawn:
+        print(open_page(folder / "pictures.html"), file=sys.stderr)
     return EXIT_DONE
 
 
@@ -226,6 +238,10 @@ def _add_runs(parser: CommandParser, help: str) -> None:
 
 def _add_output(parser: CommandParser, help: str) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, help=help)
+
+
+def _add_open(parser: CommandParser, page: str) -> None:
+    parser.add_argument("--open", action="store_true", help=f"show {page} in the browser")
 
 
 def _add_json(parser: CommandParser) -> None:

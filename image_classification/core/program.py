@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 from image_classification.core.errors import WorkspaceError
+from image_classification.core.host import container_kind, read_mounts
 
 
 def command(verb: str) -> str:
@@ -36,6 +38,58 @@ def whole_command() -> str:
     else:
         words = ["python", sys.argv[0]] if program.endswith(".py") else [program]
     return shlex.join([*words, *sys.argv[1:]])
+
+
+def next_command(verb: str, *arguments: str) -> str:
+    """Return a whole command of ``verb``, to be pasted into a shell in the present folder.
+
+    It starts the same program as this process, with the same Python.
+    """
+    program = Path(sys.argv[0])
+    if not program.name.endswith(".py"):
+        return shlex.join([program.name, verb, *arguments])
+    words, path = [_python()], ""
+    if program.name == "__main__.py":
+        words += ["-m", "image_classification", verb]
+    elif verb == "launch":
+        words.append(min(os.path.relpath(program), os.path.abspath(program), key=len))
+    else:
+        # launch.py finds the package beside itself.
+        if program.parent.resolve() != Path.cwd():
+            path = f"PYTHONPATH={shlex.quote(os.path.abspath(program.parent))} "
+        words += ["-m", "image_classification", verb]
+    return path + shlex.join([*words, *arguments])
+
+
+def _python() -> str:
+    """Return the shortest name under which the shell finds this Python."""
+    folder = os.path.dirname(sys.executable)
+    for name in ("python", "python3"):
+        found = shutil.which(name)
+        if found is not None and os.path.dirname(found) == folder:
+            return name
+    return sys.executable
+
+
+def open_page(page: Path) -> str:
+    """Show an HTML file in the browser; return a line that says so, or why not.
+
+    The browser is that of the variable ``BROWSER``, or the desktop's.
+    """
+    import webbrowser
+
+    url, by_hand = page.resolve().as_uri(), f"open it yourself: {page}"
+    if not os.environ.get("BROWSER"):
+        if container_kind(os.environ, read_mounts()):
+            return f"--open: no browser in a container; {by_hand}"
+        desktop = sys.platform in ("darwin", "win32") or any(
+            os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+        )
+        if not desktop:
+            return f"--open: no display here; {by_hand}"
+    if webbrowser.open(url):
+        return f"opened {page}"
+    return f"--open: the browser did not start; {by_hand}"
 
 
 def mute_stdout() -> None:

@@ -19,7 +19,7 @@ from image_classification.core.errors import (
     UserError,
 )
 from image_classification.core.files import write_atomically
-from image_classification.core.program import LastingStdout
+from image_classification.core.program import LastingStdout, open_page
 from image_classification.core.types import DevicesFound, Record
 from image_classification.devices.accelerator import Accelerator
 from image_classification.distributed.collectives import gather_text
@@ -139,8 +139,11 @@ class RunRecorder:
 
     On rank 0 of a terminal the live view starts here. found: the devices of this node. Every rank
     has a recorder, as the telemetry is gathered. run: may be replaced by one with a mode's parts
-    before `record_all`. shown: write to the console, too.
+    before `record_all`. shown: write to the console, too. opens_page: show the page of the report
+    in the browser.
     """
+
+    opens_page = False
 
     def __init__(self, run: Run, found: DevicesFound, shown: bool = True) -> None:
         self.run = run
@@ -307,9 +310,11 @@ class RunRecorder:
             # An error in the pictures must not hide how the run ended.
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"warning: the pictures could not be drawn ({reason})", file=sys.stderr)
-        write_page(report, run.workspace, gallery=gallery, provenance=run.config.provenance)
+        page = write_page(report, run.workspace, gallery=gallery, provenance=run.config.provenance)
         self.close()
         print_results(self._console, report, folder=run.workspace, checkpoint=self._checkpoint)
+        if self.opens_page:
+            self._console.print(open_page(page), soft_wrap=True, markup=False, highlight=False)
 
     def _how_to_continue(self) -> str:
         run, control = self.run, self.run.config.run

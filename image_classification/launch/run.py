@@ -73,11 +73,14 @@ MODES = {
 _OTHER_BATCHES = ("benchmark_inference", "benchmark_data")
 
 
-def start_run(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) -> int:
+def start_run(
+    layered: LayeredRun, words: Sequence[str], argv: Sequence[str], opens_page: bool = False
+) -> int:
     """Run ``layered`` on this machine's devices; return the exit code.
 
     Starts one process per device, unless one is enough, or torchrun, Slurm or MPI started this
     process. words: what follows ``python`` to start this program again. argv: its arguments.
+    opens_page: show the report in the browser at the end.
     """
     end_with_launcher()
     world = detect_world(os.environ)
@@ -100,7 +103,7 @@ def start_run(layered: LayeredRun, words: Sequence[str], argv: Sequence[str]) ->
     else:
         config = layered.on(available, world.world_size, world.num_nodes)
         check_restarts(config, os.environ)
-    return _run_rank(config, world or WorldInfo(), accelerator, found)
+    return _run_rank(config, world or WorldInfo(), accelerator, found, opens_page)
 
 
 def _nodes_from_environment(layered: LayeredRun) -> Override:
@@ -123,7 +126,11 @@ def _check_before_launch(config: RunConfig, accelerator: Accelerator) -> None:
 
 
 def _run_rank(
-    config: RunConfig, world: WorldInfo, accelerator: Accelerator, found: DevicesFound
+    config: RunConfig,
+    world: WorldInfo,
+    accelerator: Accelerator,
+    found: DevicesFound,
+    opens_page: bool,
 ) -> int:
     """Run this process's rank; return its exit code."""
     timeout_s = config.run.collective_timeout_s
@@ -132,7 +139,7 @@ def _run_rank(
         device = accelerator.device(world.local_rank)
         with process_group(world, accelerator.process_group_backend, timeout_s, device):
             try:
-                return _run_joined(config, world, accelerator, device, found)
+                return _run_joined(config, world, accelerator, device, found, opens_page)
             except (RuntimeError, MemoryError) as error:
                 if out_of_memory(error):
                     raise out_of_memory_error(config) from error
@@ -184,6 +191,7 @@ def _run_joined(
     accelerator: Accelerator,
     device: torch.device,
     found: DevicesFound,
+    opens_page: bool,
 ) -> int:
     """Build the run, run its mode and record it; all ranks have joined."""
     activity = Activity()
@@ -192,6 +200,7 @@ def _run_joined(
         StopRequest(any_rank, activity) as stop,
         opened_run(config, world, accelerator, device, found, activity) as recorder,
     ):
+        recorder.opens_page = opens_page
         return recorder.record_all(MODES[config.run.mode].records(recorder.run, stop))
 
 

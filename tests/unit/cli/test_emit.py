@@ -91,6 +91,7 @@ def test_emit_prints_and_runs_nothing(kind, tmp_path, monkeypatch, capfd):
     [
         (["--emit", "slrum"], "did you mean 'slurm'"),
         (["--emit", "slurm", "--explain"], "leave one out"),
+        (["--emit", "slurm", "--open"], "--open shows the report of a run"),
         (["--emit", "slurm", "--json"], "--json goes with"),
     ],
 )

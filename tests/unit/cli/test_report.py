@@ -44,6 +44,8 @@ def test_help_lists_every_command(capsys):
     [
         ([], "report: name a command"),
         (["histroy"], "unknown report command 'histroy'; did you mean 'history'"),
+        (["combine", "a", "--open"], "--open shows combined.html: say with -o where"),
+        (["plots", "a", "--open", "--format", "png"], "--open shows pictures.html, which"),
         (["combine"], "required: RUN: see .* report combine --help"),
         (["compare", "a"], "required: NEW"),
         (["compare", "a", "b", "--threshold-top1", "nan"], "'nan' is not a number of 0 or more"),
@@ -68,6 +70,15 @@ def test_combine_prints_and_writes(two, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == content
     assert report("combine", two / "old", "--vendor") == 0
     assert "Vendor table" in capsys.readouterr().out
+
+
+def test_combine_opens_its_page(two, tmp_path, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    monkeypatch.setenv("BROWSER", "true")
+    assert report("combine", two / "old", "-o", tmp_path / "out", "--open") == 0
+    assert opened == [(tmp_path / "out" / "combined.html").as_uri()]
+    assert capsys.readouterr().err == f"opened {tmp_path / 'out' / 'combined.html'}\n"
 
 
 def test_combine_into_an_unwritable_folder(two, tmp_path):

@@ -1,4 +1,5 @@
 import io
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,13 @@ import pytest
 from rich.console import Console
 
 from image_classification.config.resolve import resolve
-from image_classification.core.program import LastingStdout, command, launch_words
+from image_classification.core.program import (
+    LastingStdout,
+    command,
+    launch_words,
+    next_command,
+    open_page,
+)
 from image_classification.core.types import Activity, Record
 from image_classification.reporting.console import open_console_sink
 
@@ -107,3 +114,64 @@ def test_commands_fit_how_the_program_was_started(
 ) -> None:
     monkeypatch.setattr("sys.argv", [started_as, "--list"])
     assert (command("launch"), command("report"), launch_words()) == (launch, report, words)
+
+
+def test_next_commands_start_the_same_program_from_the_present_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = str(Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", folder)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", [str(ROOT / "launch.py"), "--list"])
+    run = "runs/my run"
+    assert next_command("launch", "--from", run) == "python launch.py --from 'runs/my run'"
+    assert next_command("report", "history", "runs").startswith("python -m image_classification ")
+    monkeypatch.setattr("sys.argv", ["/lib/image_classification/__main__.py", "launch"])
+    assert next_command("launch", "x") == "python -m image_classification launch x"
+    monkeypatch.setattr("sys.argv", ["/venv/bin/image-classification", "launch"])
+    assert next_command("launch", "x") == "image-classification launch x"
+    # From another folder, and with a Python that the shell does not find.
+    monkeypatch.setattr("sys.argv", [str(ROOT / "launch.py")])
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    for words in (("launch", "--list", "modes"), ("report", "--help")):
+        done = subprocess.run(
+            ["/bin/sh", "-c", next_command(*words)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.fixture
+def no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+
+
+def test_a_page_is_opened_in_the_browser(tmp_path: Path) -> None:
+    (tmp_path / "browser").write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/url\n')
+    (tmp_path / "browser").chmod(0o755)
+    page = tmp_path / "my report.html"
+    code = f"""
+from pathlib import Path
+from image_classification.core.program import open_page
+print(open_page(Path({str(page)!r})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"BROWSER": shlex.quote(str(tmp_path / "browser")), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"opened {page}\n"
+    assert (tmp_path / "url").read_text() == page.as_uri()
+
+
+@pytest.mark.parametrize(("kind", "why"), [("", "no display here"), ("docker", "in a container")])
+def test_without_a_browser_the_page_is_named(
+    kind: str, why: str, no_browser: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("image_classification.core.program.container_kind", lambda *_: kind)
+    text = open_page(Path("runs/x/report.html"))
+    assert why in text and text.endswith("; open it yourself: runs/x/report.html")

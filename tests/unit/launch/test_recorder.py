@@ -26,9 +26,10 @@ from tests.support.ranks import run_ranks
 def drive(small_config, open_run, no_pictures):
     """Run a mode in this process; return exit code, report and records."""
 
-    def run(mode="convergence", records=None, **sections):
+    def run(mode="convergence", records=None, opens_page=False, **sections):
         built = open_run(small_config(mode, run__save_checkpoints=False, **sections))
         recorder = RunRecorder(built, built.accelerator.found())
+        recorder.opens_page = opens_page
         with StopRequest(AnyRank()) as stop, closing(recorder):
             code = recorder.record_all((records or MODES[mode].records)(built, stop))
         report = json.loads((built.workspace / "report.json").read_text())
@@ -70,6 +71,19 @@ def test_cpu_run_reports_what_is_measured_and_what_is_not(drive, no_rapl):
     warnings = [r.values["message"] for r in records if r.kind == "warning"]
     assert not [message for message in warnings if "measured" in message]
     assert records[-1].kind == "end"
+
+
+def test_the_page_is_opened_and_warnings_are_reported(drive, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    monkeypatch.setenv("BROWSER", "true")
+    message = "one thread only"
+    _, report, _ = drive(
+        records=lambda run, stop: iter([run.record("warning", message=message)]), opens_page=True
+    )
+    assert report["warnings"][-1] == message
+    assert len(opened) == 1 and opened[0].endswith("/report.html")
+    assert f"opened {opened[0].removeprefix('file://')}" in capsys.readouterr().out
 
 
 def test_telemetry_window_covers_the_measured_steps(drive, ten_watts):
