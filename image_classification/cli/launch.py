@@ -15,9 +15,10 @@ from typing import Any
 from image_classification.cli.command_line import CommandParser, completed_by
 from image_classification.config.catalogue import Catalogue, ListedRun, load_catalogue
 from image_classification.config.keys import KEYS, Override, explanation, read_setting
+from image_classification.config.names import read_name
 from image_classification.config.options import OPTIONS, Option, read_option
 from image_classification.config.resolve import LayeredRun, read_run
-from image_classification.config.schema import MODES, RunConfig
+from image_classification.config.schema import MODES, PRECISIONS, RunConfig
 from image_classification.core.errors import ConfigError, nearest, unknown
 from image_classification.core.program import command, launch_words, show
 from image_classification.core.types import DevicesFound
@@ -274,8 +275,10 @@ def _names(args: argparse.Namespace, config_file: Path | None) -> dict[str, str]
     if len(set(args.model)) > 1:
         raise ConfigError(f"--model is given as {' and as '.join(args.model)}; keep one")
     precision, mode = args.precision, args.mode
+    if mode:
+        mode = read_name("mode", mode, MODES)[0]
     if args.amp:
-        if precision not in (None, "AMP"):
+        if precision and read_name("precision", precision, PRECISIONS)[0] != "AMP":
             raise ConfigError(f"--amp contradicts --precision {precision}; leave one out")
         precision = "AMP"
     if args.evaluate:

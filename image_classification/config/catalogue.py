@@ -97,14 +97,7 @@ class Catalogue:
                 yield ListedRun(*names, recipe, default=recipe == entry.default_recipe)
 
     def find(self, model: str, platform: str, precision: str) -> Entry:
-        """Return the entry of these names, or raise ConfigError with the names that have one."""
-        for kind, name, valid in (
-            ("model", model, self.models),
-            ("precision", precision, self.precisions),
-            ("platform", platform, self.platforms),
-        ):
-            if name not in valid:
-                raise ConfigError(unknown(kind, name, valid))
+        """Return the entry of these valid names, or raise ConfigError with those that have one."""
         if (model, platform, precision) in self.entries:
             return self.entries[model, platform, precision]
         precisions = [p for m, f, p in self.entries if (m, f) == (model, platform)]

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from image_classification.config.catalogue import Catalogue, Entry, load_catalogue
 from image_classification.config.keys import KEYS, Override, settable_key
+from image_classification.config.names import read_name
 from image_classification.config.placement import place
 from image_classification.config.schema import MODES, SECTIONS, RunConfig, RunNames
 from image_classification.core.class_folders import own_classes
-from image_classification.core.errors import ConfigError, unknown
+from image_classification.core.errors import ConfigError
 from image_classification.core.types import DevicesFound
 
 OWN_DATA_RECIPE = "photos"
@@ -162,11 +163,15 @@ def read_run(
         ConfigError: an unknown name, key or value, or names or values that do not fit together.
     """
     catalogue = load_catalogue(config_file)
-    if mode not in MODES:
-        raise ConfigError(unknown("mode", mode, MODES))
+    about = {name: block.about for name, block in catalogue.platforms.items() if block.about}
+    mode, mode_note = read_name("mode", mode, MODES)
+    model, model_note = read_name("model", model, catalogue.models)
+    precision, precision_note = read_name("precision", precision, catalogue.precisions)
+    platform, platform_note = read_name("platform", platform, catalogue.platforms, about)
+    read = [model_note, precision_note, mode_note, platform_note]
     entry = catalogue.find(model, platform, precision)
     own = _own_data(catalogue, platform, data, overrides)
-    notes = [*notes]
+    notes = [*(note for note in read if note), *notes]
     if recipe is None:
         recipe = entry.default_recipe
         if own is not None and OWN_DATA_RECIPE in entry.recipes and recipe != OWN_DATA_RECIPE:
@@ -175,9 +180,9 @@ def read_run(
                 f"the platform's"
             )
             recipe = OWN_DATA_RECIPE
-    if recipe not in entry.recipes:
-        kind = f"recipe of {model} {platform} {precision}"
-        raise ConfigError(unknown(kind, recipe, entry.recipes))
+    kind = f"recipe of {model} {platform} {precision}"
+    recipe, note = read_name(kind, recipe, entry.recipes)
+    notes += [note] if note else []
     names = RunNames(model, precision, mode, platform, recipe)
 
     values = _apply_layers(catalogue, entry, names)

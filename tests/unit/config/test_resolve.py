@@ -58,9 +58,9 @@ def test_a_recipe_is_chosen_by_name() -> None:
     ("names", "message"),
     [
         (("resnet5", "AMP", "convergence", "DGX1V"), "unknown model 'resnet5'; did you mean"),
-        (("resnet50", "FP16", "convergence", "DGX1V"), "unknown precision 'FP16'"),
+        (("resnet50", "FP8", "convergence", "DGX1V"), "unknown precision 'FP8'"),
         (("resnet50", "AMP", "converge", "DGX1V"), "unknown mode 'converge'; did you mean"),
-        (("resnet50", "AMP", "convergence", "dgx1v"), "did you mean 'DGX1V'?"),
+        (("resnet50", "AMP", "convergence", "dgx1w"), "did you mean 'DGX1V'?"),
         (("resnet50", "TF32", "convergence", "DGX1V"), "it has AMP, FP32"),
         (("resnet34", "AMP", "convergence", "DGX1V"), "resnet34 on DGX1V; it has CPU"),
     ],
