@@ -43,8 +43,13 @@ def model_blocks(model: str) -> dict[str, Callable[[], str]]:
             figures.other_frameworks,
         )
     }
-    for make in (settings.configurations, settings.commands, settings.differences):
-        makers[make.__name__] = partial(make, model)
+    for make in (
+        settings.configurations,
+        settings.commands,
+        settings.differences,
+        figures.not_measured,
+    ):
+        makers[make.__name__.replace("_", "-")] = partial(make, model)
     return makers | {"sources": sources.listed}
 
 

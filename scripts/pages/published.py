@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from image_classification.reporting.published.load import (
@@ -23,15 +24,21 @@ MACHINES = (
     "Iluvatar BI-V100",
     "Habana Gaudi",
 )
+# Platforms without a publication, for which the pages have empty rows.
+TODAYS_PLATFORMS = ("A100", "H100", "DGXH100", "H200", "DGXH200", "B200", "DGXB200")
 # No PyTorch figure was published for Gaudi, so the tables show those of its vendor's page.
 _GAUDI_SOURCE = "Habana developer site"
 
 
+_NUMBER = re.compile(r"([\d.,]+( ± [\d.]+)?( \(\w+\))?)?")
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; columns that are empty in every row are left out."""
+    """Return a Markdown table with numbers to the right; without columns that have no content."""
     lines = [[cell or "" for cell in row] for row in rows]
     kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
-    cells = [[heads[i] for i in kept], ["---"] * len(kept)]
+    numbers = [all(_NUMBER.fullmatch(line[i]) for line in lines) for i in kept]
+    cells = [[heads[i] for i in kept], ["---:" if right else "---" for right in numbers]]
     cells += [[line[i] or "-" for i in kept] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
@@ -93,16 +100,34 @@ def named_runs(model: str) -> list[PublishedRun]:
 
 
 def machine_order(run: PublishedRun) -> int:
-    """Return the position of a run's machine in the tables."""
-    return MACHINES.index(run.hardware.name or "")
+    """Return the position of a run's machine in the tables; added machines come last."""
+    name = run.hardware.name or ""
+    return MACHINES.index(name) if name in MACHINES else len(MACHINES)
+
+
+def release_of(source: Source, figure: str) -> str:
+    """Return the release that a document's figures of a kind belong to.
+
+    figure: ``accuracy`` or ``throughput``; some documents print those of two releases. Documents
+    of the same release have the same text.
+    """
+    version = source.version or ""
+    both = re.fullmatch("accuracy (?P<accuracy>.+), throughput (?P<throughput>.+)", version)
+    if both:
+        version = both[figure]
+    if sdk := re.search(r"SDK V?(\d+\.\d+)", version):
+        return f"IXUCA SDK {sdk[1]}"
+    for text in (version, source.name):
+        if container := re.search(r"(?:NGC |container |PyTorch |^)(\d\d\.\d\d)\b", text):
+            return f"NGC {container[1]}"
+    return version or "release not stated"
 
 
 def tabled(model: str) -> list[PublishedRun]:
     """Return the runs of the result tables by machine, the newest publication first."""
     runs = [run for run in named_runs(model) if run.kind != "inference"]
     runs += [r for r in load_runs() if r.source.name == _GAUDI_SOURCE and r.model == model]
-    runs = [run for run in runs if Figures(run).rows]
-    return sorted((run for run in runs if run.hardware.name in MACHINES), key=machine_order)
+    return sorted((run for run in runs if Figures(run).rows), key=machine_order)
 
 
 def precision_of(run: PublishedRun) -> str:

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from image_classification.config.catalogue import load_catalogue
-from image_classification.reporting.published.load import load_runs
+from image_classification.reporting.published.load import Source, load_runs
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "docs" / "models"
@@ -82,15 +82,88 @@ def test_every_published_run_with_a_name_has_its_command(page: str):
     assert checked > 40
 
 
+def block(page: str, name: str) -> str:
+    return text_of(page).partition(f"<!-- generated: {name} -->\n")[2].partition("<!-- end")[0]
+
+
 def test_figures_are_as_published():
     text = text_of("resnet50v1.5.md")
-    assert "| DGX-1 V100 16GB | 8 | 90 | 76.88 ± 0.16 | - | ~5 hours | 77.01 ± 0.16 |" in text
-    assert "| 8 | 8,322 | 2,855 | 2.91 | 6.93 | 7.76 | 256 / 112 | \\[1\\] |" in text
+    assert (
+        "| 8 | 90 | 76.88 ± 0.16 | - | ~5 hours | 77.01 ± 0.16 | - | ~12 hours | \\[1\\] |" in text
+    )
+    assert "| 8 | 8,322 | 2,855 | 2.91 | 6.93 | 7.76 | \\[2\\] |" in text
     assert "| Iluvatar BI-V100 | AMP | 512 | 76.43 | 5,221 | 128 x 8 | 29.1 x 8 | 0.97 |" in text
     assert "| 128 | 3,249 | 43.55 | 39.36 | 40.1 |" in text
-    assert "| 16 | 23,400 (BF16) | 256 |" in text
-    assert "| DGX-1 V100 16GB | 8 | - | 78.6 | 94.19 | - | 78.69 | 94.16 |" in text
-    assert "| DGX A100 80GB | 8 | MXNet | AMP | 90 | 77.185 | 26,673.72 |" in text
+    assert "| 16 | 23,400 (BF16) | SGD |" in text
+    assert "| 8 | - | 78.6 | 94.19 | - | 78.69 | 94.16 |" in text
+    assert "| MXNet | 8 | AMP | 90 | 77.185 | 26,673.72 |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"), [("accuracy", "top1"), ("training", "train_images_per_s")]
+)
+@pytest.mark.parametrize("page", MODELS)
+def test_no_figure_is_lost_and_each_has_its_source(
+    script: Callable[[str], ModuleType], page: str, name: str, figure: str
+):
+    """Rows of several documents are merged: each value stays, with each document's number."""
+    published = script("pages.published")
+    sections = dict(re.findall(r"### (.+)\n((?:(?!###).*\n)+)", block(page, name)))
+    numbers = dict(
+        (source, number)
+        for number, source in re.findall(r"^(\d+)\. (.+)$", text_of(page), re.MULTILINE)
+    )
+    checked = 0
+    for run in published.tabled(MODELS[page]):
+        figures = published.Figures(run)
+        for kind, devices in figures.rows:
+            if kind == figure:
+                section = sections[run.hardware.name]
+                row = rf"\| {devices} \|.* {re.escape(figures.value(figure, devices))} .*\|"
+                assert re.search(row, section), (run.id, devices)
+                assert f"\\[{numbers[str(run.source)]}\\]" in section, run.id
+                checked += 1
+    assert checked >= 20
+
+
+@pytest.mark.parametrize("page", MODELS)
+def test_result_tables_have_no_row_twice_and_devices_in_order(page: str):
+    for name in ("accuracy", "training"):
+        for section in re.split(r"\n\n(?=\*\*|###)", block(page, name)):
+            rows = [line for line in section.splitlines() if re.match(r"\| \d", line)]
+            assert len(set(rows)) == len(rows)
+            devices = [int(row.split("|")[1]) for row in rows]
+            assert devices == sorted(devices)
+            assert section.count("not stated") <= 1
+
+
+def test_todays_machines_have_a_row_and_a_command_each():
+    text = block("resnet50v1.5.md", "not-measured")
+    for platform in ("A100", "H100", "DGXH100", "H200", "DGXH200", "B200", "DGXB200"):
+        assert re.search(rf"\| {platform} \| \d \| AMP \| 256 \| not measured yet", text)
+        assert f"benchmark_training --platform {platform} /imagenet" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "accuracy", "throughput"),
+    [
+        ({"version": "accuracy PyTorch NGC 20.12, throughput PyTorch NGC 21.03"}, "20.12", "21.03"),
+        ({"version": "PyTorch 20.06 NGC"}, "20.06", "20.06"),
+        ({"version": "21.03"}, "21.03", "21.03"),
+        ({"name": "README, container 19.10, x", "version": "[placeholder]"}, "19.10", "19.10"),
+    ],
+)
+def test_release_of_a_document(
+    script: Callable[[str], ModuleType], source: dict[str, str], accuracy: str, throughput: str
+):
+    release_of = script("pages.published").release_of
+    document = Source(**{"name": "NVIDIA", **source})
+    assert release_of(document, "accuracy") == f"NGC {accuracy}"
+    assert release_of(document, "throughput") == f"NGC {throughput}"
+    assert release_of(Source("x", version="IXUCA SDK 2.2.0 (release 22.09)"), "accuracy") == (
+        "IXUCA SDK 2.2"
+    )
+    assert release_of(Source("x"), "accuracy") == "release not stated"
 
 
 @pytest.mark.parametrize("page", MODELS)

@@ -167,6 +167,7 @@ def test_saving_and_stopping_are_said(start):
     assert "saving step 4" in screen.text()
     screen.activity.stopping = "SIGINT"
     assert screen.text().startswith("SIGINT: stopping after this step ")
+    assert f"{DASH} left" in screen.text()
     screen.activity.begin("saving step 4")
     assert screen.text().startswith("saving step 4, 0 s ")
     assert screen.text().count("saving") == 1
