@@ -1,4 +1,4 @@
-"""``report combine | compare | history | plots``: evaluate finished runs."""
+"""``report combine | compare | history | plots | submit``: evaluate finished runs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ from image_classification.reporting.compare.regression import (
 from image_classification.reporting.report import REPORT_NAME
 from image_classification.reporting.run_folder import read_run
 
+PUBLISHED_FILE = "image_classification/reporting/published/published.yml"
 PICTURE_FORMATS = ("png", "svg")
 
 
@@ -211,6 +212,29 @@ def _plots(argv: list[str]) -> int:
     return EXIT_DONE
 
 
+def _submit(argv: list[str]) -> int:
+    """Print a run's row and entry of the published figures."""
+    from image_classification.reporting.published.submit import submission
+
+    parser = CommandParser(
+        "report submit",
+        description="Print a measured run as a row of the model pages (Markdown) and as an entry "
+        "of published.yml (YAML), to be added by a pull request. Runs whose figures would mislead "
+        "are refused: other hardware, data or settings than the name says, or too short.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or its report.json")
+    parser.add_argument("--by", metavar="NAME", help="who measured it, for the list of sources")
+    parser.add_argument("--yaml", action="store_true", help="print the entry alone, to append it")
+    arguments = parser.parse_args(argv)
+    found = submission(read_run(arguments.run), arguments.by)
+    if arguments.yaml:
+        _show_text(found.yaml())
+        return EXIT_DONE
+    lines = [found.markdown(), "", f"# Append to {PUBLISHED_FILE}, then run `make pages`:"]
+    _show_text("\n".join([*lines, found.yaml()]))
+    return EXIT_DONE
+
+
 def _picture_formats(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
@@ -229,6 +253,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "compare": ("one run in two environments: which figures regressed", _compare),
     "history": ("all runs below a folder in order of time, with what regressed", _history),
     "plots": ("pictures of one run, or of several overlaid", _plots),
+    "submit": ("a measured run as a row of the model pages and an entry of published.yml", _submit),
 }
 
 

@@ -155,8 +155,8 @@ def _accuracy_lines(runs: Sequence[PublishedRun]) -> _Lines:
                 there.takes(cells, "top1") for at in stated for there in lines[release][at][full]
             ):
                 continue
-        at = (devices, epochs if isinstance(epochs, int) else _NO_EPOCHS)
-        _add(lines, release, at, full, cells)
+        place = (devices, epochs if isinstance(epochs, int) else _NO_EPOCHS)
+        _add(lines, release, place, full, cells)
     releases = list(lines)
     for later, release in enumerate(releases):
         for at in list(lines[release]):

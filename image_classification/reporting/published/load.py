@@ -230,6 +230,12 @@ def _entries() -> dict[str, dict[str, Any]]:
 
 
 @cache
+def load_hardware() -> dict[str, Hardware]:
+    """Return the devices that ``published.yml`` names, by key."""
+    return {key: Hardware(**fields) for key, fields in _content()["hardware"].items()}
+
+
+@cache
 def load_runs() -> tuple[PublishedRun, ...]:
     """Read every run of ``published.yml``, in the file's order.
 
@@ -238,7 +244,6 @@ def load_runs() -> tuple[PublishedRun, ...]:
     """
     content = _content()
     sources = {key: Source(**fields) for key, fields in content["sources"].items()}
-    hardware = {key: Hardware(**fields) for key, fields in content["hardware"].items()}
     runs: dict[str, PublishedRun] = {}
     for entry in content["runs"]:
         name, source, what = entry["id"], entry["source"], dict(entry["what"])
@@ -247,10 +252,11 @@ def load_runs() -> tuple[PublishedRun, ...]:
         if ("run" in entry) == ("why_not" in entry):
             raise ValueError(f"published.yml: {name} needs either run or why_not")
         device = what.pop("hardware", None)
+        described = Hardware(**device) if isinstance(device, dict) else None
         runs[name] = PublishedRun(
             id=name,
             **what,
-            hardware=hardware.get(device) or Hardware(device),
+            hardware=described or load_hardware().get(device) or Hardware(device),
             source=sources[source] if isinstance(source, str) else Source(**source),
             recipe=Recipe(**entry.get("recipe", {})),
             named=RunName(**entry["run"]) if "run" in entry else None,

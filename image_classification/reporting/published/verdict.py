@@ -39,8 +39,8 @@ from image_classification.reporting.report import (
 )
 from image_classification.reporting.table import Cell, Column, Table, columns, marked
 
-_IMAGENET_VAL_IMAGES = 50_000
-_IMAGENET_CLASSES = 1000
+IMAGENET_VAL_IMAGES = 50_000
+IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ def _data_obstacle(config: RunConfig) -> str | None:
 def _shared_obstacles(row: PublishedRow, config: RunConfig) -> Iterator[str]:
     if config.model.name != row.model:
         yield f"model {config.model.name}, published for {row.model}"
-    if config.model.num_classes != _IMAGENET_CLASSES:
-        yield f"{config.model.num_classes} classes, not {_IMAGENET_CLASSES}"
+    if config.model.num_classes != IMAGENET_CLASSES:
+        yield f"{config.model.num_classes} classes, not {IMAGENET_CLASSES}"
     if config.names.precision != row.precision:
         yield f"precision {config.names.precision}, published in {row.precision}"
     if config.platform.device != row.hardware.device:
@@ -196,9 +196,9 @@ def _training_obstacles(
 ) -> Iterator[str]:
     if config.model.pretrained_from_file is not None:
         yield "training started from pretrained weights"
-    elif imagenet and results.validation.images not in (None, _IMAGENET_VAL_IMAGES):
+    elif imagenet and results.validation.images not in (None, IMAGENET_VAL_IMAGES):
         images = results.validation.images
-        yield f"validated on {images:,} images, not ImageNet's {_IMAGENET_VAL_IMAGES:,}"
+        yield f"validated on {images:,} images, not ImageNet's {IMAGENET_VAL_IMAGES:,}"
     if row.epochs is None and row.elsewhere is None:
         yield "the source does not say how many epochs"
     elif row.epochs not in (None, config.schedule.epochs):

@@ -30,7 +30,7 @@ def two(record_run, run_results):
 def test_help_lists_every_command(capsys):
     assert report("--help") == 0
     out = capsys.readouterr().out
-    for name in ("combine", "compare", "history", "plots"):
+    for name in ("combine", "compare", "history", "plots", "submit"):
         assert f"\n  {name} " in out
         with pytest.raises(SystemExit) as left:
             report(name, "--help")
@@ -247,3 +247,22 @@ def test_plots_of_damaged_records(tmp_path, line, message):
     with pytest.raises(WorkspaceError, match=message) as caught:
         report("plots", tmp_path)
     assert "\n" not in caught.value.message
+
+
+def test_submit_prints_the_row_and_the_entry(record_run, tmp_path, capsys):
+    results = {
+        "train": {"images_per_s": 8300.0, "epochs": 3.0, "steps": 1876, "images": 1876 * 2048},
+        "starts": [{"step": 0, "changes": []}],
+    }
+    folder = record_run("run", mode="benchmark_training", results=results, data__path="/imagenet")
+    assert report("submit", folder) == 0
+    out = capsys.readouterr().out
+    assert "| Tesla V100-SXM2-16GB | 8 | AMP | 256 | 8,300.0 |" in out
+    assert "# Append to image_classification/reporting/published/published.yml, then run" in out
+    assert report("submit", folder, "--yaml") == 0
+    entry = capsys.readouterr().out
+    assert entry.startswith("- id: measured-resnet50-dgx1v-x8-amp-90e-throughput-2026-01-05\n")
+    assert out.endswith(entry)
+    slow = record_run("slow", mode="benchmark_training", results={}, data__path="/imagenet")
+    with pytest.raises(WorkspaceError, match="slow: it measured no training speed: train more"):
+        report("submit", slow)

@@ -54,9 +54,9 @@ class Screen:
             self.lines()
 
     def lines(self, width: int = 200) -> list[str]:
-        console = Console(file=io.StringIO(), width=width, force_terminal=False)
+        console = Console(file=(out := io.StringIO()), width=width, force_terminal=False)
         console.print(self.view)
-        return [line.rstrip() for line in console.file.getvalue().splitlines()]
+        return [line.rstrip() for line in out.getvalue().splitlines()]
 
     def text(self) -> str:
         """All of it, with single spaces."""
