@@ -30,8 +30,8 @@ def speed(**changes: Any) -> dict[str, Any]:
         "steps": 1875,
         "images": 1875 * 2048,
     }
-    starts = ({"step": 0, "world_size": 8, "resumed_from": None, "changes": []},)
-    return {"train": train | changes, "starts": starts, "time_s": {"total": 170.0}}
+    start = {"step": 0, "world_size": 8, "resumed_from": None, "changes": []}
+    return {"train": train | changes, "starts": (start,), "time_s": {"total": 170.0}}
 
 
 def accuracy() -> dict[str, Any]:
