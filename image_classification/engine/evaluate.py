@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from image_classification.core.errors import ConfigError, DataError
+from image_classification.core.files import sha256_of
 from image_classification.core.types import EvalResult, Record
 from image_classification.data.loaders import Loader
 from image_classification.distributed.collectives import all_reduce_sum
@@ -113,6 +116,13 @@ def evaluate_all(
     return found, recorder
 
 
+def validation_set(loader: Loader) -> str:
+    """Return 16 hex digits that identify the images of ``loader`` by their names, in any order."""
+    names = sorted(loader.sample_name(i) for i in range(loader.num_images))
+    content = os.fsencode("\0".join(names))
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def figures(result: EvalResult) -> dict[str, float]:
     """Return the figures by name, with ``topK`` if ``run.topk`` is neither 1 nor 5."""
     named = {key: getattr(result, key) for key in ("top1", "top5", "loss", "images")}
@@ -152,6 +162,7 @@ def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
     run.activity.begin("loading the weights")
     checkpoint, warnings = restore_weights(run)
     source = weights_file(checkpoint) if checkpoint else Path(pretrained or "")
+    digest = sha256_of(source) if run.world.rank == 0 else None
     for message in [*run.notes, *warnings, *preprocessing_warnings(source, config.data)]:
         yield run.record("warning", message=message)
     yield run.start_record(model=run.parts.model, val_loader=run.val_loader)
@@ -170,4 +181,6 @@ def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
     evaluated["evaluation"], problem = write_evaluation(run, predictions.gather(), run.val_loader)
     if problem:
         yield run.record("warning", message=problem)
+    evaluated["validation_set"] = validation_set(run.val_loader)
+    evaluated["weights_sha256"] = digest
     yield run.record("end", results={**evaluated, "time_s": times})

@@ -22,7 +22,12 @@ from image_classification.distributed.collectives import (
 )
 from image_classification.engine.checkpoints.restore import restore
 from image_classification.engine.checkpoints.save import CheckpointSaver
-from image_classification.engine.evaluate import evaluate_all, figures, validation_record
+from image_classification.engine.evaluate import (
+    evaluate_all,
+    figures,
+    validation_record,
+    validation_set,
+)
 from image_classification.engine.finiteness import FinitenessMonitor, report_divergence
 from image_classification.engine.predictions import Predictions, write_evaluation
 from image_classification.engine.runs import TrainingRun
@@ -331,6 +336,7 @@ class _Trainer:
         results = {
             "train": meter.results(run.world.world_size, epochs) if meter.total.steps else None,
             **self.results,
+            "validation_set": validation_set(run.val_loader) if run.val_loader else None,
             "target": target_result(run),
             "starts": run.progress.starts,
             "time_s": time_results(

@@ -210,12 +210,18 @@ class TimeResults:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What was measured."""
+    """What was measured.
+
+    validation_set: identifies the validation images: the first 16 digits of a SHA-256 over their
+    names. weights_sha256: of the file of the weights that were evaluated.
+    """
 
     train: TrainResults
     validation: ValidationResults
     validation_ema: ValidationResults
     evaluation: EvaluationResults = EvaluationResults()
+    validation_set: str | None = None
+    weights_sha256: str | None = None
     target: TargetResults = TargetResults()
     starts: tuple[StartResults, ...] | None = None
     inference: tuple[InferenceResults, ...] | None

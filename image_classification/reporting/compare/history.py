@@ -127,7 +127,11 @@ def read_history(
     for run in sorted(runs, key=lambda run: (run.ended_at, str(run.path))):
         by_name.setdefault(Identity.of(run), []).append(run)
     lines = [
-        Line(identity, _entries(line, thresholds, against), differences(same[0], line[0], ignored))
+        Line(
+            identity,
+            _entries(line, thresholds, against),
+            differences(same[0], line[0], ignored, weights=True),
+        )
         for identity, same in sorted(by_name.items(), key=lambda item: item[0].text)
         for line in group_equal(same, ignored)
     ]

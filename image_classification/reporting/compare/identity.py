@@ -20,6 +20,7 @@ _IRRELEVANT = frozenset(
         "run.seed",
         "run.workspace",
         "run.resume",
+        "run.checkpoint",
         "run.allow_changes",
         "run.topk",
         "run.save_checkpoints",
@@ -103,11 +104,14 @@ def read_below(
 def group_equal(
     runs: Iterable[RecordedRun], ignored: Collection[str] = ()
 ) -> list[list[RecordedRun]]:
-    """Group runs that have the same name and settings, in the order of each group's first run."""
+    """Group runs that have the same name and settings, in the order of each group's first run.
+
+    Evaluations of different weights are in different groups.
+    """
     groups: list[list[RecordedRun]] = []
     for run in runs:
         for group in groups:
-            if not differences(group[0], run, ignored):
+            if not differences(group[0], run, ignored, weights=True):
                 group.append(run)
                 break
         else:
@@ -116,14 +120,19 @@ def group_equal(
 
 
 def differences(
-    before: RecordedRun, after: RecordedRun, ignored: Collection[str] = ()
+    before: RecordedRun, after: RecordedRun, ignored: Collection[str] = (), weights: bool = False
 ) -> list[str]:
-    """Return in words why two runs are not the same named run: ``optim.lr 2.048 -> 1.0``."""
+    """Return in words why two runs are not the same named run: ``optim.lr 2.048 -> 1.0``.
+
+    weights: evaluations of different weights are not the same.
+    """
     names = _changed_names(before, after)
     changed = [f"{name} {old} -> {new}" for name, (old, new) in names.items()]
     # These settings follow from a name that differs anyway.
     implied = {f"{name}.name" for name in names} | {f"run.{name}" for name in names}
     old_settings, new_settings = _settings(before), _settings(after)
+    if None not in (run.report.results.weights_sha256 for run in (before, after)):
+        implied.add("model.pretrained_from_file")  # the hash identifies it, wherever it is
     for key in sorted({*old_settings, *new_settings} - implied - set(ignored)):
         old, new = old_settings.get(key), new_settings.get(key)
         if old != new:
@@ -134,7 +143,29 @@ def differences(
     images = [run.report.results.validation.images for run in (before, after)]
     if None not in images and images[0] != images[1]:
         changed.append(f"validation images {images[0]:,} -> {images[1]:,}")
+    sets = [run.report.results.validation_set for run in (before, after)]
+    known = None not in sets and images[0] == images[1] and "data.path" not in ignored
+    if known and sets[0] != sets[1]:
+        changed.append(f"other validation images ({sets[0]} -> {sets[1]})")
+    if weights and (of := weights_texts(before, after)) is not None:
+        changed.append(f"weights {of[0]} -> {of[1]}")
     return changed
+
+
+def weights_texts(before: RecordedRun, after: RecordedRun) -> tuple[str, str] | None:
+    """Return what identifies the weights of two evaluations; None if they are the same.
+
+    It is the hash of the file, or its path if a report of an earlier release has no hash.
+    """
+    runs = (before, after)
+    if any(run.report.name.mode != "evaluate" for run in runs):
+        return None
+    hashes = [run.report.results.weights_sha256 for run in runs]
+    if None not in hashes:
+        old, new = (f"sha256 {str(digest)[:12]}" for digest in hashes)
+    else:
+        old, new = (_text(run.report.config["run"].get("resume")) for run in runs)
+    return None if old == new else (old, new)
 
 
 def _changed_names(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[str, str]]:

@@ -30,6 +30,7 @@ from image_classification.reporting.compare.identity import (
     read_below,
     run_json,
     short_commit,
+    weights_texts,
 )
 from image_classification.reporting.figures import figure_of, label_of, order, value_text
 from image_classification.reporting.run_folder import RecordedRun
@@ -297,7 +298,7 @@ def compare_folders(
     unmatched = list(old_groups)
     comparisons, not_compared = [], []
     for runs in group_equal(new_runs, ignored):
-        partner = next((o for o in unmatched if not differences(o[0], runs[0], ignored)), None)
+        partner = next((o for o in unmatched if _is_same(o[0], runs[0], ignored)), None)
         if partner is None:
             not_compared.append(_why_unmatched(runs[0], old_groups, new, ignored))
             continue
@@ -319,6 +320,10 @@ def compare_folders(
     )
 
 
+def _is_same(old: RecordedRun, new: RecordedRun, ignored: Collection[str]) -> bool:
+    return not differences(old, new, ignored, weights=True)
+
+
 def _typical(runs: Sequence[RecordedRun]) -> RecordedRun:
     """Return the newest of ``runs`` with the typical value of each figure that any of them has.
 
@@ -338,7 +343,8 @@ def _why_unmatched(
     identity = Identity.of(run)
     for other, *_ in old_groups:
         if Identity.of(other) == identity:
-            return f"{identity.text}: other settings ({listed(differences(other, run, ignored))})"
+            changes = differences(other, run, ignored, weights=True)
+            return f"{identity.text}: other settings ({listed(changes)})"
     return _only_in(new, run)
 
 
@@ -415,6 +421,8 @@ def comparison_table(comparison: Comparison) -> Table:
     ):
         of = f"median of {runs} runs (accuracy: mean), the newest " if runs > 1 else ""
         notes.append(f"{side}: {of}{run.label}, {run.time_text}, seed {run.seed}")
+    if (of := weights_texts(comparison.old, comparison.new)) is not None:
+        notes.append(f"evaluations of different weights: {of[0]} -> {of[1]}")
     if any(change.standard_error is not None for change in comparison.changes):
         notes.append(f"±: standard error (SE) of the change; significant beyond {SIGNIFICANT:g} SE")
     heads = columns("figure", "old", "new", "change", numbers=(1, 2, 3))

@@ -55,6 +55,8 @@ def test_every_key_that_was_not_measured_is_null():
             "best_classes": None,
             "confused": None,
         },
+        "validation_set": None,
+        "weights_sha256": None,
         "target": {"stop_at_top1": None, "top1": None, "epoch": None, "step": None, "time_s": None},
         "starts": None,
         "inference": None,

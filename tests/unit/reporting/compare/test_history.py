@@ -69,6 +69,26 @@ def test_runs_with_other_settings_form_their_own_line(record_run, run_results, t
     assert len(merged.regressed) == 1
 
 
+def test_evaluations_of_two_checkpoints_are_not_one_series(record_run, run_results, tmp_path):
+    # The best and the last checkpoint of one run: 94.44 % and 61.11 % are no regression.
+    for at, (digest, top1) in enumerate((("a", 94.44), ("b", 61.11), ("a", 94.44))):
+        results = run_results(top1=top1) | {"weights_sha256": digest * 64}
+        results["validation"]["images"] = 360
+        record_run(f"runs/{at}", mode="evaluate", ended_at=1 + at, results=results)
+    history = read_history(tmp_path / "runs")
+    labels = [[entry.run.label for entry in line.entries] for line in history.lines]
+    assert labels == [["0", "2"], ["1"]] and not history.regressed
+    assert history.lines[1].settings == [f"weights sha256 {'a' * 12} -> sha256 {'b' * 12}"]
+
+
+def test_validation_on_other_images_is_not_one_series(record_run, run_results, tmp_path):
+    for at, (images, top1) in enumerate((("0" * 16, 94.44), ("1" * 16, 61.11))):
+        results = run_results(top1=top1) | {"validation_set": images}
+        record_run(f"runs/{at}", ended_at=1 + at, results=results)
+    history = read_history(tmp_path / "runs")
+    assert len(history.lines) == 2 and not history.regressed
+
+
 def test_runs_that_ended_early_are_not_compared(months, record_run, run_results):
     folder = months((8300, 76.8))
     record_run("runs/02", ended_at=2, results=run_results(99.0), exit_code=75)

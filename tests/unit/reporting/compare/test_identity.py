@@ -46,3 +46,30 @@ def test_settings_changed_midway_are_a_difference(two):
     # Continued without changes, a run is still the same.
     unchanged = with_results(other, starts=(replace(start, changes=()),))
     assert differences(one, unchanged) == []
+
+
+def test_other_validation_images_of_the_same_number_are_a_difference(two):
+    one, other = (with_results(run, validation_set=run.label) for run in two)
+    assert differences(one, other) == ["other validation images (one -> other)"]
+    assert differences(one, other, ["data.path"]) == []
+    # A report of an earlier release does not say.
+    assert differences(two[0], other) == []
+
+
+def test_evaluations_of_other_weights_are_different_only_where_asked(recorded):
+    def evaluated(name, digest, **settings):
+        run = recorded(name, mode="evaluate", run__resume=f"runs/{name}", **settings)
+        return with_results(run, weights_sha256=digest)
+
+    one, other = evaluated("one", "a" * 64), evaluated("other", "b" * 64)
+    assert differences(one, other) == []
+    changed = f"weights sha256 {'a' * 12} -> sha256 {'b' * 12}"
+    assert differences(one, other, weights=True) == [changed]
+    # The same weights in another place.
+    moved = evaluated("moved", "a" * 64, run__checkpoint_name="x")
+    assert differences(one, moved, weights=True) == []
+    # Without hashes, the path decides.
+    old, older = evaluated("old", None), evaluated("older", None)
+    assert differences(old, older, weights=True) == ["weights runs/old -> runs/older"]
+    trained = [with_results(recorded(n), weights_sha256=n) for n in "ab"]
+    assert differences(*trained, weights=True) == []
