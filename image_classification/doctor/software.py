@@ -145,7 +145,7 @@ def _broken_apex(apex: str, error: str) -> CheckResult:
 
 # Both provide the same module, so only one may be installed.
 _DALI_WHEELS = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
-_INSTALL_DALI = "pip install 'image-classification[dali]'"
+_INSTALL_DALI = "pip install 'imagenet-by-name[dali]'"
 _DALI_REMEDIES = {
     "dali-cpu": f"reinstall it ({_INSTALL_DALI}), or run with --data-backend pytorch",
     "dali-gpu": "install the DALI wheel for the driver's CUDA and its libnpp (the image has both), "

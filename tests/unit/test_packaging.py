@@ -57,6 +57,11 @@ def installed(wheel, tmp_path_factory):
     return run
 
 
+def test_the_install_name_is_not_that_of_another_project(wheel):
+    # `image-classification` belongs to another project on the public index.
+    assert wheel.name.startswith("imagenet_by_name-")
+
+
 def test_the_wheel_holds_every_file_of_the_package_and_configs_yml(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     package = ROOT / "image_classification"

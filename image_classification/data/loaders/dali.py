@@ -67,7 +67,7 @@ class DaliLoader:
         except ImportError as error:
             raise ConfigError(
                 f"data backend {data.backend} needs NVIDIA DALI, which cannot be imported "
-                f"({error}): pip install 'image-classification[dali]', or use --data-backend "
+                f"({error}): pip install 'imagenet-by-name[dali]', or use --data-backend "
                 f"pytorch"
             ) from error
         check_transform(data, spec.split)

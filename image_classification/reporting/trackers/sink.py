@@ -40,7 +40,7 @@ def _check(name: str) -> None:
         what = "is not installed" if missing else f"cannot be imported ({_one_line(error)})"
         raise ConfigError(
             f"--track {name}: {name} {what}; "
-            f"pip install 'image-classification[{name}]', or leave {name} out"
+            f"pip install 'imagenet-by-name[{name}]', or leave {name} out"
         ) from error
 
 

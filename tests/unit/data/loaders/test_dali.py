@@ -276,7 +276,7 @@ def test_without_dali_the_extra_is_named(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(ConfigError, match=r"pip install 'image-classification\[dali\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'imagenet-by-name\[dali\]'"):
         open_loader(spec_of(photographs))
 
 

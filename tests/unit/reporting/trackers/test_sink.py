@@ -199,7 +199,7 @@ def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
     with pytest.raises(ConfigError) as caught:
         check_trackers([name])
     assert caught.value.message.startswith(f"--track {name}: {name} is not installed; ")
-    assert f"pip install 'image-classification[{name}]'" in caught.value.message
+    assert f"pip install 'imagenet-by-name[{name}]'" in caught.value.message
 
 
 def test_a_folder_named_wandb_is_not_the_package(monkeypatch):
