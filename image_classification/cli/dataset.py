@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -72,6 +73,25 @@ def build_parser() -> CommandParser:
         "--no-quarantine", action="store_true", help="write no list of broken images"
     )
     _add_workers(check)
+
+    split = commands.add_parser(
+        "split",
+        help="choose the validation images of a folder without train/ and val/, for good",
+        description="Write DIR/split.json, which lists the train and validation images of "
+        "DIR/CLASS/IMAGE and which every run on DIR uses. Without it a run holds a fifth of each "
+        "class out. The choice depends on the names of the images alone; no image is moved.",
+    )
+    split.set_defaults(run=_split)
+    _add_folder(split, "a folder of class folders")
+    split.add_argument(
+        "--val-fraction",
+        metavar="F",
+        type=_fraction,
+        default=0.2,
+        help="fraction of each class for validation, at least one image (default: 0.2)",
+    )
+    _add_count(split, "--seed", "S", "another S chooses other images", default=0)
+    _add_output(split, "FILE", "write FILE, for --set data.split_file=FILE and a read-only DIR")
 
     prepare = commands.add_parser(
         "prepare",
@@ -175,6 +195,16 @@ def _add_count(
     parser.add_argument(
         option, metavar=metavar, type=count, required=required, default=default, help=help
     )
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction between 0 and 1")
+    return value
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -286,6 +316,29 @@ def _split_lines(name: str, split: SplitReport) -> list[str]:
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def _split(arguments: argparse.Namespace) -> None:
+    from image_classification.data.formats.folder import split_of_class_folders
+    from image_classification.data.formats.split import SPLIT_FILE, SplitRule, write_split
+
+    root: Path = arguments.folder
+    rule = SplitRule(arguments.val_fraction, seed=arguments.seed, ignore_file=True)
+    split = split_of_class_folders(root, rule)
+    if split is None:
+        raise DataError(f"{root} has its own train and val images: there is nothing to split")
+    file: Path = arguments.output or root / SPLIT_FILE
+    try:
+        write_split(file, root, split)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {file}: {error.strerror}: name a writable file with -o"
+        ) from error
+    used = f"--set data.split_file={file} uses it" if arguments.output else "runs on it use that"
+    show(
+        f"{root}: {len(split.train):,} train and {len(split.val):,} validation images, listed in "
+        f"{file}; {used}"
+    )
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

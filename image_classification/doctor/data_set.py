@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from image_classification.core.class_folders import own_classes
 from image_classification.core.errors import DataError
 from image_classification.core.program import command
 from image_classification.doctor.probe import ProbeError
@@ -68,7 +69,7 @@ def find_data_set(
 ) -> tuple[str, dict[str, str], str]:
     """Probe: return the folder of a data set, split -> format, and a description.
 
-    num_classes: the model's; None to accept any.
+    num_classes: the model's; None to accept any. One's own data have their own number.
 
     Raises:
         DataError: there is no data set, or not one that a run can use.
@@ -83,14 +84,16 @@ def find_data_set(
         if split == "train" or folder.has_split(root, split):
             is_auto = data_format == folder.AUTO
             formats[split] = folder.recognize(root, split) if is_auto else data_format
-            if num_classes is not None:
+            if num_classes is not None and own_classes(str(root)) is None:
                 folder.check_classes(root, split, num_classes, data_format)
     if len(set(formats.values())) == 1:
         text = f"{root}: {formats['train']}, {' and '.join(formats)}"
     else:
         parts = ", ".join(f"{split} as {kind}" for split, kind in formats.items())
         text = f"{root}: {parts}"
-    if formats["train"] == folder.FOLDER:
+    if folder.is_class_folders(root):
+        text += f" by data.val_fraction, {len(_entries(root, folders=True)):,} classes"
+    elif formats["train"] == folder.FOLDER:
         text += f", {len(_entries(root / 'train', folders=True)):,} classes"
     elif (named := named_classes(root)) is not None:
         text += f", {len(named):,} classes"
@@ -107,11 +110,11 @@ def read_sample(root: str, split: str, data_format: str) -> CheckResult:
     """
     from PIL import Image
 
-    from image_classification.data.formats.folder import FOLDER, open_index
+    from image_classification.data.formats.folder import FOLDER, is_class_folders, open_index
     from image_classification.data.transforms import decode_rgb
 
     index: Index
-    if data_format == FOLDER:
+    if data_format == FOLDER and not is_class_folders(Path(root)):
         index = _folder_sample(Path(root), split)
     else:
         index = open_index(Path(root), split, None, data_format)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,13 +81,11 @@ def open_index(
     layout = recognize(root, split, layout)
     broken = set(quarantine.load(root))
     index: Index
-    if layout == FOLDER and not _has_split_folders(root):
-        return _index_class_folders(root, split, num_classes, rule, broken)
     if layout == FOLDER:
-        index = index_folder(root, split, num_classes)
+        index = index_folder(root, split, num_classes, rule, broken)
     else:
         index = open_shards(SHARD_FORMATS[layout], root, split, num_classes)
-    if rule.split_file is not None:
+    if rule.split_file is not None and (layout != FOLDER or _has_split_folders(root)):
         raise DataError(
             f"{root} has its own {split} images, so data.split_file {rule.split_file} has no "
             f"effect: leave it out"
@@ -103,17 +101,27 @@ def open_index(
     return kept
 
 
-def index_folder(root: Path, split: str, num_classes: int | None) -> FolderIndex:
-    """Index ``root/split/<class>/<image>``.
+def index_folder(
+    root: Path,
+    split: str,
+    num_classes: int | None,
+    rule: SplitRule = DEFAULT_RULE,
+    broken: Set[str] = frozenset(),
+) -> FolderIndex:
+    """Index ``root/split/<class>/<image>``, or the ``split`` images of ``root/<class>/<image>``.
 
-    Classes are the sorted names of the split's folders. Names that start with a dot are skipped,
-    and files without one of `IMAGE_EXTENSIONS`. No image is opened.
+    Classes are the sorted names of the folders. Names that start with a dot are skipped, and files
+    without one of `IMAGE_EXTENSIONS`. No image is opened. rule, broken: how to split
+    ``root/<class>/<image>``, and the images to leave out before.
 
     Raises:
         DataError: no data set there, the split is missing or flat, a class is empty, train and
-            val have different classes, or their number is not the model's.
+            val have different classes, their number is not the model's, or a class has too few
+            images to split.
     """
     classes = _check_folder(root, split, num_classes)
+    if not _has_split_folders(root):
+        return _index_class_folders(root, split, classes, rule, broken)
     images, notes = _list_images(root / split, classes, f"{split}/", "train/ and val/")
     names = [name for files in images.values() for name in files]
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [*map(len, images.values())])
@@ -121,10 +129,8 @@ def index_folder(root: Path, split: str, num_classes: int | None) -> FolderIndex
 
 
 def _index_class_folders(
-    root: Path, split: str, num_classes: int | None, rule: SplitRule, broken: set[str]
+    root: Path, split: str, classes: tuple[str, ...], rule: SplitRule, broken: Set[str]
 ) -> FolderIndex:
-    """Index the ``split`` images of ``root/<class>/<image>``; see `index_folder`."""
-    classes = _check_folder(root, split, num_classes)
     chosen, num_broken, notes = _split_class_folders(root, classes, rule, broken, split)
     names = getattr(chosen, split)
     if not names:
@@ -137,20 +143,30 @@ def _index_class_folders(
     return replace(index, num_quarantined=num_broken if split == "train" else 0)
 
 
+def is_class_folders(root: Path) -> bool:
+    """Return whether the data set is ``root/<class>/<image>``, without train/ and val/.
+
+    Raises:
+        DataError: no data set there.
+    """
+    has_folders = has_split(root, "train") and not _has_split_folders(root)
+    return has_folders and not any(f.find(root, "train") for f in SHARD_FORMATS.values())
+
+
 def split_of_class_folders(root: Path, rule: SplitRule) -> Split | None:
     """Return the split of a data set without train/ and val/; None for any other data set.
 
     Raises:
         DataError: as for `open_index`.
     """
-    if recognize(root, "train") != FOLDER or _has_split_folders(root):
+    if not is_class_folders(root):
         return None
     classes = _check_folder(root, "train", None)
     return _split_class_folders(root, classes, rule, set(quarantine.load(root)), None)[0]
 
 
 def _split_class_folders(
-    root: Path, classes: tuple[str, ...], rule: SplitRule, broken: set[str], split: str | None
+    root: Path, classes: tuple[str, ...], rule: SplitRule, broken: Set[str], split: str | None
 ) -> tuple[Split, int, tuple[str, ...]]:
     """Return the split, the number of quarantined images, and notes for the user."""
     images, notes = _list_images(root, classes, "", str(root))

@@ -22,14 +22,18 @@ from PIL import Image
 from image_classification.core.errors import DataError
 from image_classification.data.formats.folder import (
     FOLDER,
-    IMAGE_EXTENSIONS,
     SHARD_FORMATS,
     SPLITS,
     has_split,
     index_folder,
+    is_class_folders,
     recognize,
 )
-from image_classification.data.formats.image_header import MAX_PIXELS, image_size
+from image_classification.data.formats.image_header import (
+    MAX_PIXELS,
+    exif_orientation,
+    image_size,
+)
 from image_classification.data.formats.index import Bytes, FolderIndex, Index, VanishedError
 from image_classification.data.formats.shards import open_shards
 from image_classification.data.tools import quarantine
@@ -50,8 +54,10 @@ _SIGNATURES = {
     b"II*\x00": "tiff",
     b"MM\x00*": "tiff",
 }
-_EXPECTED_FORMAT = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
-_EXIF_ORIENTATION = 0x0112
+_EXPECTED_FORMAT = {
+    **{".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".gif": "gif", ".webp": "webp"},
+    **{".bmp": "bmp", ".tif": "tiff", ".tiff": "tiff", ".heic": "heic", ".heif": "heic"},
+}
 # Pillow's other formats (such as PostScript) start programs or read much just for a header.
 _PIL_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
@@ -67,7 +73,7 @@ class ImageFacts:
     content_format: by its first bytes, or ``unknown``. mode: Pillow's (``RGB``, ``L``, ``CMYK``,
     …), '' if the header cannot be read. width_px, height_px: as stored, 0 if unknown. odd: from
     `ODD_KINDS`; ``disguised``: the content is not the format of the name's extension;
-    ``exif_orientation``: EXIF asks for a rotation or mirroring, which training does not apply.
+    ``exif_orientation``: EXIF asks for a rotation or mirroring (``data.exif_orientation``).
     broken: '' or one of `BROKEN_KINDS`; reason: why, in one line.
     """
 
@@ -93,10 +99,12 @@ def inspect_image(content: Bytes, name: str) -> ImageFacts:
     content_format = next((f for start, f in _SIGNATURES.items() if data.startswith(start)), "")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         content_format = "webp"
+    elif data[4:8] == b"ftyp":
+        content_format = "heic"
     expected = _EXPECTED_FORMAT.get(os.path.splitext(name)[1].lower(), content_format)
     width, height = image_size(data) or (0, 0)
-    mode, is_oriented = _read_header(data)
-    is_odd = (mode == "CMYK", content_format not in ("", expected), is_oriented)
+    mode = _read_mode(data)
+    is_odd = (mode == "CMYK", content_format not in ("", expected), exif_orientation(data) != 1)
     broken, reason = "", ""
     try:
         decode_rgb(content, name)
@@ -119,17 +127,12 @@ def inspect_image(content: Bytes, name: str) -> ImageFacts:
     )
 
 
-def _read_header(data: bytes) -> tuple[str, bool]:
-    """Return Pillow's mode and whether EXIF asks for a rotation; ('', False) if unreadable."""
-    mode = ""
-    # Pillow raises exceptions of every kind. Damaged EXIF does not make the pixels unusable.
+def _read_mode(data: bytes) -> str:
+    """Return Pillow's mode; '' if the header cannot be read."""
     try:
-        image = _open_with_pillow(data)
-        mode = image.mode
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 0)
-    except Exception:
-        return mode, False
-    return mode, isinstance(orientation, int) and 2 <= orientation <= 8
+        return _open_with_pillow(data).mode
+    except Exception:  # Pillow raises exceptions of every kind
+        return ""
 
 
 def _is_truncated(data: bytes) -> bool:
@@ -189,6 +192,7 @@ class CheckReport:
     """A whole data set.
 
     problems: what would make a run fail, apart from broken images; notes: what would not.
+    has_split_folders: False for class folders that are split without the listed broken images.
     imagenet_1k: ``complete``, ``incomplete`` (its classes, other numbers of images) or ``no``.
     """
 
@@ -197,6 +201,7 @@ class CheckReport:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     imagenet_1k: str = "no"
+    has_split_folders: bool = True
 
     @property
     def broken(self) -> dict[str, str]:
@@ -207,8 +212,10 @@ class CheckReport:
         """Return the broken images that would make a run fail, name -> reason.
 
         listed: the quarantine list. Training leaves out its images, unless they are all that
-        there are; validation leaves out none.
+        there are; validation leaves out none, except where the split is made without them.
         """
+        if not self.has_split_folders:
+            return {name: why for name, why in self.broken.items() if name not in listed}
         train = self.splits.get("train")
         skipped = set(listed) & train.reasons.keys() if train is not None else set()
         if train is not None and len(skipped) == train.num_images:
@@ -229,9 +236,9 @@ def check_data_set(
         DataError: there is no data set, or it disappears during the check.
     """
     report = CheckReport(str(root))
+    report.has_split_folders = not is_class_folders(root)
     for split, (layout, index) in _open_splits(root, report).items():
-        if layout == FOLDER:
-            _note_other_files(root / split, index.classes, report)
+        report.notes += [note for note in index.notes if note not in report.notes]
         report.splits[split] = _check_split(index, split, layout, workers, progress)
     _recognize_imagenet(report)
     return report
@@ -269,21 +276,6 @@ def _open_splits(root: Path, report: CheckReport) -> dict[str, tuple[str, Index]
             if error.message not in report.problems:  # both splits may have the same problem
                 report.problems.append(error.message)
     return opened
-
-
-def _note_other_files(folder: Path, classes: tuple[str, ...], report: CheckReport) -> None:
-    """Note files without an image's extension, which an index skips silently."""
-    others = [
-        f"{name}/{file}"
-        for name in classes
-        for file in os.listdir(folder / name)
-        if not file.lower().endswith(IMAGE_EXTENSIONS)
-    ]
-    if others:
-        report.notes.append(
-            f"{len(others):,} files in {folder.name}/ are skipped because their names do not end "
-            f"in {', '.join(IMAGE_EXTENSIONS)}, such as {min(others)}"
-        )
 
 
 def _check_split(

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.data.formats import recordio, tfrecord, webdataset
 from image_classification.data.formats.folder import SPLITS, has_split, open_index
-from image_classification.data.formats.image_header import check_size
+from image_classification.data.formats.image_header import check_size, exif_orientation
 from image_classification.data.formats.index import Index, ShardIndex
 from image_classification.data.formats.shards import CLASSES_FILE, MANIFEST
 from image_classification.data.tools.parallel import Progress, no_progress
@@ -180,7 +180,10 @@ def _images(index: Index, max_side: int | None, quality: int, workers: int) -> I
         pixels = decode_rgb(content, where).permute(1, 2, 0).contiguous().numpy()
         encoded = io.BytesIO()
         smaller = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
-        smaller.save(encoded, "JPEG", quality=quality)
+        exif = Image.Exif()
+        if (orientation := exif_orientation(content)) != 1:
+            exif[ExifTags.Base.Orientation] = orientation
+        smaller.save(encoded, "JPEG", quality=quality, exif=exif)
         return _Image(number, label, name, encoded.getvalue(), size, is_reencoded=True)
 
     workers = max(1, workers)
