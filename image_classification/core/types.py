@@ -50,11 +50,11 @@ class StepMetrics:
 class EvalResult:
     """Result of an exact evaluation of the whole validation set; accuracies in percent.
 
-    k: ``run.topk``. With fewer than 5 or k classes, all classes count.
+    k: ``run.topk``. top5, topk: None with at most 5 or k classes, where every image would count.
     """
 
     top1: float
-    top5: float
+    top5: float | None
     loss: float
     images: int
     time_s: float = 0.0

@@ -89,12 +89,12 @@ def evaluate(
         )
     return EvalResult(
         top1=100.0 * top1 / images,
-        top5=100.0 * top5 / images,
+        top5=100.0 * top5 / images if classes > 5 else None,
         loss=loss / images,
         images=int(images),
         time_s=time_s,
         k=run.config.run.topk,
-        topk=100.0 * topk / images,
+        topk=100.0 * topk / images if classes > run.config.run.topk else None,
     )
 
 
@@ -123,7 +123,7 @@ def validation_set(loader: Loader) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def figures(result: EvalResult) -> dict[str, float]:
+def figures(result: EvalResult) -> dict[str, float | None]:
     """Return the figures by name, with ``topK`` if ``run.topk`` is neither 1 nor 5."""
     named = {key: getattr(result, key) for key in ("top1", "top5", "loss", "images")}
     if result.topk is not None and result.k not in (1, 5):

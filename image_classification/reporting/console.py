@@ -214,7 +214,7 @@ def _validation_figures(record: Record) -> list[str]:
     ema = " (EMA)" if record.kind == "validation_ema" else ""
     figures = [
         f"validation{ema} top-1 {number(values.get('top1'))} %",
-        f"top-5 {number(values.get('top5'))} %",
+        *([] if values.get("top5") is None else [f"top-5 {number(values['top5'])} %"]),
         *(f"top-{name[3:]} {number(values[name])} %" for name in other_topk(values)),
         f"loss {number(values.get('loss'), 4)}",
     ]
