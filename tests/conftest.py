@@ -121,9 +121,8 @@ def small_config(
     def make(mode: str = "convergence", precision: str = "FP32", **sections: Any) -> RunConfig:
         overrides = {**SMALL, "run.workspace": str(tmp_path / "run")}
         overrides |= {name.replace("__", "."): value for name, value in sections.items()}
-        return resolve(
-            "resnet18", precision, mode, "CPU", data=str(image_folder), overrides=overrides
-        )
+        names = ("resnet18", precision, mode, "CPU", "8e")
+        return resolve(*names, data=str(image_folder), overrides=overrides)
 
     return make
 
@@ -159,4 +158,4 @@ def small_arguments(image_folder: Path, narrow_networks: None) -> list[str]:
     """
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
     names = ["--model=resnet18", "--precision=FP32", "--mode=convergence", "--platform=CPU"]
-    return [*names, str(image_folder), *settings]
+    return [*names, "--recipe=8e", str(image_folder), *settings]

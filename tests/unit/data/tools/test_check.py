@@ -78,7 +78,7 @@ def test_images_that_training_decodes_are_not_broken(
         (encoded("JPEG")[:1500], "truncated", ""),
         (encoded("PNG")[:1500], "truncated", ""),
         (b"<html>404</html>", "undecodable", "it has no header of a JPEG"),
-        (encoded("BMP"), "undecodable", "it has no header of a JPEG"),
+        (encoded("PPM"), "undecodable", "it has no header of a JPEG"),
         (huge_png(), "oversized", "20000 x 20000 pixels are more than"),
     ],
 )
@@ -213,12 +213,28 @@ def test_a_data_set_with_only_val_is_usable(image_folder: Path) -> None:
 
 
 def test_files_without_an_image_extension_are_noted(image_folder: Path) -> None:
-    (image_folder / "train" / "dog" / "9.webp").write_bytes(encoded("WEBP"))
+    for name in ("dog/9.mp4", "dog/notes.txt", "cat/more.txt"):
+        (image_folder / "train" / name).write_bytes(b"")
     report = check_data_set(image_folder)
     assert report.is_usable() and report.splits["train"].num_images == 12
-    assert len(report.notes) == 1
-    assert report.notes[0].startswith("1 files in train/ are skipped")
-    assert report.notes[0].endswith("such as dog/9.webp")
+    assert report.notes == [f"skipped 3 files in {image_folder / 'train'}: 2 .txt, 1 .mp4"]
+
+
+def test_broken_images_of_class_folders_are_left_out_before_the_split(image_folder: Path) -> None:
+    for split in ("train", "val"):
+        (image_folder / split).rename(image_folder.parent / split)
+    root = image_folder.parent / "train"
+    report = check_data_set(root)
+    assert report.is_usable() and not report.has_split_folders
+    held_out = open_index(root, "val", 2).name(0)
+    (root / held_out).write_bytes(b"no image")
+    report = check_data_set(root)
+    assert report.broken.keys() == {held_out}
+    assert not report.is_usable() and report.is_usable([held_out])
+    quarantine.save(root / quarantine.QUARANTINE_FILE, report.broken)
+    splits = [open_index(root, split, 2) for split in ("train", "val")]
+    assert sum(map(len, splits)) == 11
+    assert held_out not in [index.name(i) for index in splits for i in range(len(index))]
 
 
 def test_file_names_that_are_not_utf8_are_kept(image_folder: Path) -> None:
