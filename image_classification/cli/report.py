@@ -34,6 +34,8 @@ from image_classification.reporting.compare.history import (
 )
 from image_classification.reporting.compare.regression import (
     THRESHOLDS,
+    Comparison,
+    FolderComparison,
     Thresholds,
     compare_folders,
     compare_runs,
@@ -81,31 +83,22 @@ def _combine(argv: list[str]) -> int:
     _add_json(parser)
     _add_ignore(parser)
     arguments = parser.parse_args(argv)
-    if arguments.open and arguments.output is None:
-        raise ConfigError("--open shows combined.html: say with -o where to write it")
+    _check_open(arguments, "combined.html")
     runs = [read_run(path) for path in arguments.runs]
     combined = Combined.of(group_runs(runs, arguments.ignore))
     content = combined_json(combined)
     if arguments.output is not None:
         from image_classification.reporting.page import combined_page
+        from image_classification.reporting.page.several import combined_gallery
 
-        folder = arguments.output
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WorkspaceError(
-                f"cannot make {folder}: {error.strerror or error}; give another -o"
-            ) from error
-        write_atomically(folder / "combined.json", _json_text(content) + "\n")
-        page = folder / "combined.html"
-        write_atomically(page, combined_page(combined))
+        gallery = combined_gallery(combined.groups)
+        _write_page(arguments, "combined", content, combined_page(combined, gallery))
     _show(
         arguments,
         content,
         lambda console: print_combined(console, combined, vendor=arguments.vendor),
     )
-    if arguments.open:
-        print(open_page(page), file=sys.stderr)
+    _open(arguments, "combined.html")
     return EXIT_DONE
 
 
@@ -120,20 +113,36 @@ def _compare(argv: list[str]) -> int:
         "old", metavar="OLD", type=Path, help="a run's folder or report.json, or a folder of runs"
     )
     parser.add_argument("new", metavar="NEW", type=Path, help="the same for the later run")
+    _add_output(parser, "write compare.json and compare.html, with charts, to this folder")
+    _add_open(parser, "compare.html")
     _add_json(parser)
     _add_thresholds(parser)
     _add_ignore(parser)
     arguments = parser.parse_args(argv)
+    _check_open(arguments, "compare.html")
     old, new = arguments.old, arguments.new
     options = (_thresholds(arguments), arguments.ignore)
     # os.path, because pathlib raises for a path that is too long or not permitted.
     if all(isdir(path) and not exists(path / REPORT_NAME) for path in (old, new)):
         folders = compare_folders(old, new, *options)
+        _write_comparison(arguments, folders_json(folders), folders)
         _show(arguments, folders_json(folders), lambda console: print_folders(console, folders))
+        _open(arguments, "compare.html")
         return EXIT_REGRESSED if folders.regressed else EXIT_DONE
     found = compare_runs(read_run(old), read_run(new), *options)
+    _write_comparison(arguments, comparison_json(found), found)
     _show(arguments, comparison_json(found), lambda console: print_comparison(console, found))
+    _open(arguments, "compare.html")
     return EXIT_REGRESSED if found.regressed else EXIT_DONE
+
+
+def _write_comparison(
+    arguments: argparse.Namespace, content: Any, found: Comparison | FolderComparison
+) -> None:
+    if arguments.output is not None:
+        from image_classification.reporting.page.several import compare_page
+
+        _write_page(arguments, "compare", content, compare_page(found))
 
 
 def _history(argv: list[str]) -> int:
@@ -144,6 +153,8 @@ def _history(argv: list[str]) -> int:
         f"{EXIT_REGRESSED} if the newest run of any name is worse.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that holds runs")
+    _add_output(parser, "write history.json and history.html, with charts, to this folder")
+    _add_open(parser, "history.html")
     _add_json(parser)
     parser.add_argument(
         "--against",
@@ -155,10 +166,16 @@ def _history(argv: list[str]) -> int:
     _add_thresholds(parser)
     _add_ignore(parser)
     arguments = parser.parse_args(argv)
+    _check_open(arguments, "history.html")
     history = read_history(
         arguments.folder, _thresholds(arguments), arguments.ignore, arguments.against
     )
+    if arguments.output is not None:
+        from image_classification.reporting.page.several import history_page
+
+        _write_page(arguments, "history", history_json(history), history_page(history))
     _show(arguments, history_json(history), lambda console: print_history(console, history))
+    _open(arguments, "history.html")
     return EXIT_REGRESSED if history.regressed else EXIT_DONE
 
 
@@ -263,6 +280,29 @@ def _add_runs(parser: CommandParser, help: str) -> None:
 
 def _add_output(parser: CommandParser, help: str) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, help=help)
+
+
+def _write_page(arguments: argparse.Namespace, name: str, content: Any, page: str) -> None:
+    """Write ``NAME.json`` and ``NAME.html`` to the folder of ``-o``."""
+    folder = arguments.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(
+            f"cannot make {folder}: {error.strerror or error}; give another -o"
+        ) from error
+    write_atomically(folder / f"{name}.json", _json_text(content) + "\n")
+    write_atomically(folder / f"{name}.html", page)
+
+
+def _check_open(arguments: argparse.Namespace, page: str) -> None:
+    if arguments.open and arguments.output is None:
+        raise ConfigError(f"--open shows {page}: say with -o where to write it")
+
+
+def _open(arguments: argparse.Namespace, page: str) -> None:
+    if arguments.open:
+        print(open_page(arguments.output / page), file=sys.stderr)
 
 
 def _add_open(parser: CommandParser, page: str) -> None:

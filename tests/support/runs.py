@@ -130,9 +130,8 @@ def write_training(
             )
         step = (epoch + 1) * steps_per_epoch
         done = (epoch + 1) / epochs
-        writer.add(
-            "epoch", step, epoch, images_per_s=speed, compute_images_per_s=1.03 * speed, steps=625
-        )
+        speeds = {"images_per_s": speed, "compute_images_per_s": 1.03 * speed}
+        writer.add("epoch", step, epoch, **speeds, steps=625, loss=train_loss)
         now = top1 * (1 - 0.7 * math.exp(-7 * done)) + noise.gauss(0, 0.2) * (1 - done)
         writer.now_s += 7.0
         for kind, gain in (("validation", 0.0), ("validation_ema", 0.4 * (1 - done))):

@@ -223,6 +223,19 @@ def print_history(console: Console, history: History) -> None:
         console.print("No newest run has regressed.")
 
 
+def shown_figures(line: Line) -> dict[str, str]:
+    """Return the main figures that the runs have, each with its head of two lines.
+
+    Of inference, only the speed at the largest batch.
+    """
+    found = {key: None for entry in line.entries for key in entry.run.figures}
+    heads = {key: head for key, head in _HEADLINES.items() if key in found}
+    inference = [key for key in found if key.startswith("inference_images_per_s")]
+    for key in inference[-1:]:
+        heads[key] = f"batch {split_batch(key)[1]}\nimages/s"
+    return heads
+
+
 def line_table(line: Line) -> Table:
     """Return a row per run: its headline figures, and the versions that changed in the line."""
     runs = [entry.run for entry in line.entries]
@@ -241,12 +254,8 @@ def line_table(line: Line) -> Table:
     unchanged = [f"{key} {first[key]}" for key in _VERSIONS if key not in changed]
     notes.append(", ".join(text for text in unchanged if not text.endswith(" -")))
 
-    heads = {key: text for key, text in _HEADLINES.items() if any(key in r.figures for r in runs)}
-    found = {key: None for run in runs for key in run.figures}
-    inference = [key for key in found if key.startswith("inference_images_per_s")]
-    for key in inference[-1:]:  # only the largest batch
-        heads[key] = f"batch {split_batch(key)[1]}\nimages/s"
-    columns = [Column("ended", wrap=False), Column("run")]
+    heads = shown_figures(line)
+    columns = [Column("ended", wrap=False, css="nowrap"), Column("run", css="nowrap")]
     columns += [Column(head, "number") for head in heads.values()]
     columns += [*map(Column, changed), Column(wrap=False)]
     rows: list[Row] = [

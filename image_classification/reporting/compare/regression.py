@@ -440,15 +440,20 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table((*heads, Column("verdict")), rows, title, [*notes, ""])
 
 
-def _print_environment(console: Console, comparison: Comparison) -> None:
+def environment_table(comparison: Comparison) -> Table:
+    """Return one row for each difference of the environments."""
     rows = []
     for key, (old, new) in comparison.environment.items():
         if key == "git_commit":
             old, new = short_commit(old), short_commit(new)
         rows.append((key, old, new))
-    if rows:
-        heads = (Column("what", wrap=False), *columns("old", "new"))
-        print_table(console, Table(heads, rows, "Environments differ"))
+    heads = (Column("what", wrap=False), *columns("old", "new"))
+    return Table(heads, rows, "Environments differ")
+
+
+def _print_environment(console: Console, comparison: Comparison) -> None:
+    if comparison.environment:
+        print_table(console, environment_table(comparison))
     else:
         console.print("The environments are the same.")
 

@@ -91,7 +91,7 @@ def run_page(
     inference, telemetry = report.results.inference, report.telemetry
     environment = to_json(report.environment)
     command = environment.pop("command", None)
-    return _render(
+    return render(
         "run",
         title=report.title,
         names=names,
@@ -132,15 +132,16 @@ def _judged(entries: Iterable[PublishedComparison]) -> Table:
 def write_pictures_page(gallery: Gallery, folder: Path, title: str) -> Path:
     """Write ``pictures.html``. Raises WorkspaceError."""
     path = folder / "pictures.html"
-    write_atomically(path, _render("pictures", title=title, gallery=gallery))
+    write_atomically(path, render("pictures", title=title, gallery=gallery))
     return path
 
 
-def combined_page(combined: Combined) -> str:
-    """Return the page of ``report combine``: vendor table, groups, speed-ups and scaling."""
-    return _render(
+def combined_page(combined: Combined, gallery: Gallery | None = None) -> str:
+    """Return the page of ``report combine``: pictures, vendor table, groups and ratios."""
+    return render(
         "combined",
         title="; ".join(dict.fromkeys(group.identity.text for group in combined.groups)),
+        gallery=gallery,
         vendor=vendor_table(combined),
         groups=[
             (
@@ -161,7 +162,7 @@ def combined_page(combined: Combined) -> str:
     )
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """Return the page of ``templates/<template>.html.j2``; all text is escaped."""
     environment = Environment(
         loader=PackageLoader(__name__),

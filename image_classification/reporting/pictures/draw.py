@@ -213,9 +213,10 @@ def _chart(figure: Figure, picture: Picture) -> dict[str, Any]:
         at = axes.get_position()
         series: list[dict[str, Any]] = []
         for each in filter(lambda each: each.label, panel.series):
-            points = {"label": each.label, "color": each.look.color}
+            points: dict[str, Any] = {"label": each.label, "color": each.look.color}
             points |= {"x": _rounded(each.x), "y": _rounded(each.y)}
-            series.append(points | ({"names": each.names} if any(each.names) else {}))
+            about = each.names if any(each.names) else each.details
+            series.append(points | ({"names": about} if about else {}))
         for bars in panel.bars:
             middles = [(low + high) / 2 for low, high in pairwise(bars.edges)]
             names = [f"{low:,.5g} to {high:,.5g}" for low, high in pairwise(bars.edges)]
@@ -359,6 +360,10 @@ def _draw_series(axes: Axes, series: Series, shift: float) -> None:
         # Markers on every point of a long curve would hide it.
         every = max(1, len(series.x) // _MAX_MARKERS)
         axes.plot(series.x, series.y, markevery=(int(shift * every), every), **pen)
+        if series.errors:
+            pairs = list(zip(series.y, series.errors, strict=True))
+            low, high = [y - error for y, error in pairs], [y + error for y, error in pairs]
+            axes.fill_between(series.x, low, high, color=look.color, alpha=0.2, linewidth=0)
         if look.line and not look.marker and (alone := _without_neighbors(series.y)):
             x, y = [series.x[i] for i in alone], [series.y[i] for i in alone]
             axes.plot(x, y, **pen | {"linestyle": "none", "marker": "o", "markersize": 3.5})

@@ -56,7 +56,9 @@ class Series:
     """Points joined by a line, unless ``look.line`` is empty. NaN in y leaves a gap.
 
     areas: marker area of each point in square points; empty for the default size.
-    names: text beside each point; those in names_above are written above it.
+    names: text beside each point; those in names_above are written above it. details: text of
+    each point that only a page shows, under the pointer. errors: standard deviation of each y,
+    drawn as a band.
     """
 
     label: str
@@ -66,6 +68,8 @@ class Series:
     areas: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
     names_above: frozenset[str] = frozenset()
+    details: tuple[str, ...] = ()
+    errors: tuple[float, ...] = ()
 
     @property
     def alt(self) -> str:

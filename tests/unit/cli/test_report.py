@@ -81,6 +81,25 @@ def test_combine_opens_its_page(two, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == f"opened {tmp_path / 'out' / 'combined.html'}\n"
 
 
+def test_compare_and_history_write_pages(two, tmp_path, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    monkeypatch.setenv("BROWSER", "true")
+    out = tmp_path / "pages"
+    compare = ("compare", two / "old", two / "new", "-o", out)
+    assert report(*compare, "--open") == EXIT_REGRESSED
+    assert report("history", two, "-o", out) == EXIT_REGRESSED
+    assert report("compare", two, two, "-o", out / "folders") == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {f"{n}.{k}" for n in ("compare", "history") for k in ("html", "json")} | {
+        "folders"
+    }
+    assert opened == [(out / "compare.html").as_uri()]
+    capsys.readouterr()
+    report("history", two, "--json")
+    assert json.loads(capsys.readouterr().out) == json.loads((out / "history.json").read_text())
+
+
 def test_combine_into_an_unwritable_folder(two, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkspaceError, match=r"cannot make .*file: File exists; give another -o"):
