@@ -163,13 +163,18 @@ def _decode_with_pillow(content: npt.NDArray[np.uint8]) -> torch.Tensor:
         # Pillow raises exceptions of every kind.
         try:
             with Image.open(io.BytesIO(content.tobytes()), formats=formats) as image:
-                if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
-                    gray = np.asarray(image).astype(np.float32) / 257
-                    rgb = np.repeat(np.round(gray).astype(np.uint8)[..., None], 3, axis=2)
-                else:
-                    rgb = np.array(image.convert("RGB"))
+                return rgb_of(image)
         except Exception as error:
             raise RuntimeError(" ".join(str(error).split())) from error
+
+
+def rgb_of(image: Image.Image) -> torch.Tensor:
+    """Return a Pillow image of any mode as ``[3, H, W]`` uint8, without its transparency."""
+    if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
+        gray = np.asarray(image).astype(np.float32) / 257
+        rgb = np.repeat(np.round(gray).astype(np.uint8)[..., None], 3, axis=2)
+    else:
+        rgb = np.array(image.convert("RGB"))
     return torch.from_numpy(rgb).permute(2, 0, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -23,7 +24,8 @@ class Stopped(Exception):
 class StopRequest:
     """Records SIGTERM, SIGUSR1 and Ctrl-C instead of letting them end the process.
 
-    A context manager around a run; the previous handlers are restored on exit.
+    A context manager around a run; the previous handlers are restored on exit. Python lets only the
+    main thread handle signals: in another one it does nothing.
     any_rank: returns whether any rank's flag is set, the same answer on all ranks. activity: to
     note the signal in, for the live view.
     """
@@ -40,7 +42,8 @@ class StopRequest:
         self.signal_name = self._activity.stopping = signal.Signals(number).name
 
     def __enter__(self) -> StopRequest:
-        self._previous = {n: signal.signal(n, self._on_signal) for n in STOP_SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.signal(n, self._on_signal) for n in STOP_SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:

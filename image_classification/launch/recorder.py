@@ -270,9 +270,11 @@ class RunRecorder:
     def _write(self, record: Record) -> None:
         if record.kind == "warning":
             self._warnings.append(str(record.values["message"]))
-        if self._sink is not None and self._screen is not None:
+        if self._sink is None:
+            return
+        if self._screen is not None:
             self._screen.write(record)
-            self._sink.write(record)
+        self._sink.write(record)
 
     def _write_telemetry(self, telemetry: RunTelemetry) -> None:
         for record in telemetry.records(self._epoch):

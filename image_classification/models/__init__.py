@@ -32,7 +32,8 @@ class Preprocessing:
     """Preprocessing of validation images: resize, center crop, normalize.
 
     The fields are those of `DataConfig`; sizes are in pixels, mean and std per RGB channel of
-    images in 0..1. The defaults are those of the published ResNet runs.
+    images in 0..1. exif_orientation: images are turned upright first. The defaults are those of
+    the published ResNet runs.
     """
 
     image_size: int = 224
@@ -42,6 +43,7 @@ class Preprocessing:
     antialias: bool = True
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    exif_orientation: bool = False
 
     @classmethod
     def of(cls, data: DataConfig) -> Preprocessing:

@@ -81,13 +81,21 @@ def model_metadata(
         "model": json.dumps(name),
         "num_classes": json.dumps(num_classes),
         "se_reduction": json.dumps(se_reduction),
-        "preprocessing": json.dumps(asdict(preprocessing or model.preprocessing)),
+        "preprocessing": json.dumps(_stated(preprocessing or model.preprocessing)),
     }
     if decoding is not None:
         header["decoding"] = json.dumps(asdict(decoding))
     if classes is not None:
         header["classes"] = json.dumps(list(classes))
     return header
+
+
+def _stated(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the values for the header: without the orientation if it is that of older files."""
+    values = asdict(preprocessing)
+    if not preprocessing.exif_orientation:
+        del values["exif_orientation"]
+    return values
 
 
 def write_tensors(
@@ -147,7 +155,7 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
 def load_model(path: str | os.PathLike[str]) -> Classifier:
     """Rebuild the model of ``path`` with its weights on the CPU, in training mode.
 
-    It has the file's preprocessing. Torch's random state does not change.
+    It has the file's preprocessing and class names. Torch's random state does not change.
 
     Raises:
         CheckpointError: as `read_header`, or the weights do not match the metadata.
@@ -157,8 +165,14 @@ def load_model(path: str | os.PathLike[str]) -> Classifier:
         model = build(header.name, header.num_classes, se_reduction=header.se_reduction)
     model = model.to_empty(device="cpu")
     load_state(model, tensors, where=str(path))
-    model.preprocessing = header.preprocessing
+    _describe(model, header)
     return model
+
+
+def _describe(model: Classifier, header: ModelHeader) -> None:
+    model.preprocessing = header.preprocessing
+    if header.classes is not None and model.num_classes == header.num_classes:
+        model.class_names = list(header.classes)
 
 
 def load_into_new(model: Classifier, path: str | os.PathLike[str], *, files_classes: bool) -> None:
@@ -186,7 +200,7 @@ def load_into_new(model: Classifier, path: str | os.PathLike[str], *, files_clas
         state |= {name: own[name] for name in list(own)[-2:]}
     load_state(model, state, where=str(path))
     if header is not None:
-        model.preprocessing = header.preprocessing
+        _describe(model, header)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -348,6 +362,8 @@ def _parse_fields(
     Raises TypeError, ValueError or AttributeError if it is damaged.
     """
     values: dict[str, Any] = json.loads(metadata[name])
+    if "exif_orientation" in examples:
+        values.setdefault("exif_orientation", False)  # not stated if false, see `_stated`
     if values.keys() != examples.keys():
         raise ValueError(f"{name} has keys {sorted(values)}, not {sorted(examples)}")
     for key, value in values.items():

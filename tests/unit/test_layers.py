@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import image_classification
+
 PACKAGE = Path(__file__).parents[2] / "image_classification"
 NAME = PACKAGE.name
 
@@ -68,6 +70,14 @@ def test_every_folder_has_a_layer():
 def test_a_layer_imports_only_those_below_it(layer):
     for path in modules(layer):
         above = layers_used(path) - ALLOWED[layer] - {layer}
+        assert not above, f"{path.relative_to(PACKAGE)} imports {sorted(above)}"
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_no_layer_imports_the_top_level(layer):
+    exported = {f"{NAME}.{name}" for name in image_classification.__all__}
+    for path in modules(layer):
+        above = imported(path) & {f"{NAME}.api", *exported}
         assert not above, f"{path.relative_to(PACKAGE)} imports {sorted(above)}"
 
 
