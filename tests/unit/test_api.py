@@ -187,7 +187,7 @@ def test_train_yields_what_the_command_line_records(small_config: Config, tmp_pa
 
     # The same run from the command line's function, after it in the same process.
     overrides = {**SMALL, "run.workspace": str(tmp_path / "again")}
-    names = ("resnet18", "FP32", "convergence", "CPU")
+    names = ("resnet18", "FP32", "convergence", "CPU", config.names.recipe)
     layered = read_run(*names, data=config.data.path, overrides=overrides)
     assert start_run(layered, [], []) == 0
     assert equal(weights_of(tmp_path / "run"), weights_of(tmp_path / "again"))
