@@ -109,7 +109,10 @@ class ThroughputMeter:
         return {
             "images_per_s": rate,
             "images_per_s_per_device": rate / world_size if rate is not None else None,
-            "step_time_s": percentiles(self._measured_times_s, (50, 95, 99)),
+            "step_time_s": {
+                **percentiles(self._measured_times_s, (50, 95, 99)),
+                "histogram": histogram(self._measured_times_s),
+            },
             "data_wait_fraction": measured.data_wait_s / measured.time_s if rate else None,
             "epochs": epochs,
             "steps": self.total.steps,
@@ -122,6 +125,27 @@ def percentiles(values: Sequence[float], which: Sequence[int]) -> dict[str, floa
     if not values:
         return {f"p{q}": None for q in which}
     return {f"p{q}": float(np.percentile(values, q)) for q in which}
+
+
+_CUTOFF_MEDIANS = 3.0
+"""Longer times are counted in the last bin; as limits, they would put all others into one."""
+
+
+def histogram(times_s: Sequence[float]) -> dict[str, Any] | None:
+    """Return a histogram of at most 40 equal bins; None for fewer than 3 times.
+
+    low_s, high_s: its limits. counts: times in each bin; longer times are in the last one.
+    longest_s: the longest time.
+    """
+    if len(times_s) < 3:
+        return None
+    low, longest = min(times_s), max(times_s)
+    high = min(longest, _CUTOFF_MEDIANS * float(np.median(times_s)))
+    if high <= low:
+        low, high = 0.95 * low, 1.05 * low
+    bins = max(5, min(40, round(2 * len(times_s) ** 0.5)))
+    counts, _ = np.histogram(np.minimum(times_s, high), bins, (low, high))
+    return {"low_s": low, "high_s": high, "counts": counts.tolist(), "longest_s": longest}
 
 
 def time_results(

@@ -102,6 +102,7 @@ class _Trainer:
         self.epoch_loss_sum = self.loss_sum.clone()
         self.recorded_steps = 0
         self.epoch_steps = 0
+        self.first_step = progress.step + 1
         self.started = self.last_save = time.perf_counter()
         self.elapsed_before_s = progress.elapsed_s
         self.validation_time_s = 0.0
@@ -186,7 +187,8 @@ class _Trainer:
             self.epoch_steps += 1
             self._check_finite(all_steps=False)
             step, ends_epoch = progress.step, epoch_step == run.steps_per_epoch
-            if step % run.config.run.log_every_steps == 0 or ends_epoch or step >= self.end_step:
+            is_due = step % run.config.run.log_every_steps == 0 or step == self.first_step
+            if is_due or ends_epoch or step >= self.end_step:
                 yield from self._undecodable_images(epoch)
                 yield self._step_record(epoch, epoch_step, metrics.lr)
             yield from self.saver.poll()

@@ -92,7 +92,10 @@ def complete(section: Any, measured: Mapping[str, Any], where: str) -> Any:
         ValueError: a key that the section does not have.
     """
     values = dict(measured)
-    kinds = {field.name: kind for field, kind, _ in section_fields(section)}
+    kinds = {
+        field.name: Any if nullable and is_dataclass(kind) and not values.get(field.name) else kind
+        for field, kind, nullable in section_fields(section)
+    }
     if "other_topk" in kinds:
         values["other_topk"] = {key: values.pop(key) for key in other_topk(values)}
     unknown = values.keys() - kinds

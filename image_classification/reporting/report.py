@@ -84,12 +84,23 @@ ExitCode = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepHistogram:
+    """Single steps by their time, in equal bins; longer times are counted in the last bin."""
+
+    low_s: Measured
+    high_s: Measured
+    counts: tuple[Whole, ...]
+    longest_s: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Percentiles of the time of a training step, in seconds."""
+    """Percentiles of the time of a training step, in seconds, and the steps by their time."""
 
     p50: Measured | None
     p95: Measured | None
     p99: Measured | None
+    histogram: StepHistogram | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

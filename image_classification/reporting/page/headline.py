@@ -73,8 +73,8 @@ def _speed(report: RunReport) -> Iterator[Card]:
 def _resources(report: RunReport) -> Iterator[Card]:
     time_s, telemetry = report.results.time_s, report.telemetry
     if time_s.total is not None:
-        parts = {"training": time_s.train, "validation": time_s.validation}
-        known = [f"{name} {duration(part)}" for name, part in parts.items() if part is not None]
+        spent = (("training", time_s.train), ("validation", time_s.validation))
+        known = [f"{name} {duration(part)}" for name, part in spent if part is not None]
         yield Card("time", duration(time_s.total), detail=", ".join(known))
     peaks = [each.memory_peak_bytes for each in telemetry.devices or ()]
     known_peaks = [peak for peak in peaks if peak is not None]

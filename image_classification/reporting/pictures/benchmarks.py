@@ -183,15 +183,19 @@ def accuracy_cost(runs: Sequence[RunData]) -> Picture | LeftOut:
     return Picture(name, title, "multiply-adds per image, billions", (panel,), notes, tall=True)
 
 
+def has_imagenet(run: RunData) -> bool:
+    """Return whether the run's images are ImageNet's, as far as its configuration tells."""
+    is_made = run.text("config", "data", "path") in ("demo", "synthetic")
+    return not is_made and run.number("config", "model", "num_classes") == 1000
+
+
 def _measured_accuracy(run: RunData, label: str, look: Look) -> Series | str:
     """Return the run's point, or why it has none."""
     top1 = run.number("results", "validation", "top1")
     model = run.text("name", "model")
     if top1 is None:
         return "no top-1 was measured"
-    if run.text("config", "data", "path") in ("demo", "synthetic") or (
-        run.number("config", "model", "num_classes") != 1000
-    ):
+    if not has_imagenet(run):
         return "its data set is not ImageNet"
     cost = load_costs().get(model)
     size_px = int(run.number("config", "data", "image_size") or 0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from statistics import fmean, median
+from statistics import fmean, median, quantiles
 
 from image_classification.reporting.pictures.picture import (
     BLUE,
@@ -19,6 +19,7 @@ from image_classification.reporting.pictures.picture import (
     Panel,
     Picture,
     Series,
+    Spans,
     VerticalLine,
     run_looks,
 )
@@ -57,8 +58,32 @@ def loss(runs: Sequence[RunData]) -> Picture | LeftOut:
         _Quantity("validation", "loss", "validation cross-entropy", Look(VERMILION, "--", "o")),
         _Quantity("validation_ema", "loss", "validation cross-entropy, EMA", _AVERAGED),
     )
-    panel = _panel(runs, "loss", quantities)
-    return _over_epochs(runs, "loss", "Loss", (panel,), quantities, "no loss was recorded")
+    panel, clipped = _without_spikes(_panel(runs, "loss", quantities))
+    why = "no loss was recorded"
+    return _over_epochs(runs, "loss", "Loss", (panel,), quantities, why, clipped)
+
+
+_MIN_TYPICAL_POINTS = 8
+
+
+def _without_spikes(panel: Panel) -> tuple[Panel, str]:
+    """Limit the axis to the typical values, and say what is above it.
+
+    Typical are all but each curve's first value and the highest hundredth. The axis is limited only
+    where the others would take up more than half of it.
+    """
+    typical = sorted(y for each in panel.series for y in each.y[1:])
+    if len(typical) < _MIN_TYPICAL_POINTS:
+        return panel, ""
+    values = sorted(y for each in panel.series for y in each.y)
+    low, high = values[0], typical[math.ceil(0.99 * len(typical)) - 1]
+    above = [y for y in values if y > high + (high - low)]
+    if high <= low or not above:
+        return panel, ""
+    top = values[-len(above) - 1]
+    limits = (low - 0.05 * (top - low), top + 0.05 * (top - low))
+    note = f"Triangles mark values above the axis: {len(above)}, up to {max(above):,.4g}."
+    return replace(panel, y_limits=limits, marks_clipped=True), note
 
 
 def accuracy(runs: Sequence[RunData]) -> Picture | LeftOut:
@@ -139,6 +164,7 @@ def _over_epochs(
     panels: tuple[Panel, ...],
     quantities: Sequence[_Quantity],
     why: str,
+    note: str = "",
 ) -> Picture | LeftOut:
     labels = {series.label for panel in panels for series in panel.series}
     if not labels:
@@ -146,6 +172,7 @@ def _over_epochs(
     notes = _thinning_note(
         [thinned(run.over_epochs(q.kind, q.key))[1] for run in runs for q in quantities]
     )
+    notes += [note] if note else []
     legend = None
     if len(runs) > 1:
         looks: dict[str, Look] = {}
@@ -204,6 +231,7 @@ def over_time(runs: Sequence[RunData]) -> Picture | LeftOut:
     _, unit_s, unit = next(entry for entry in units if max(times_s) < entry[0])
     starts = _restarts_s(runs[0]) if len(runs) == 1 else []
     lines = tuple(VerticalLine("restarted", at / unit_s, _RESUMED) for at in starts)
+    spans = _interruptions(runs[0], unit_s) if len(runs) == 1 else ()
     looks = run_looks(len(runs)) if len(runs) > 1 else [_TRAINING]
     panels: dict[str, Panel] = {}
     sizes = [1]
@@ -217,7 +245,12 @@ def over_time(runs: Sequence[RunData]) -> Picture | LeftOut:
                 series.append(Series(run.label if len(runs) > 1 else "measured", x, y, look))
         if series:
             panels[y_label] = Panel(
-                y_label, tuple(series), lines=lines, x_from_zero=True, y_limits=_FROM_ZERO
+                y_label,
+                tuple(series),
+                lines=lines,
+                spans=spans,
+                x_from_zero=True,
+                y_limits=_FROM_ZERO,
             )
     notes = [] if "images/s" in panels else ["images/s over time: not measured."]
     notes += _thinning_note(sizes)
@@ -231,13 +264,39 @@ def over_time(runs: Sequence[RunData]) -> Picture | LeftOut:
 
 
 def _speed(run: RunData) -> Points:
+    """Return images/s from telemetry; from the step records where these are more."""
     points = _telemetry(run, "images_per_s")
-    if any(math.isfinite(y) for _, y in points):
-        return points
     values = ((t.unix_time_s, real(t.record.values.get("images_per_s"))) for t in run.of("step"))
-    return _with_gaps(
-        run, [(at - run.begin_s, y) for at, y in values if at is not None and y is not None]
+    recorded = [(at - run.begin_s, y) for at, y in values if at is not None and y is not None]
+    if sum(math.isfinite(y) for _, y in points) >= min(len(recorded), _ENOUGH_POINTS):
+        return points
+    return _with_gaps(run, recorded)
+
+
+_ENOUGH_POINTS = 10
+
+
+def _interruptions(run: RunData, unit_s: float) -> tuple[Spans, ...]:
+    """Return when the run validated, and when it began to save."""
+    validations: dict[int, tuple[float, float]] = {}
+    saves: list[tuple[float, float]] = []
+    for timed in run.records:
+        kind, values, end_s = timed.record.kind, timed.record.values, timed.unix_time_s
+        time_s = real(values.get("time_s"))
+        if end_s is None or time_s is None:
+            continue
+        end = (end_s - run.begin_s) / unit_s
+        if kind in ("validation", "validation_ema"):
+            # Both are recorded when the second has ended.
+            start, end = validations.get(timed.record.step, (end, end))
+            validations[timed.record.step] = (start - time_s / unit_s, end)
+        elif kind == "checkpoint":
+            saves.append((end - time_s / unit_s, end))
+    found = (
+        Spans("validation", tuple(validations.values()), Look(GREEN)),
+        Spans("save", tuple(saves), Look(VERMILION, "", "^" if len(saves) <= 60 else "|")),
     )
+    return tuple(spans for spans in found if spans.ranges)
 
 
 def _telemetry(run: RunData, key: str) -> Points:
@@ -267,8 +326,13 @@ _CUTOFF_MEDIANS = 3.0
 
 
 def step_time(runs: Sequence[RunData]) -> Picture | LeftOut:
-    """Plot the distribution of the recorded step times of every run, in ms."""
+    """Plot the distribution of step times in ms.
+
+    Of one run the single steps, if its report has them; else the recorded means.
+    """
     name, title = "step_time", "Step time"
+    if len(runs) == 1 and (single := _single_steps(runs[0])) is not None:
+        return single
     too_few = f"fewer than {_MIN_STEP_TIMES} step times were recorded"
     times_ms = [(run, _step_times_ms(run)) for run in runs]
     shown = [(run, ms) for run, ms in times_ms if len(ms) >= _MIN_STEP_TIMES]
@@ -278,22 +342,50 @@ def step_time(runs: Sequence[RunData]) -> Picture | LeftOut:
     all_ms = [value for _, ms in shown for value in ms]
     notes = []
     if beyond := sum(value > edges[-1] for value in all_ms):
-        longest = f"{max(all_ms):,.1f} ms"
-        notes.append(f"The last bar includes longer times: {beyond}, up to {longest}.")
+        notes.append(_longer_note(max(all_ms), beyond))
+    span = _record_span([run for run, _ in shown])
     bars = []
     lines: tuple[VerticalLine, ...] = ()
     for i, ((run, ms), look) in enumerate(zip(shown, run_looks(len(shown)), strict=True)):
         if len(shown) == 1:
-            look, label = replace(look, width=0.8, marker=""), "recorded step times"
-            lines = _percentiles(run, edges[-1], notes)
+            look, label = replace(look, width=0.8, marker=""), span
+            cuts = quantiles(ms, n=100, method="inclusive")
+            lines = _percentiles({f"p{q}": cuts[q - 1] for q in (50, 95, 99)}, edges[-1], notes)
         else:
             look, label = Look(look.color, ("-", "--", ":", "-.")[i % 4]), run.label
         bars.append(Bars(label, edges, _shares(ms, edges), look))
     if len(runs) > 1:
         notes += [f"{run.label}: {too_few}." for run, ms in times_ms if len(ms) < _MIN_STEP_TIMES]
     panel = Panel("records, percent", bars=tuple(bars), lines=lines, y_limits=_FROM_ZERO)
-    x_label = f"step time, ms ({_record_span([run for run, _ in shown])})"
-    return Picture(name, title, x_label, (panel,), tuple(notes))
+    return Picture(name, title, f"step time, ms ({span})", (panel,), tuple(notes))
+
+
+def _single_steps(run: RunData) -> Picture | None:
+    """Return the histogram of single steps with their percentiles, both from the report."""
+    times = None if run.report is None else run.report.results.train.step_time_s
+    steps = None if times is None else times.histogram
+    if times is None or steps is None or not sum(steps.counts):
+        return None
+    bins, total = len(steps.counts), sum(steps.counts)
+    width_ms = 1000 * (steps.high_s - steps.low_s) / bins
+    edges = tuple(1000 * steps.low_s + width_ms * i for i in range(bins + 1))
+    notes = [f"{total:,} single steps; the first steps are left out, as in the speed."]
+    if steps.longest_s > steps.high_s * (1 + 1e-9):
+        notes.append(_longer_note(1000 * steps.longest_s))
+    values = {"p50": times.p50, "p95": times.p95, "p99": times.p99}
+    known = {name: 1000 * value_s for name, value_s in values.items() if value_s is not None}
+    lines = _percentiles(known, edges[-1], notes)
+    if run.resumed_at:
+        notes.append("The steps are those since the run was last resumed.")
+    look = replace(run_looks(1)[0], width=0.8, marker="")
+    bars = Bars("single steps", edges, tuple(100 * n / total for n in steps.counts), look)
+    panel = Panel("steps, percent", bars=(bars,), lines=lines, y_limits=_FROM_ZERO)
+    return Picture("step_time", "Step time", "time of a single step, ms", (panel,), tuple(notes))
+
+
+def _longer_note(longest_ms: float, count: int | None = None) -> str:
+    how_many = "" if count is None else f"{count}, "
+    return f"The last bar includes longer times: {how_many}up to {longest_ms:,.1f} ms."
 
 
 def _step_times_ms(run: RunData) -> list[float]:
@@ -321,9 +413,6 @@ def _edges(shown: Sequence[tuple[RunData, list[float]]]) -> tuple[float, ...]:
     """Return the edges of equal bins over the step times in ms, at most up to the cutoff."""
     all_ms = [value for _, ms in shown for value in ms]
     low, high = min(all_ms), max(all_ms)
-    p99_s = shown[0][0].number("results", "train", "step_time_s", "p99")
-    if len(shown) == 1 and p99_s is not None:
-        high = max(high, 1000 * p99_s)
     high = min(high, _CUTOFF_MEDIANS * max(median(ms) for _, ms in shown))
     if high <= low:
         low, high = 0.95 * low, 1.05 * low
@@ -341,17 +430,15 @@ def _shares(ms: Sequence[float], edges: Sequence[float]) -> tuple[float, ...]:
     return tuple(100 * count / len(ms) for count in counts)
 
 
-def _percentiles(run: RunData, end_ms: float, notes: list[str]) -> tuple[VerticalLine, ...]:
+def _percentiles(
+    values_ms: Mapping[str, float], end_ms: float, notes: list[str]
+) -> tuple[VerticalLine, ...]:
+    """Return a line for each percentile; those beyond ``end_ms`` are noted instead."""
     lines = []
-    for name, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
-        value_s = run.number("results", "train", "step_time_s", name)
-        if value_s is None:
-            continue
-        label = f"{name} of single steps, {1000 * value_s:,.1f} ms"
-        if 1000 * value_s > end_ms:
+    for (name, value_ms), style in zip(values_ms.items(), ("-", "--", ":"), strict=False):
+        label = f"{name}, {value_ms:,.1f} ms"
+        if value_ms > end_ms:
             notes.append(f"{label}: outside the picture.")
         else:
-            lines.append(VerticalLine(label, 1000 * value_s, Look(INK, style, width=1.3)))
-    if lines and run.resumed_at:
-        notes.append("The percentiles cover the steps since the run was last resumed.")
+            lines.append(VerticalLine(label, value_ms, Look(INK, style, width=1.3)))
     return tuple(lines)

@@ -41,17 +41,22 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 
-_KINDS: tuple[Callable[[Sequence[RunData]], Picture | LeftOut], ...] = (
-    curves.loss,
-    curves.accuracy,
-    curves.learning_rate,
-    curves.throughput,
-    curves.over_time,
-    curves.step_time,
-    benchmarks.latency,
-    benchmarks.accuracy_cost,
-    benchmarks.scaling,
-)
+_LEARNS = frozenset({"convergence"})
+_TRAINS = _LEARNS | {"benchmark_training", "benchmark_training_short"}
+
+_Kind = Callable[[Sequence[RunData]], "Picture | LeftOut"]
+_KINDS: Mapping[_Kind, frozenset[str]] = {
+    curves.loss: _LEARNS,
+    curves.accuracy: _LEARNS,
+    curves.learning_rate: _LEARNS,
+    curves.throughput: _TRAINS,
+    curves.over_time: _TRAINS,
+    curves.step_time: _TRAINS,
+    benchmarks.latency: frozenset({"benchmark_inference"}),
+    benchmarks.accuracy_cost: _LEARNS | {"evaluate"},
+    benchmarks.scaling: frozenset(),
+}
+"""Every kind of picture, with the modes of a single run that it applies to."""
 
 _WIDTH_IN, _FIRST_PANEL_IN, _NEXT_PANEL_IN, _TALL_IN, _LEGEND_LINE_IN = 5.4, 2.9, 1.1, 1.5, 0.21
 _MIN_HEIGHT_IN = 4.4  # most pictures have this height, so that they form an even grid
@@ -107,9 +112,22 @@ class Gallery:
 
 
 def plan(runs: Sequence[RunData]) -> list[Picture | LeftOut]:
-    """Return the pictures of ``runs``, in the order they are shown; several runs are overlaid."""
-    labeled = with_labels(runs) if len(runs) > 1 else list(runs)
-    return [kind(labeled) for kind in _KINDS]
+    """Return the pictures of ``runs``, in the order they are shown; several runs are overlaid.
+
+    Of a single run only those that apply to its mode and its images.
+    """
+    if len(runs) > 1:
+        labeled = with_labels(runs)
+        return [kind(labeled) for kind in _KINDS]
+    return [kind(runs) for kind in _KINDS if _applies(kind, runs[0])]
+
+
+def _applies(kind: _Kind, run: RunData) -> bool:
+    if kind is benchmarks.latency and run.value("results", "inference"):
+        return True
+    if kind is benchmarks.accuracy_cost and not benchmarks.has_imagenet(run):
+        return False
+    return (run.text("name", "mode") or "convergence") in _KINDS[kind]
 
 
 def draw(runs: Sequence[RunData], folder: Path, formats: Sequence[str] = FORMATS) -> Gallery:
@@ -211,17 +229,15 @@ def _chart(figure: Figure, picture: Picture) -> dict[str, Any]:
     panels = []
     for axes, panel in zip(figure.axes, picture.panels, strict=True):
         at = axes.get_position()
-        series: list[dict[str, Any]] = []
-        for each in filter(lambda each: each.label, panel.series):
-            points: dict[str, Any] = {"label": each.label, "color": each.look.color}
-            points |= {"x": _rounded(each.x), "y": _rounded(each.y)}
-            about = each.names if any(each.names) else each.details
-            series.append(points | ({"names": about} if about else {}))
+        series = [
+            _points(each.label, each.look, each.x, each.y, each.names or each.details)
+            for each in panel.series
+            if each.label
+        ]
         for bars in panel.bars:
             middles = [(low + high) / 2 for low, high in pairwise(bars.edges)]
             names = [f"{low:,.5g} to {high:,.5g}" for low, high in pairwise(bars.edges)]
-            points = {"label": bars.label, "color": bars.look.color, "names": names}
-            series.append(points | {"x": _rounded(middles), "y": _rounded(bars.heights)})
+            series.append(_points(bars.label, bars.look, middles, bars.heights, names))
         marks = [(line.label, line.x, line.x) for line in panel.lines]
         marks += [(spans.label, *ends) for spans in panel.spans for ends in spans.ranges]
         panels.append(
@@ -245,6 +261,13 @@ def _chart(figure: Figure, picture: Picture) -> dict[str, Any]:
         "byX": by_x,
         "panels": panels,
     }
+
+
+def _points(
+    label: str, look: Look, x: Sequence[float], y: Sequence[float], names: Sequence[str]
+) -> dict[str, Any]:
+    points = {"label": label, "color": look.color, "x": _rounded(x), "y": _rounded(y)}
+    return points | ({"names": names} if any(names) else {})
 
 
 def _rounded(values: Sequence[float]) -> list[float | None]:
@@ -288,9 +311,14 @@ def _draw_picture(figure: Figure, picture: Picture, columns: int) -> None:
             look = line.look
             axes.axvline(line.x, color=look.color, linestyle=look.line, linewidth=look.width)
         for spans in panel.spans:
+            to_edge = axes.get_xaxis_transform()
+            if spans.look.marker:
+                x = [start for start, _ in spans.ranges]
+                axes.plot(x, [0.03] * len(x), transform=to_edge, **_pen(spans.look))
+                continue
             widths = [(start, end - start) for start, end in spans.ranges]
             fill = {"facecolor": spans.look.color, "alpha": 0.3, "linewidth": 0}
-            axes.broken_barh(widths, (0, 1), transform=axes.get_xaxis_transform(), **fill)
+            axes.broken_barh(widths, (0, 1), transform=to_edge, **fill)
             filled.add(spans.label)
         axes.set_ylabel(panel.y_label)
         _set_scales(axes, panel)

@@ -119,7 +119,10 @@ class VerticalLine:
 
 @dataclass(frozen=True)
 class Spans:
-    """Stretches of the x axis, (start, end) each, shaded over the full height of the panel."""
+    """Stretches of the x axis, (start, end) each, shaded over the full height of the panel.
+
+    With a marker in ``look``, only their starts are marked, at the lower edge.
+    """
 
     label: str
     ranges: tuple[tuple[float, float], ...]
@@ -183,7 +186,8 @@ class Picture:
         for panel in self.panels:
             looks |= {each.label: each.look for each in panel.series}
             looks |= {each.label: each.look for each in panel.bars}
-            looks |= {each.label: each.look for each in (*panel.lines, *panel.spans)}
+            looks |= {each.label: each.look for each in panel.lines}
+            looks |= {each.label: each.look for each in panel.spans}
         looks.pop("", None)
         return tuple(looks.items())
 

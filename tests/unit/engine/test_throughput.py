@@ -3,7 +3,7 @@
 import pytest
 
 from image_classification.devices.accelerator import CpuAccelerator
-from image_classification.engine.throughput import ThroughputMeter, percentiles
+from image_classification.engine.throughput import ThroughputMeter, histogram, percentiles
 from image_classification.telemetry.sampler import TrainingWindows
 
 
@@ -58,7 +58,8 @@ def test_run_shorter_than_the_warm_up_measures_nothing():
     meter.flush()
     results = meter.results(1, 1)
     assert results["images_per_s"] is None
-    assert results["step_time_s"] == {"p50": None, "p95": None, "p99": None}
+    assert results["step_time_s"] == {"p50": None, "p95": None, "p99": None, "histogram": None}
+
     assert results["data_wait_fraction"] is None
 
 
@@ -111,3 +112,16 @@ def test_telemetry_windows_follow_segments_and_warm_up():
     totals = meter.work.totals()
     assert (totals.images, totals.measured_images) == (40, meter.measured.images) == (40, 20)
     assert 0 < totals.measured_s < totals.training_s
+
+
+def test_step_times_are_counted_in_bins_and_the_longest_in_the_last():
+    found = histogram([1.0] * 90 + [1.5] * 9 + [60.0])
+    assert found is not None
+    assert (found["low_s"], found["high_s"], found["longest_s"]) == (1.0, 3.0, 60.0)
+    assert len(found["counts"]) == 20
+    assert {i: n for i, n in enumerate(found["counts"]) if n} == {0: 90, 5: 9, 19: 1}
+    equal = histogram([2.0, 2.0, 2.0])
+    assert (
+        equal is not None and equal["low_s"] < 2.0 < equal["high_s"] and sum(equal["counts"]) == 3
+    )
+    assert histogram([1.0, 2.0]) is None

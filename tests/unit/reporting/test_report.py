@@ -39,7 +39,7 @@ def test_every_key_that_was_not_measured_is_null():
         "train": {
             "images_per_s": None,
             "images_per_s_per_device": None,
-            "step_time_s": {"p50": None, "p95": None, "p99": None},
+            "step_time_s": {"p50": None, "p95": None, "p99": None, "histogram": None},
             "data_wait_fraction": None,
             "epochs": None,
             "steps": None,

@@ -126,7 +126,6 @@ def test_pictures_have_a_description_and_an_order(report, gallery):
         "Accuracy against multiply-adds",
     ]
     assert "top-1, percent over epochs done: weights as trained: from" in described[1]
-    assert "<li><b>Scaling over devices</b>: it needs training runs" in page
 
 
 def test_a_page_without_pictures_has_the_reasons(report):

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -9,8 +10,16 @@ from tests.support.pictures import drawn, drawn_names, planned, series_of, why_l
 from tests.support.runs import TRAINING_PICTURES, Writer
 
 
-def test_training_run_pictures_and_reasons_for_those_left_out(trained):
-    pictures = planned(trained())
+def test_a_training_run_has_only_the_pictures_of_its_mode(trained):
+    assert [*planned(trained())] == drawn_names(planned(trained())) == TRAINING_PICTURES
+    speed = trained("b", {"names": {"mode": "benchmark_training"}})
+    assert [*planned(speed)] == ["throughput", "over_time", "step_time"]
+    evaluation = {"names": {"mode": "evaluate"}, "data": {"path": "demo"}}
+    assert planned(trained("e", evaluation)) == {}
+
+
+def test_pictures_of_several_runs_and_reasons_for_those_left_out(trained):
+    pictures = planned(trained("a"), trained("b"))
     assert drawn_names(pictures) == TRAINING_PICTURES
     left_out = {name: each.why for name, each in pictures.items() if isinstance(each, LeftOut)}
     assert left_out == {
@@ -73,6 +82,53 @@ def test_power_has_a_panel_or_a_note_that_it_is_missing(trained):
     assert without.notes == ("power: not measured.",)
 
 
+def test_validations_and_saves_are_marked_over_time(tmp_path):
+    with Writer(tmp_path) as writer:
+        writer.add("start", 0, 0, steps_per_epoch=2)
+        for step in (1, 2):
+            writer.now_s += 10
+            writer.add("step", step, 0, images_per_s=100.0)
+        writer.now_s += 8
+        writer.add("validation", 2, 0, top1=1.0, time_s=5.0)
+        writer.add("validation_ema", 2, 0, top1=1.0, time_s=3.0)
+        writer.now_s += 2
+        writer.add("checkpoint", 2, 0, time_s=1.5)
+    panel = drawn("over_time", tmp_path).panels[0]
+    found = {spans.label: spans.ranges for spans in panel.spans}
+    assert found == {"validation": ((20.0, 28.0),), "save": ((28.5, 30.0),)}
+    assert (panel.series[0].x, panel.series[0].y) == ((10.0, 20.0), (100.0, 100.0))
+
+
+def test_few_speeds_of_telemetry_give_way_to_those_of_the_steps(tmp_path):
+    with Writer(tmp_path) as writer:
+        writer.add("start", 0, 0, steps_per_epoch=4)
+        for step in range(1, 5):
+            writer.now_s += 1
+            nothing = {"span_s": 1.0, "images_per_s": 50.0 if step == 2 else None}
+            writer.add("telemetry", step, 0, unix_time_s=writer.now_s, **nothing)
+            writer.add("step", step, 0, images_per_s=100.0)
+    assert drawn("over_time", tmp_path).panels[0].series[0].y == (100.0,) * 4
+
+
+def test_a_first_spike_does_not_set_the_axis_of_the_loss(tmp_path):
+    with Writer(tmp_path) as writer:
+        writer.add("start", 0, 0, steps_per_epoch=4)
+        for step in range(1, 13):
+            writer.add("step", step, 0, loss=2.4 - 0.1 * step)
+            if step % 4 == 0:
+                writer.add("validation", step, 0, loss=8.5 if step == 4 else 1.5)
+    picture = drawn("loss", tmp_path)
+    low, high = picture.panels[0].y_limits or (0, 0)
+    assert high is not None and 1.1 < low < 1.2 < 2.2 < high < 2.6
+    assert picture.panels[0].marks_clipped
+    assert picture.notes == ("Triangles mark values above the axis: 1, up to 8.5.",)
+
+
+def test_a_loss_that_falls_steadily_is_shown_whole(trained):
+    panel = drawn("loss", trained(epochs=10)).panels[0]
+    assert panel.y_limits is None and not panel.marks_clipped
+
+
 def test_over_time_is_left_out_without_speed_and_power(tmp_path):
     with Writer(tmp_path) as writer:
         writer.add("start", 0, 0, start_step=0)
@@ -88,12 +144,33 @@ def test_time_unit_follows_the_length_of_the_run(trained):
     assert 3.5 < hours.panels[0].series[0].x[-1] < 5
 
 
-def test_step_times_are_a_histogram_with_percentiles(trained):
+def test_single_steps_and_their_percentiles_come_from_the_report(trained):
+    run = trained(epochs=20)
+    train = json.loads((run / "report.json").read_text())["results"]["train"]
+    counts = {"low_s": 0.2, "high_s": 0.3, "counts": [6, 3, 1], "longest_s": 0.9}
+    times = {"p50": 0.22, "p95": 0.29, "p99": 0.8, "histogram": counts}
+    made.change_report(run, "results", train=train | {"step_time_s": times})
+    picture = drawn("step_time", run)
+    (bars,) = picture.panels[0].bars
+    assert (picture.x_label, bars.label) == ("time of a single step, ms", "single steps")
+    assert bars.edges == pytest.approx((200, 233.3, 266.7, 300), abs=0.1)
+    assert bars.heights == (60, 30, 10)
+    assert [line.label for line in picture.panels[0].lines] == ["p50, 220.0 ms", "p95, 290.0 ms"]
+    assert picture.notes == (
+        "10 single steps; the first steps are left out, as in the speed.",
+        "The last bar includes longer times: up to 900.0 ms.",
+        "p99, 800.0 ms: outside the picture.",
+    )
+
+
+def test_without_single_steps_the_percentiles_are_those_of_the_recorded_means(trained):
     picture = drawn("step_time", trained(epochs=20))
     panel = picture.panels[0]
     assert picture.x_label == "step time, ms (means of 5 steps)"
+    assert panel.bars[0].label == "means of 5 steps"
     assert sum(panel.bars[0].heights) == pytest.approx(100)
-    assert [line.label[:3] for line in panel.lines] == ["p50", "p95", "p99"]
+    p50, p95, p99 = (line.x for line in panel.lines)
+    assert panel.bars[0].edges[0] < p50 < p95 < p99 < panel.bars[0].edges[-1]
     single = drawn("step_time", trained("single", print_every=1))
     assert single.x_label == "step time, ms (single steps)"
 

@@ -50,7 +50,7 @@ def test_missing_inference_and_an_unknown_model_leave_their_pictures_out(trained
     run = trained()
     made.change_report(run, "environment", devices=None)
     made.change_report(run, "name", model="7")
-    assert why_left_out("latency", run) == "no inference was measured"
+    assert why_left_out("latency", run, run) == "no inference was measured"
     unknown = "the multiply-adds of 7 at 224 pixels are unknown"
     assert why_left_out("accuracy_cost", run) == unknown
 
