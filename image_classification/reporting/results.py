@@ -17,6 +17,7 @@ from image_classification.reporting.figures import (
 )
 from image_classification.reporting.published.verdict import newest, published_table
 from image_classification.reporting.report import (
+    EvaluationResults,
     InferenceResults,
     PublishedComparison,
     RunReport,
@@ -59,6 +60,7 @@ def result_rows(report: RunReport) -> list[tuple[str, str]]:
         ("devices", report.devices_text),
         ("validation", _validation_text(results.validation)),
         ("validation, EMA", _validation_text(results.validation_ema)),
+        ("mistakes", _mistakes_text(results.evaluation)),
     ]
     if train.images_per_s is not None:
         parts = [f"{rate(train.images_per_s)} images/s"]
@@ -105,6 +107,14 @@ def _validation_text(validation: ValidationResults) -> str:
     if validation.images is not None:
         parts.append(f"{validation.images:,} images")
     return ", ".join(parts)
+
+
+def _mistakes_text(evaluation: EvaluationResults) -> str:
+    if evaluation.mistakes is None:
+        return ""
+    text = f"{evaluation.mistakes:,} of {evaluation.images:,} images"
+    worst = [f"{each.name} {number(each.top1, 1)} %" for each in evaluation.worst_classes or ()]
+    return f"{text}; lowest top-1: {', '.join(worst[:3])}" if len(worst) > 2 else text
 
 
 def _power_text(report: RunReport) -> str:

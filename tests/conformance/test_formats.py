@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from image_classification.core.types import Batch
 from image_classification.data.formats.folder import FORMATS, open_index, recognize
 from image_classification.data.tools import pack as packing
-from tests.support.loaders import assert_same_batches, epoch_of, loader_spec
+from image_classification.engine.predictions import Predictions, evaluation_details
+from tests.support.loaders import assert_same_batches, epoch_of, loader_spec, opened
 
 CLASSES = ("Kätzchen", "n02085620", "owl")
 IMAGES = {"train": 23, "val": 8}
@@ -70,6 +72,27 @@ def test_batches_are_equal_bit_for_bit(data_sets: dict[str, Path], name: str, sp
     expected = batches(data_sets["folder"], split)
     assert_same_batches(batches(data_sets[name], split), expected)
     assert_same_batches(batches(data_sets[name], split, format=name), expected)
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "dali-cpu"])
+@pytest.mark.parametrize("name", packing.FORMATS)
+def test_mistakes_have_the_same_thumbnails(
+    data_sets: dict[str, Path], name: str, backend: str
+) -> None:
+    if backend == "dali-cpu":
+        pytest.importorskip("nvidia.dali")
+    count = IMAGES["val"]
+    labels, shares = torch.zeros(count, dtype=torch.int64), torch.linspace(1, 0.5, count)
+    found = Predictions(labels, labels + 1, shares.double(), 1 - shares.double())
+    made = []
+    for root, kind in ((data_sets["folder"], "pytorch"), (data_sets[name], backend)):
+        spec = loader_spec(root, split="val", per_device_batch=4, num_classes=3, backend=kind)
+        with opened(spec) as loader:
+            details, thumbnails = evaluation_details(found, loader, 3)
+        assert [mistake.problem for mistake in details.mistakes] == [None] * count
+        assert details.classes == CLASSES
+        made.append(thumbnails)
+    assert made[0] == made[1] and len(made[0]) == count
 
 
 @pytest.mark.slow

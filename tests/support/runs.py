@@ -219,6 +219,6 @@ def evaluation_details(num_classes: int) -> EvaluationDetails:
     counts |= {(k, (k + 1) % num_classes): 2 for k in range(num_classes)}
     mistakes = (
         Mistake("val/0/1.jpg", names[0], names[1], 0.987, 0.01, "mistake-01.jpg"),
-        Mistake("val/1/2.jpg", names[1], names[2], 0.9, None, None, "cannot read it"),
+        Mistake("val/1/2.jpg", names[1], names[0], 0.9, None, None, "cannot read it"),
     )
     return EvaluationDetails(names, counts, mistakes)

@@ -58,8 +58,13 @@ def test_predictions_are_those_of_each_image(
     with opened(alone) as loader:
         logits = torch.cat([mean_color_logits(b.images) for b in loader.epoch(0)])
         names = [loader.sample_name(index) for index in range(NUM_IMAGES)]
-    parts = []
-    monkeypatch.setattr(module, "all_reduce_sum", lambda part: parts.append(part) or part)
+    parts: list[torch.Tensor] = []
+
+    def keep(part: torch.Tensor) -> torch.Tensor:
+        parts.append(part)
+        return part
+
+    monkeypatch.setattr(module, "all_reduce_sum", keep)
     for rank in range(world_size):
         spec = loader_spec(
             image_folder, **changes, per_device_batch=batch, rank=rank, world_size=world_size

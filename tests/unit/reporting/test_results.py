@@ -13,6 +13,7 @@ from image_classification.reporting.build_report import build_report
 from image_classification.reporting.published.verdict import newest
 from image_classification.reporting.report import StartResults, TargetResults
 from image_classification.reporting.results import print_results, result_rows
+from tests.support.runs import evaluation_details
 
 V100 = DevicesFound("cuda", ("Tesla V100-SXM2-16GB",))
 
@@ -104,6 +105,16 @@ def test_result_rows_have_the_target_and_the_numbers_of_processes(report):
         "top-1 75.90 % reached (76.00 %) after epoch 3, step 1,200, in 1 min 01 s"
     )
     assert starts(8, 4)["processes"] == "8 -> 4"
+
+
+def test_result_rows_have_the_mistakes_and_the_lowest_classes(make_config, dgx1):
+    for count, expected in (
+        (4, "8 of 40 images; lowest top-1: class & 0 80.0 %, class & 1 80.0 %, class & 2 80.0 %"),
+        (2, "4 of 20 images"),
+    ):
+        results = {"evaluation": evaluation_details(count).summary()}
+        report = build_report(make_config(), devices=dgx1, environment={}, results=results)
+        assert dict(result_rows(report))["mistakes"] == expected
 
 
 def test_the_newest_publications_are_printed_and_the_others_counted(report):

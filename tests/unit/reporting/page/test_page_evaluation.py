@@ -25,7 +25,8 @@ def write(folder: Path, make_config, dgx1, details: EvaluationDetails) -> str:
 
 def test_few_classes_have_the_whole_matrix(tmp_path, make_config, dgx1):
     page = write(tmp_path, make_config, dgx1, made.evaluation_details(3))
-    matrix = json.loads(unescape(re.search("data-matrix='([^']*)'", page)[1]))
+    (data,) = re.findall("data-matrix='([^']*)'", page)
+    matrix = json.loads(unescape(data))
     assert matrix["names"] == ["class & 0", "class & 1", "class & 2"]
     assert [0, 1, 2] in matrix["counts"] and sum(n for *_, n in matrix["counts"]) == 30
     assert "6 of 30 images predicted wrongly" in page

@@ -17,7 +17,8 @@ from image_classification.reporting.run_folder import read_run
 
 
 def center(change: Change) -> float:
-    return float(re.search('cx="([0-9.]+)"', change_chart(change))[1])
+    (place,) = re.findall('cx="([0-9.]+)"', change_chart(change))
+    return float(place)
 
 
 @pytest.mark.parametrize(
