@@ -156,7 +156,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("--training-only", "run.validate", "", "do not validate", constant=False),
     Option("--no-checkpoints", "run.save_checkpoints", "", "write no checkpoints", constant=False),
-    Option("--checkpoint-filename --checkpoint", "run.checkpoint_name", "NAME"),
+    Option("--checkpoint-filename", "run.checkpoint_name", "NAME"),
+    Option(
+        "--checkpoint",
+        "run.checkpoint",
+        "WHICH",
+        "best, last or a step: which checkpoint of the run given with --resume or --from; default: "
+        "best to evaluate, last to continue",
+    ),
     Option("--workspace", "run.workspace", "DIR", "the run's folder"),
     Option("--memory-format --memory_format", "model.memory_format", "LAYOUT", "nchw or nhwc"),
     Option(
@@ -203,6 +210,7 @@ _NO_EFFECT = {
     ("evaluate", "--stop-at-top1"): "nothing is trained",
     ("evaluate", "--prof"): "all images are evaluated",
     ("benchmark_data", "--resume"): "no weights are used",
+    ("benchmark_data", "--checkpoint"): "no weights are used",
     ("benchmark_data", "--pretrained-from-file"): "no weights are used",
 }
 
@@ -217,6 +225,8 @@ def read_option(option: Option, text: str | None, mode: str) -> tuple[Override |
     """
     name, origin = option.name, f"{option.name} on the command line"
     key = KEYS[option.key]
+    if name == "--checkpoint" and text is not None and "." in text:
+        key = KEYS["run.checkpoint_name"]  # the published abbreviation of --checkpoint-filename
     if text is None:
         value = option.constant
     elif option.convert is not None:

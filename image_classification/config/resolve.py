@@ -442,6 +442,11 @@ def _check_run(values: Values) -> None:
             f"run.raport_file {raport!r} ({values.origins['run.raport_file']}) is a file that the "
             "run itself writes in its folder; name another file, such as raport.json"
         )
+    if values["run.checkpoint"] is not None and values["run.resume"] is None:
+        raise ConfigError(
+            f"{values.shown('run.checkpoint')} chooses among the checkpoints of a run: name the "
+            "run with --from RUN or --resume RUN"
+        )
     for name in ("run.early_stopping_patience", "run.stop_at_top1"):
         if values[name] is not None and not values["run.validate"]:
             raise ConfigError(

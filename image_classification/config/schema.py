@@ -335,6 +335,12 @@ class RunControl:
     resume: str | None = setting(
         None, "checkpoint folder to resume from, or 'auto': the newest intact one"
     )
+    checkpoint: str | None = setting(
+        None,
+        "which checkpoint of the run given to resume: best, last, or a step; null: best to "
+        "evaluate, last to continue",
+        pattern=r"best|last|[0-9]{1,18}",
+    )
     allow_changes: bool = setting(
         False, "resume with other settings or other data; the differences are recorded"
     )

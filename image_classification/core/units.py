@@ -62,6 +62,15 @@ def some_of(items: Sequence[str], most: int = 3) -> str:
     return ", ".join(items[:most]) + more
 
 
+def weights_text(path: str, which: str | None, epoch: float | None, step: int | None) -> str:
+    """Return which weights were used: ``best checkpoint (epoch 3, step 12): PATH``."""
+    if step is None:  # a file of weights
+        return path
+    name = "checkpoint" if which == "step" else f"{which} checkpoint"
+    at = "" if epoch is None else f"epoch {epoch:.4g}, "
+    return f"{name} ({at}step {step:,}): {path}"
+
+
 def rate(images_per_s: float | None) -> str:
     """Return images per second with about four significant digits, without a unit."""
     if images_per_s is None:

@@ -183,4 +183,5 @@ def evaluate_run(run: EvaluationRun, stop: StopRequest) -> Iterator[Record]:
         yield run.record("warning", message=problem)
     evaluated["validation_set"] = validation_set(run.val_loader)
     evaluated["weights_sha256"] = digest
+    evaluated["evaluated"] = None if run.source is None else run.source.values
     yield run.record("end", results={**evaluated, "time_s": times})

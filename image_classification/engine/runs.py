@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from image_classification.config.schema import RunConfig
 from image_classification.core.types import Activity, Record, WorldInfo
+from image_classification.core.units import weights_text
 from image_classification.data.loaders import Loader
 from image_classification.devices.accelerator import Accelerator
 from image_classification.engine.precision import Amp
@@ -41,6 +42,8 @@ class Progress:
     closed_step: int = 0
     best_top1: float | None = None
     best_step: int | None = None
+    last_top1: float | None = None
+    last_step: int | None = None
     validations_without_gain: int = 0
     skipped: int = 0
     elapsed_s: float = 0.0
@@ -49,7 +52,8 @@ class Progress:
 
     def note_validation(self, top1: float) -> bool:
         """Record a validation at the current step; return whether it is the best so far."""
-        self.closed_step = self.step
+        self.closed_step = self.last_step = self.step
+        self.last_top1 = top1
         is_best = self.best_top1 is None or top1 > self.best_top1
         if is_best:
             self.best_top1, self.best_step = top1, self.step
@@ -99,6 +103,18 @@ class WeightsSource:
     epoch: float | None = None
     classes: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """``results.evaluated`` of the report."""
+        path = str(self.checkpoint or self.file)
+        return {"checkpoint": path, "which": self.which, "epoch": self.epoch, "step": self.step}
+
+    @property
+    def text(self) -> str:
+        """The source in words: ``best checkpoint (epoch 3, step 12): PATH``."""
+        path = str(self.checkpoint or self.file)
+        return weights_text(path, self.which, self.epoch, self.step)
 
 
 @dataclass
@@ -150,6 +166,7 @@ class Run:
         return self.record(
             "start",
             num_parameters=sum(p.numel() for p in model.parameters()) if model else None,
+            weights=None if self.source is None else self.source.text,
             **values,
             num_train_images=train_loader.num_images if train_loader else None,
             num_val_images=val_loader.num_images if val_loader else None,

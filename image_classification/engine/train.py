@@ -330,6 +330,12 @@ class _Trainer:
         self.epoch_loss_sum.zero_()
         self.epoch_steps = 0
 
+    def _top1_at(self, top1: float | None, step: int | None) -> dict[str, Any] | None:
+        """Return a validation of ``results``; epoch counts from 1."""
+        if top1 is None or step is None:
+            return None
+        return {"top1": top1, "epoch": step // self.run.steps_per_epoch, "step": step}
+
     def _end_record(self) -> Record:
         run, meter = self.run, self.meter
         meter.flush()
@@ -339,6 +345,8 @@ class _Trainer:
             "train": meter.results(run.world.world_size, epochs) if meter.total.steps else None,
             **self.results,
             "validation_set": validation_set(run.val_loader) if run.val_loader else None,
+            "best": self._top1_at(run.progress.best_top1, run.progress.best_step),
+            "last": self._top1_at(run.progress.last_top1, run.progress.last_step),
             "target": target_result(run),
             "starts": run.progress.starts,
             "time_s": time_results(

@@ -145,6 +145,8 @@ def apply_resume_point(config: RunConfig, point: ResumePoint, restart_count: int
     control = replace(config.run, workspace=point.workspace, resume=point.resume)
     warnings = config.warnings
     if restart_count > 0:
+        if point.resume == "auto":  # the newest one, not where the first start began
+            control = replace(control, checkpoint=None)
         limit = os.environ.get("TORCHELASTIC_MAX_RESTARTS")
         default = f"started again by the elastic agent (restart {restart_count} of at most {limit})"
         warnings = (*warnings, os.environ.get(RESTART_REASON, default))

@@ -126,6 +126,8 @@ def _print_start(console: Console, config: RunConfig, values: Mapping[str, Any])
     ]
     if values.get("num_parameters") is not None:
         rows.append(("model", f"{names.model}, {values['num_parameters']:,} parameters"))
+    if values.get("weights"):
+        rows.append(("weights", values["weights"]))
     if values.get("total_steps"):
         length = f"{values['total_steps']:,} steps"
         if values.get("steps_per_epoch"):

@@ -26,7 +26,7 @@ from image_classification.core.errors import (
     EXIT_USER,
 )
 from image_classification.core.files import write_atomically
-from image_classification.core.units import counted, finite
+from image_classification.core.units import counted, finite, weights_text
 
 REPORT_NAME = "report.json"
 
@@ -139,6 +139,30 @@ class TargetResults:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Top1AtStep:
+    """A validation of a training run: of the weight average if there is one. epoch: from 1."""
+
+    top1: Percent | None = None
+    epoch: Measured | None = None
+    step: Whole | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedWeights:
+    """The weights of an evaluation. which: best, last or step of a run's checkpoints, or file."""
+
+    checkpoint: str | None = None
+    which: str | None = None
+    epoch: Measured | None = None
+    step: Whole | None = None
+
+    @property
+    def text(self) -> str:
+        """The weights in words: ``best checkpoint (epoch 3, step 12): PATH``."""
+        return weights_text(self.checkpoint or "", self.which, self.epoch, self.step)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartResults:
     """One start of a run. changes: settings that were changed to continue it."""
 
@@ -230,6 +254,9 @@ class Results:
     train: TrainResults
     validation: ValidationResults
     validation_ema: ValidationResults
+    best: Top1AtStep = Top1AtStep()
+    last: Top1AtStep = Top1AtStep()
+    evaluated: EvaluatedWeights = EvaluatedWeights()
     evaluation: EvaluationResults = EvaluationResults()
     validation_set: str | None = None
     weights_sha256: str | None = None

@@ -22,6 +22,7 @@ from image_classification.reporting.report import (
     PublishedComparison,
     RunReport,
     TargetResults,
+    Top1AtStep,
     ValidationResults,
 )
 from image_classification.reporting.table import Table, columns, pairs, print_table
@@ -58,10 +59,12 @@ def result_rows(report: RunReport) -> list[tuple[str, str]]:
     results, train, step = report.results, report.results.train, report.results.train.step_time_s
     rows = [
         ("devices", report.devices_text),
+        ("weights", results.evaluated.text),
         ("validation", _validation_text(results.validation)),
         ("validation, EMA", _validation_text(results.validation_ema)),
         ("mistakes", _mistakes_text(results.evaluation)),
     ]
+    rows += [("best", _top1_text(results.best)), ("last", _top1_text(results.last))]
     if train.images_per_s is not None:
         parts = [f"{rate(train.images_per_s)} images/s"]
         if train.images_per_s_per_device is not None:
@@ -94,6 +97,13 @@ def result_rows(report: RunReport) -> list[tuple[str, str]]:
     if report.exit.code != 0:
         rows.append(("ended", f"{report.exit.status}: {report.exit.message}"))
     return [(label, text) for label, text in rows if text]
+
+
+def _top1_text(validation: Top1AtStep) -> str:
+    if validation.top1 is None or validation.epoch is None:
+        return ""
+    at = f"epoch {validation.epoch:g}, step {validation.step or 0:,}"
+    return f"top-1 {number(validation.top1)} % ({at})"
 
 
 def _validation_text(validation: ValidationResults) -> str:

@@ -258,36 +258,68 @@ def weights_file(path: Path) -> Path:
     return path / MODEL
 
 
-def find(target: str, own_folder: Path) -> tuple[Path | None, list[str]]:
+def checkpoint_folder(target: str, own_folder: Path) -> Path | None:
+    """Return the folder with the checkpoints of the run that ``--resume TARGET`` names.
+
+    None if TARGET is a checkpoint itself. own_folder: the run's ``checkpoints/``, for ``auto``.
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    if target == "auto":
+        return own_folder
+    path = Path(target)
+    try:
+        path.stat()
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        return folder if listed(folder) else None
+    except OSError as error:
+        raise CheckpointError(
+            f"no checkpoint at {path} ({error.strerror}): give an existing folder to --resume"
+        ) from error
+
+
+def find(target: str, own_folder: Path, which: str = "last") -> tuple[Path | None, list[str]]:
     """Find what ``--resume TARGET`` names: ``auto``, a checkpoint folder or a run's folder.
 
-    own_folder: the run's ``checkpoints/``, searched for ``auto``. Returns the checkpoint (None:
-    ``auto`` in a run that has none yet) and warnings.
+    own_folder: the run's ``checkpoints/``, searched for ``auto``. which: of a run's checkpoints
+    ``best``, ``last`` (the newest intact one) or a step. Returns the checkpoint (None: ``auto`` in
+    a run that has none yet) and warnings.
 
     Raises:
         CheckpointError: a named target that is missing or damaged, or a folder where every
             checkpoint is damaged.
     """
-    path = Path(target)
-    if target == "auto":
-        folder = own_folder
-    else:
-        try:
-            path.stat()
-            folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-            holds_checkpoints = bool(listed(folder))
-        except OSError as error:
-            raise CheckpointError(
-                f"no checkpoint at {path} ({error.strerror}): give an existing folder to --resume"
-            ) from error
-        if not holds_checkpoints:
-            verify(path)
-            return path, []
+    folder = checkpoint_folder(target, own_folder)
+    if folder is None:
+        verify(Path(target))
+        return Path(target), []
+    if which != "last":
+        return _find_step(folder, which), []
     saved, problems = newest_good(folder)
     if saved is None and problems:
         remedy = "remove the folder to start over" if target == "auto" else "give another one"
         raise CheckpointError(f"no usable checkpoint in {folder} ({problems[0]}); {remedy}")
     return saved.path if saved else None, problems
+
+
+def _find_step(folder: Path, which: str) -> Path:
+    """Return the checkpoint ``best``, or that of a step, after checking its hashes."""
+    best, saved = best_step(folder), listed(folder)
+    steps = [f"{s.step} (best)" if s.step == best else str(s.step) for s in saved]
+    there = f"{folder} has {', '.join(steps) or 'none'}"
+    if which == "best" and best is None:
+        raise CheckpointError(
+            f"no checkpoint of {folder.parent} is the best, as none was validated: give "
+            f"--checkpoint last or a step ({there})"
+        )
+    step = best if which == "best" else int(which)
+    found = [s.path for s in saved if s.step == step]
+    if not found:
+        name = f"best checkpoint (step {step})" if which == "best" else f"checkpoint of step {step}"
+        raise CheckpointError(f"there is no {name}: {there}; give one of them to --checkpoint")
+    verify(found[-1])
+    return found[-1]
 
 
 def note_best(folder: Path, saved: Saved, top1: float) -> None:

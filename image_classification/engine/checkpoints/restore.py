@@ -165,11 +165,33 @@ def find_weights(run: Run) -> WeightsSource | None:
 
 
 def _find(run: Run, target: str, default: str) -> WeightsSource | None:
-    path, warnings = files.find(target, run.checkpoints)
+    """Find the checkpoint of ``run.resume`` that ``run.checkpoint`` or ``default`` names."""
+    chosen = run.config.run.checkpoint
+    folder = files.checkpoint_folder(target, run.checkpoints)
+    which, notes = chosen or default, []
+    if folder is None and chosen is not None:
+        raise ConfigError(
+            f"--checkpoint {chosen} chooses among the checkpoints of a run, and {target} is one "
+            "checkpoint: leave --checkpoint out, or name the run's folder"
+        )
+    has_best = folder is None or files.best_step(folder) is not None
+    if chosen is None and which == "best" and not has_best:
+        which = "last"
+        notes = [f"no checkpoint of {target} is the best, as none was validated: the last is used"]
+    path, warnings = files.find(target, run.checkpoints, which)
     if path is None:
         return None
-    file = files.weights_file(path)
-    return WeightsSource(file, path, default, classes=read_classes(file), warnings=tuple(warnings))
+    file, meta = files.weights_file(path), files.read_meta(path)
+    step = meta["progress"]["step"]
+    return WeightsSource(
+        file,
+        path,
+        which if folder is not None and which in ("best", "last") else "step",
+        step=step,
+        epoch=step / meta["steps_per_epoch"],
+        classes=read_classes(file),
+        warnings=(*notes, *warnings),
+    )
 
 
 def check_class_names(source: WeightsSource, loader: Loader, notes: list[str]) -> None:
@@ -222,7 +244,14 @@ def restore(run: TrainingRun) -> tuple[Path | None, list[str]]:
     if changes:
         _check_changes(changes, saved_settings, settings, control.allow_changes, path)
         warnings.append(f"continued from {path} under other settings: {'; '.join(changes)}")
-    if not same_order and path.resolve().parent == run.checkpoints.resolve():
+    in_own_folder = path.resolve().parent == run.checkpoints.resolve()
+    newest = files.listed(path.parent)[-1]
+    if in_own_folder and run.source.which != "last" and newest.path.name != path.name:
+        raise CheckpointError(
+            f"{path} is not the newest checkpoint of its run ({newest.path.name} is): to continue "
+            "from it, give another --workspace, or remove the newer ones"
+        )
+    if not same_order and in_own_folder:
         raise CheckpointError(
             f"the steps of an epoch differ from those of {path}, so this folder's steps cannot be "
             f"continued: give --resume {path} --allow-changes and another --workspace"
@@ -251,6 +280,7 @@ def restore(run: TrainingRun) -> tuple[Path | None, list[str]]:
     if data_changes:
         # The best validation was measured on other data.
         progress.best_top1 = progress.best_step = progress.best_elapsed_s = None
+        progress.last_top1 = progress.last_step = None
         progress.validations_without_gain = 0
     if not same_order:
         warnings.append(_restart_epoch(progress, saved_data_set, data_set))
@@ -333,6 +363,8 @@ def _restart_epoch(progress: Progress, saved: DataSet, current: DataSet) -> str:
     progress.closed_step = min(epoch_start(progress.closed_step), progress.step)
     if progress.best_step is not None:
         progress.best_step = epoch_start(progress.best_step)
+    if progress.last_step is not None:
+        progress.last_step = epoch_start(progress.last_step)
     repeated = f"; its first {repeated_steps} steps are repeated" if repeated_steps else ""
     return (
         f"an epoch has {current.steps_per_epoch} steps of {current.global_batch} images, not "

@@ -259,7 +259,8 @@ def _write(
             if best_top1 is not None:
                 files.note_best(folder, saved, best_top1)
             best = files.best_step(folder)
-            files.rotate(folder, control.keep_checkpoints, () if best is None else (best,))
+            # A damaged newer one, from which the run did not continue, counts as the newest.
+            files.rotate(folder, control.keep_checkpoints, {step, step if best is None else best})
             num_bytes = sum(f.stat().st_size for f in saved.path.iterdir())
     except UserError as error:
         # As text and without frames, which would keep the copied tensors alive.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from image_classification.core.errors import CheckpointError, DataError, DivergedError
+from image_classification.core.errors import CheckpointError, ConfigError, DataError, DivergedError
 from image_classification.data.tools import quarantine
 from image_classification.engine.checkpoints import files as checkpoint
 from image_classification.engine.checkpoints.save import CheckpointSaver
@@ -205,16 +205,60 @@ def test_accumulation_does_not_change_the_update(small_config, open_run):
 
 def test_evaluating_a_checkpoint_gives_the_recorded_figures(small_config, open_run, tmp_path):
     config = small_config()
-    records = drive(open_run(config))
-    trained = [r.values for r in records if r.kind == "validation"][-1]
+    records = drive(open_run(config, early_stopping_patience=9, keep_checkpoints=-1))
+    trained = {r.step: r.values for r in records if r.kind == "validation"}
+    best = max(trained, key=lambda step: (trained[step]["top1"], -step))
+    folder, results = tmp_path / "run", records[-1].values["results"]
+    assert results["best"] == {"top1": trained[best]["top1"], "epoch": best // 4, "step": best}
+    assert results["last"] == {"top1": trained[12]["top1"], "epoch": 3, "step": 12}
+    paths = {s.step: str(s.path) for s in checkpoint.listed(folder / "checkpoints")}
     evaluation = small_config(mode="evaluate", run__workspace=str(tmp_path / "evaluation"))
-    run = open_run(evaluation, resume=str(tmp_path / "run"))
-    best = checkpoint.best_step(tmp_path / "run" / "checkpoints")
-    newest = checkpoint.listed(tmp_path / "run" / "checkpoints")[-1].step
-    assert best is not None
-    found = list(MODES["evaluate"].records(run, StopRequest()))[-1].values["results"]["validation"]
-    assert newest == 12
-    assert found == {k: trained[k] for k in ("top1", "top5", "loss", "images")}
+    for chosen, target, step, which in (
+        (None, folder, best, "best"),
+        ("best", folder, best, "best"),
+        ("last", folder, 12, "last"),
+        ("8", folder, 8, "step"),
+        (None, paths[4], 4, "step"),
+    ):
+        run = open_run(evaluation, resume=str(target), checkpoint=chosen)
+        records = list(MODES["evaluate"].records(run, StopRequest()))
+        results = records[-1].values["results"]
+        used = {"checkpoint": paths[step], "which": which, "epoch": step / 4, "step": step}
+        assert results["evaluated"] == used
+        start = next(r for r in records if r.kind == "start")
+        assert start.values["weights"].endswith(f"(epoch {step // 4}, step {step}): {paths[step]}")
+        expected = {k: trained[step][k] for k in ("top1", "top5", "loss", "images")}
+        assert results["validation"] == expected
+
+
+def test_checkpoints_that_cannot_be_chosen_are_refused(small_config, open_run, tmp_path):
+    drive(open_run(small_config(), max_steps=6, validate=False))
+    folder = str(tmp_path / "run")
+    evaluation = small_config(mode="evaluate", run__workspace=str(tmp_path / "evaluation"))
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7: .* has 6;"):
+        open_run(evaluation, resume=folder, checkpoint="7")
+    with pytest.raises(CheckpointError, match=r"none was validated: give --checkpoint last"):
+        open_run(evaluation, resume=folder, checkpoint="best")
+    with pytest.raises(ConfigError, match="leave --checkpoint out"):
+        open_run(evaluation, resume=f"{folder}/checkpoints/step-0000000006", checkpoint="last")
+    run = open_run(evaluation, resume=folder)
+    records = list(MODES["evaluate"].records(run, StopRequest()))
+    assert "none was validated: the last is used" in records[0].values["message"]
+    assert records[-1].values["results"]["evaluated"]["which"] == "last"
+
+
+def test_an_earlier_checkpoint_is_continued_in_another_folder_only(
+    small_config, open_run, tmp_path
+):
+    drive(open_run(small_config(), max_steps=8, keep_checkpoints=-1))
+    run = open_run(small_config(), resume="auto", checkpoint="4")
+    with pytest.raises(CheckpointError, match="is not the newest checkpoint of its run"):
+        drive(run)
+    new = str(tmp_path / "new")
+    run = open_run(small_config(), resume=str(tmp_path / "run"), checkpoint="4", workspace=new)
+    records = drive(run)
+    assert records[0].values["start_step"] == 4
+    assert run.progress.step == 12
 
 
 def test_benchmark_training_measures_and_saves_nothing(small_config, open_run):

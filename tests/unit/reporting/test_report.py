@@ -47,6 +47,9 @@ def test_every_key_that_was_not_measured_is_null():
         },
         "validation": empty,
         "validation_ema": empty,
+        "best": {"top1": None, "epoch": None, "step": None},
+        "last": {"top1": None, "epoch": None, "step": None},
+        "evaluated": {"checkpoint": None, "which": None, "epoch": None, "step": None},
         "evaluation": {
             "folder": None,
             "images": None,
