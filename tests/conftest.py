@@ -158,4 +158,4 @@ def small_arguments(image_folder: Path, narrow_networks: None) -> list[str]:
     """
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
     names = ["--model=resnet18", "--precision=FP32", "--mode=convergence", "--platform=CPU"]
-    return [*names, "--recipe=8e", str(image_folder), *settings]
+    return [*names, str(image_folder), "--recipe=8e", *settings]

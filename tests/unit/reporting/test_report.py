@@ -105,7 +105,8 @@ def test_the_report_of_a_finished_run(make_config, dgx1, results):
         "platform": "DGX1V",
         "recipe": "90e",
     }
-    assert report.config["batch"] == {"per_device": 256, "global": 2048, "accumulation": 1}
+    batch = report.config["batch"]
+    assert (batch["per_device"], batch["global"], batch["accumulation"]) == (256, 2048, 1)
     assert report.environment.torch == "2.10.0"
     assert report.environment.dali is None
     assert report.environment.python == host_environment()["python"]
