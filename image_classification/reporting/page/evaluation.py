@@ -81,7 +81,7 @@ def confusion_matrix(details: EvaluationDetails) -> Markup:
             f'fill-opacity="{max(0.06, share):.2f}"/>'
         )
         if count <= _MAX_COUNTS_SHOWN:
-            dark = ' class="on-dark"' if share > 0.6 else ""
+            dark = ' class="on-dark"' if share > 0.8 else ""
             parts.append(
                 f'<text{dark} x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle">'
                 f"{images:,}</text>"

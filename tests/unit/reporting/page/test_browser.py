@@ -7,7 +7,9 @@ import shutil
 import pytest
 from PIL import Image
 
+from image_classification.__main__ import main
 from image_classification.config.resolve import resolve
+from image_classification.core.errors import EXIT_REGRESSED
 from image_classification.core.types import DevicesFound
 from image_classification.reporting.build_report import build_report
 from image_classification.reporting.page import write_page
@@ -288,3 +290,38 @@ def test_evaluation_fits_every_width(browser, evaluation_page, width_px, dark):
         assert browser.evaluate("document.documentElement.scrollWidth") == width_px
     assert len([url for url in browser.requests if not url.startswith("data:")]) == 1
     assert browser.messages == []
+
+
+@pytest.fixture(scope="module")
+def pages_of_several(tmp_path_factory):
+    """The URLs of combined.html, compare.html and history.html of four runs."""
+    folder = tmp_path_factory.mktemp("several")
+    paths = []
+    for seed, speed in enumerate((8300.0, 8310.0, 8290.0, 7000.0)):
+        config = resolve(
+            "resnet50", "AMP", "convergence", "DGX1V", "90e", overrides={"run.seed": seed}
+        )
+        run = folder / "runs" / f"a-run-{seed}"
+        run.mkdir(parents=True)
+        options = {"epochs": 9, "steps_per_epoch": 4, "print_every": 2, "images_per_s": speed}
+        made.write_training(run, config, noise_seed=seed, **options)
+        paths.append(str(run))
+    out = ["-o", str(folder)]
+    assert main(["report", "combine", *paths, *out]) == 0
+    assert main(["report", "compare", paths[0], paths[3], *out]) == EXIT_REGRESSED
+    assert main(["report", "history", str(folder / "runs"), *out]) == EXIT_REGRESSED
+    return [(folder / f"{name}.html").as_uri() for name in ("combined", "compare", "history")]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width_px", WIDTHS_PX)
+def test_pages_of_several_runs_fit_every_width(browser, pages_of_several, width_px, dark):
+    for url in pages_of_several:
+        browser.open(url, width_px=width_px, dark=dark)
+        assert browser.evaluate("document.documentElement.scrollWidth") == width_px
+        assert browser.evaluate(WIDER_THAN_ITS_BOX) == []
+        assert browser.evaluate(TEXT_OUTSIDE) == []
+        assert browser.evaluate("document.querySelectorAll('svg').length") >= 1
+        assert browser.evaluate(LOWEST_CONTRAST) >= 4.5
+        assert browser.requests == [url]
+        assert browser.messages == []
