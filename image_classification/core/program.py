@@ -40,6 +40,16 @@ def whole_command() -> str:
     return shlex.join([*words, *sys.argv[1:]])
 
 
+def resume_command(folder: str) -> str:
+    """Return the command line of this process with what continues the run in ``folder``."""
+    words = sys.argv[2:] if sys.argv[1:2] == ["launch"] else sys.argv[1:]
+    if not any(word.partition("=")[0] == "--workspace" for word in words):
+        words += ["--workspace", folder]
+    if words[-2:] != ["--resume", "auto"]:  # the last --resume counts
+        words += ["--resume", "auto"]
+    return next_command("launch", *words)
+
+
 def next_command(verb: str, *arguments: str) -> str:
     """Return a whole command of ``verb``, to be pasted into a shell in the present folder.
 

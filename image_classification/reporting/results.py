@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from image_classification.core.errors import EXIT_DONE, EXIT_STOPPED
+from image_classification.core.program import next_command, resume_command
 from image_classification.core.units import duration, number, percent, rate
 from image_classification.reporting.figures import (
     LATENCY_NAMES,
@@ -15,7 +18,7 @@ from image_classification.reporting.figures import (
     mean_power_w,
     split_batch,
 )
-from image_classification.reporting.published.verdict import newest, published_table
+from image_classification.reporting.published.verdict import applies, newest, published_table
 from image_classification.reporting.report import (
     EvaluationResults,
     InferenceResults,
@@ -34,24 +37,68 @@ def print_results(
     """Print the end of a run. folder: the run's; checkpoint: the newest one, if any was saved."""
     names = report.name
     words = (names.model, names.precision, names.mode, names.platform, names.recipe)
-    rows = [*result_rows(report)]
+    rows = [(label, text) for label, text in result_rows(report) if label not in _LAST_LINES]
     if checkpoint is not None:
         rows.append(("checkpoint", checkpoint))
-    rows.append(("folder", str(folder)))
     title = " ".join(word for word in words if word)
     print_table(console, pairs(rows, f"{title}, run on {report.ran_on}"))
     if report.results.inference:
         print_table(console, inference_table(report.results.inference))
-    if report.published:
-        first = newest(report.published)
+    published = [entry for entry in report.published if applies(entry.figure, names.mode)]
+    if published:
+        first = newest(published)
         print_table(console, published_table(first))
         for about, why in _reasons(first).items():
             console.print(Text.assemble((f"{about}: ", "dim"), why))
-        rest = len(report.published) - len(first)
+        rest = len(published) - len(first)
         if rest:
             figures = "figure" if rest == 1 else "figures"
             more = f"{rest} more {figures} of other publications in report.json"
             console.print(Text(more, style="dim"))
+    _print_last_lines(console, report, folder, saved=checkpoint is not None)
+
+
+_LAST_LINES = ("best", "last")
+
+
+def _print_last_lines(console: Console, report: RunReport, folder: Path, *, saved: bool) -> None:
+    """Print the best and last accuracy, where the page is, and what to run next.
+
+    Each is one line, however long, so that commands can be copied whole.
+    """
+    page = folder / "report.html"
+    lines = [(label, Text(text)) for label, text in result_rows(report) if label in _LAST_LINES]
+    lines.append(("report", Text(str(page), style=f"link {page.resolve().as_uri()}")))
+    lines += [(label, Text(line)) for label, line in next_commands(report, folder, saved=saved)]
+    console.print()
+    for label, text in lines:
+        console.print(Text.assemble((f"{label:<10}", "bold"), text), soft_wrap=True)
+
+
+def next_commands(report: RunReport, folder: Path, *, saved: bool) -> list[tuple[str, str]]:
+    """Return at most two commands that are useful after a run, each with a word for what it does.
+
+    saved: whether the run has a checkpoint. None after an error, whose message has the remedy.
+    """
+    run, mode, code = str(folder), report.name.mode, report.exit.code
+    if code == EXIT_STOPPED and saved:
+        return [("continue", resume_command(run))]
+    if code != EXIT_DONE:
+        return []
+    if mode == "convergence" and saved:
+        more = int(report.config["schedule"]["epochs"])
+        trained = math.ceil(report.results.train.epochs or 0)
+        return [
+            ("evaluate", next_command("launch", "--from", run, "--mode", "evaluate")),
+            (
+                "continue",
+                next_command("launch", "--from", run, "--epochs", str(max(more, trained + 1))),
+            ),
+        ]
+    return [
+        ("history", next_command("report", "history", str(folder.parent))),
+        ("combine", next_command("report", "combine", run, "--vendor")),
+    ]
 
 
 def result_rows(report: RunReport) -> list[tuple[str, str]]:
@@ -67,7 +114,7 @@ def result_rows(report: RunReport) -> list[tuple[str, str]]:
     rows += [("best", _top1_text(results.best)), ("last", _top1_text(results.last))]
     if train.images_per_s is not None:
         parts = [f"{rate(train.images_per_s)} images/s"]
-        if train.images_per_s_per_device is not None:
+        if train.images_per_s_per_device not in (None, train.images_per_s):
             parts.append(f"{rate(train.images_per_s_per_device)} per device")
         if train.data_wait_fraction is not None:
             parts.append(f"data wait {percent(train.data_wait_fraction)}")
@@ -77,7 +124,9 @@ def result_rows(report: RunReport) -> list[tuple[str, str]]:
         texts = [f"{name} {number(1000 * time_s, 1)} ms" for name, time_s in quantiles]
         rows.append(("step time", ", ".join(texts)))
     if train.steps:
-        epochs = "" if train.epochs is None else f" ({train.epochs:.4g} epochs done)"
+        planned = report.config["schedule"].get("epochs")
+        of = f" of {planned}" if planned else ""
+        epochs = "" if train.epochs is None else f", {train.epochs:.4g}{of} epochs"
         rows.append(("trained", f"{train.steps:,} steps{epochs}"))
     rows.append(("target", _target_text(results.target)))
     worlds = [start.world_size for start in results.starts or ()]

@@ -23,10 +23,10 @@ from image_classification.reporting import results as run_results
 from image_classification.reporting.compare.combine import Combined, ratio_table, vendor_table
 from image_classification.reporting.compare.groups import Group, figure_table, inference_table
 from image_classification.reporting.compare.identity import environment_of, short_commit
-from image_classification.reporting.figures import ACCURACY, split_batch, value_text
+from image_classification.reporting.figures import value_text
 from image_classification.reporting.page.evaluation import evaluation_section
 from image_classification.reporting.page.headline import headline
-from image_classification.reporting.published.verdict import newest, published_table
+from image_classification.reporting.published.verdict import applies, newest, published_table
 from image_classification.reporting.report import (
     DeviceTelemetry,
     PublishedComparison,
@@ -85,7 +85,7 @@ def run_page(
     if ended_at := report.environment.ended_at:
         in_utc = datetime.fromisoformat(ended_at).astimezone(timezone.utc)
         names["ended"] = f"{in_utc:%Y-%m-%d %H:%M} UTC"
-    published = [entry for entry in report.published if _applies(entry.figure, mode)]
+    published = [entry for entry in report.published if applies(entry.figure, mode)]
     first = newest(published)
     others = [entry for entry in published if entry not in first]
     inference, telemetry = report.results.inference, report.telemetry
@@ -115,14 +115,6 @@ def run_page(
             if section not in _UNUSED_SECTIONS.get(mode, ())
         },
     )
-
-
-def _applies(figure: str, mode: str) -> bool:
-    """Return whether a run of ``mode`` measures ``figure``."""
-    name = split_batch(figure)[0]
-    if name in ACCURACY:
-        return mode in ("convergence", "evaluate")
-    return mode not in ("evaluate", "benchmark_data")
 
 
 def _judged(entries: Iterable[PublishedComparison]) -> Table:

@@ -23,6 +23,7 @@ from image_classification.reporting.figures import (
     INFERENCE,
     label_of,
     measured,
+    split_batch,
     value_text,
 )
 from image_classification.reporting.published.load import (
@@ -277,6 +278,13 @@ def newest(entries: Iterable[Entry]) -> list[Entry]:
     for entry in entries:
         first.setdefault(entry.figure, entry)
     return list(first.values())
+
+
+def applies(figure: str, mode: str) -> bool:
+    """Return whether a run of ``mode`` measures ``figure``."""
+    if split_batch(figure)[0] in ACCURACY:
+        return mode in ("convergence", "evaluate")
+    return mode not in ("evaluate", "benchmark_data")
 
 
 def published_table(entries: Iterable[_Judged], *, with_reasons: bool = False) -> Table:

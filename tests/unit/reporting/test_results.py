@@ -1,6 +1,7 @@
 """The tables at the end of a run."""
 
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from image_classification.config.resolve import resolve
 from image_classification.core.types import DevicesFound
 from image_classification.reporting.build_report import build_report
 from image_classification.reporting.published.verdict import newest
-from image_classification.reporting.report import StartResults, TargetResults
+from image_classification.reporting.report import Exit, StartResults, TargetResults
 from image_classification.reporting.results import print_results, result_rows
 from tests.support.runs import evaluation_details
 
+ROOT = Path(__file__).parents[3]
 V100 = DevicesFound("cuda", ("Tesla V100-SXM2-16GB",))
 
 
@@ -66,7 +68,8 @@ def test_the_results_table_has_results_and_verdicts(report):
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_results_table_fits_the_width(report, width):
     text = printed(report, width)
-    assert max(map(len, text.splitlines())) <= width
+    tables = text.rpartition("\n\n")[0]
+    assert max(map(len, tables.splitlines())) <= width
 
 
 def test_the_table_of_an_inference_run(make_config, dgx1):
@@ -124,6 +127,66 @@ def test_the_newest_publications_are_printed_and_the_others_counted(report):
     assert f"{rest} more figures of other publications in report.json" in text
     assert "nvidia-resnet50-dgx1v-amp-90e, top-1: -0.08 points" in text
     assert "nvidia-pyt1910" not in text
+
+
+def last_lines(text):
+    """Return label and text of the lines after the tables."""
+    return dict(line.split(maxsplit=1) for line in text.rpartition("\n\n")[2].splitlines())
+
+
+@pytest.fixture
+def as_launch(monkeypatch):
+    """Set how the program was started."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+
+    def start(*arguments):
+        monkeypatch.setattr("sys.argv", ["launch.py", *arguments])
+
+    start("--model", "resnet50")
+    return start
+
+
+def test_the_last_lines_name_the_page_and_commands_whole(report, as_launch):
+    lines = last_lines(printed(report, 60, checkpoint="checkpoints/step-1"))
+    assert lines["report"] == "runs/x/report.html"
+    assert lines["evaluate"] == "python launch.py --from runs/x --mode evaluate"
+    assert lines["continue"].startswith("python launch.py --from runs/x --epochs ")
+    # Without a checkpoint there is nothing to evaluate.
+    lines = last_lines(printed(report, 60))
+    assert list(lines) == ["report", "history", "combine"]
+    assert lines["history"] == "python -m image_classification report history runs"
+
+
+def test_after_a_stop_the_same_command_continues(report, as_launch):
+    stopped = replace(report, exit=Exit(status="stopped", code=75, message="SIGTERM"))
+
+    def command(*arguments):
+        as_launch(*arguments)
+        lines = last_lines(printed(stopped, 60, checkpoint="checkpoints/step-1"))
+        assert set(lines) == {"report", "continue"}
+        return lines["continue"]
+
+    resume = "--resume auto"
+    assert command("--epochs", "3") == f"python launch.py --epochs 3 --workspace runs/x {resume}"
+    assert command("--workspace=y") == f"python launch.py --workspace=y {resume}"
+    assert (
+        command("--workspace", "y", "--resume", "auto")
+        == f"python launch.py --workspace y {resume}"
+    )
+
+
+def test_after_an_error_no_command_is_suggested(report, as_launch):
+    failed = replace(report, exit=Exit(status="diverged", code=3, message="loss is nan"))
+    assert list(last_lines(printed(failed, 80, checkpoint="checkpoints/step-1"))) == ["report"]
+
+
+def test_published_figures_that_the_mode_does_not_measure_are_left_out(make_config, dgx1, results):
+    config = make_config(run={"mode": "benchmark_training"})
+    config = replace(config, names=replace(config.names, mode="benchmark_training"))
+    report = build_report(config, devices=dgx1, environment={}, results=results)
+    table = printed(report, 100).partition("Against the published figures")[2]
+    assert "training speed" in table and "top-1" not in table
 
 
 def test_the_inference_verdicts_fit_eighty_columns():
