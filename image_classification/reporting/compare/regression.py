@@ -89,7 +89,8 @@ class Change:
         """The change with its sign and unit."""
         if self.change is None:
             return "-"
-        return f"{self.change:+.2f} points" if self.unit == "points" else f"{self.change:+.1f} %"
+        digits, unit = (2, "points") if self.unit == "points" else (1, "%")
+        return f"{round(self.change, digits) + 0.0:+.{digits}f} {unit}"  # + 0.0: no "-0.0"
 
     @property
     def error_text(self) -> str:
@@ -412,19 +413,35 @@ def print_folders(console: Console, found: FolderComparison) -> None:
         console.print(f"No figure of {count} {'run' if count == 1 else 'runs'} regressed.")
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Return one row per figure: old, new, change and verdict."""
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """Return what was compared, in one line each: the old run, the new one, their weights."""
     notes = []
     for side, run, runs in (
         ("old", comparison.old, comparison.old_runs),
         ("new", comparison.new, comparison.new_runs),
     ):
         of = f"median of {runs} runs (accuracy: mean), the newest " if runs > 1 else ""
-        notes.append(f"{side}: {of}{run.label}, {run.time_text}, seed {run.seed}")
-    if (of := weights_texts(comparison.old, comparison.new)) is not None:
-        notes.append(f"evaluations of different weights: {of[0]} -> {of[1]}")
+        on = run.report.ran_on
+        notes.append(f"{side}: {of}{run.label}, {run.time_text}, seed {run.seed}, run on {on}")
+    if (weights := weights_texts(comparison.old, comparison.new)) is not None:
+        notes.append(f"evaluations of different weights: {weights[0]} -> {weights[1]}")
+    return notes
+
+
+def comparison_warnings(comparison: Comparison) -> list[str]:
+    """Return the warnings of both runs, each once."""
+    both = (*comparison.old.report.warnings, *comparison.new.report.warnings)
+    return list(dict.fromkeys(both))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return one row per figure: old, new, change and verdict."""
+    notes = comparison_notes(comparison)
     if any(change.standard_error is not None for change in comparison.changes):
-        notes.append(f"±: standard error (SE) of the change; significant beyond {SIGNIFICANT:g} SE")
+        notes.append(
+            f"±: standard error (SE) of the change; significant beyond {SIGNIFICANT:g} SE"
+        )
+    notes += [f"warning: {warning}" for warning in comparison_warnings(comparison)]
     heads = columns("figure", "old", "new", "change", numbers=(1, 2, 3))
     rows = [
         (

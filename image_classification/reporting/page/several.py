@@ -15,6 +15,8 @@ from image_classification.reporting.compare.regression import (
     Change,
     Comparison,
     FolderComparison,
+    comparison_notes,
+    comparison_warnings,
     environment_table,
 )
 from image_classification.reporting.figures import figure_of, label_of, value_text
@@ -50,16 +52,10 @@ def compare_page(found: Comparison | FolderComparison) -> str:
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
-    old, new = comparison.old, comparison.new
     return {
-        "title": Identity.of(new).text,
-        "sides": [
-            (side, run.label, run.time_text, run.seed, count)
-            for side, run, count in (
-                ("old", old, comparison.old_runs),
-                ("new", new, comparison.new_runs),
-            )
-        ],
+        "title": Identity.of(comparison.new).text,
+        "notes": comparison_notes(comparison),
+        "warnings": comparison_warnings(comparison),
         "rows": [
             {
                 "figure": label_of(change.figure),
