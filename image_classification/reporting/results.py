@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,21 +79,11 @@ def next_commands(report: RunReport, folder: Path, *, saved: bool) -> list[tuple
 
     saved: whether the run has a checkpoint. None after an error, whose message has the remedy.
     """
-    run, mode, code = str(folder), report.name.mode, report.exit.code
+    run, code = str(folder), report.exit.code
     if code == EXIT_STOPPED and saved:
         return [("continue", resume_command(run))]
     if code != EXIT_DONE:
         return []
-    if mode == "convergence" and saved:
-        more = int(report.config["schedule"]["epochs"])
-        trained = math.ceil(report.results.train.epochs or 0)
-        return [
-            ("evaluate", next_command("launch", "--from", run, "--mode", "evaluate")),
-            (
-                "continue",
-                next_command("launch", "--from", run, "--epochs", str(max(more, trained + 1))),
-            ),
-        ]
     return [
         ("history", next_command("report", "history", str(folder.parent))),
         ("combine", next_command("report", "combine", run, "--vendor")),

@@ -150,10 +150,6 @@ def as_launch(monkeypatch):
 def test_the_last_lines_name_the_page_and_commands_whole(report, as_launch):
     lines = last_lines(printed(report, 60, checkpoint="checkpoints/step-1"))
     assert lines["report"] == "runs/x/report.html"
-    assert lines["evaluate"] == "python launch.py --from runs/x --mode evaluate"
-    assert lines["continue"].startswith("python launch.py --from runs/x --epochs ")
-    # Without a checkpoint there is nothing to evaluate.
-    lines = last_lines(printed(report, 60))
     assert list(lines) == ["report", "history", "combine"]
     assert lines["history"] == "python -m image_classification report history runs"
 
