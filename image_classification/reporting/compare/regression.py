@@ -438,9 +438,7 @@ def comparison_table(comparison: Comparison) -> Table:
     """Return one row per figure: old, new, change and verdict."""
     notes = comparison_notes(comparison)
     if any(change.standard_error is not None for change in comparison.changes):
-        notes.append(
-            f"±: standard error (SE) of the change; significant beyond {SIGNIFICANT:g} SE"
-        )
+        notes.append(f"±: standard error (SE) of the change; significant beyond {SIGNIFICANT:g} SE")
     notes += [f"warning: {warning}" for warning in comparison_warnings(comparison)]
     heads = columns("figure", "old", "new", "change", numbers=(1, 2, 3))
     rows = [
