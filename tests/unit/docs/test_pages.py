@@ -6,18 +6,14 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from image_classification import models
 from image_classification.__main__ import VERBS
 from image_classification.cli import report
 from image_classification.cli.launch import parse, render_explanation
 from image_classification.config.keys import KEYS
 from image_classification.core.errors import ConfigError
-from image_classification.models.weights import model_metadata
-from tests.support.models import save_model
 
 ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"
@@ -39,7 +35,17 @@ OTHER_OPTIONS |= {"--logdir", "--backend-store-uri"}
 NO_FILES = {"config.yml", "main.py", "images/s", "run/text_summary"}
 # Folders of a run and of a checkout, subfolders named without their parent, names of curves.
 NO_FOLDERS = (
-    *(".venv/", "site/", "runs/", "plots/", "checkpoints/", "trackers/", "train/", "val/"),
+    *(
+        ".venv/",
+        "site/",
+        "runs/",
+        "photos/",
+        "plots/",
+        "checkpoints/",
+        "trackers/",
+        "train/",
+        "val/",
+    ),
     *("formats/", "loaders/", "tools/", "published/", "compare/", "page/", "pictures/"),
     "requirements/",
     *("checkpoint/", "epoch/", "telemetry/", "validation/", "validation_ema/"),
@@ -205,15 +211,3 @@ def test_the_error_in_the_docs_is_current():
         parse([*names.split(), "--batch-size", "192"]).read().on()
     page = text_of(ROOT / "docs" / "published-runs.md")
     assert f"\nerror: {found.value.message}\n" in page
-
-
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page = text_of(ROOT / "docs" / "reference" / "python.md")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 1
-    save_model(tmp_path / "model.safetensors", models.build("resnet18"), model_metadata("resnet18"))
-    monkeypatch.chdir(tmp_path)
-    scope: dict[str, Any] = {}
-    exec(compile(blocks[0], "python.md", "exec"), scope)
-    assert scope["config"].optim.lr == 2.048
-    assert not scope["model"].training
