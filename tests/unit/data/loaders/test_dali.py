@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from torchvision import transforms as pil_transforms
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.data.formats.folder import open_index
+from image_classification.data.formats.split import SplitRule
 from image_classification.data.loaders import LoaderSpec, open_loader
 from image_classification.data.loaders.dali import use_one_torch_thread
 from image_classification.data.loaders.dali_decode import (
@@ -97,6 +98,62 @@ def test_pixels_are_those_of_the_pytorch_backend(
     pixels = pixels_of(spec_of(photographs, split=split, **data))
     assert len(pixels) == PER_SPLIT
     assert torch.equal(pixels, pixels_of(spec_of(photographs, "pytorch", split=split, **data)))
+
+
+@pytest.fixture(scope="module")
+def phone_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with JPEGs in all eight EXIF orientations, and every other format."""
+    root = tmp_path_factory.mktemp("phone")
+    source = Image.fromarray(load_sample_images().images[0])
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        left, top = int(rng.integers(0, 400)), int(rng.integers(0, 200))
+        cut = source.crop((left, top, left + 150, top + 100))
+        exif = Image.Exif()
+        exif[0x0112] = i % 8 + 1
+        (root / f"{i % CLASSES}").mkdir(exist_ok=True)
+        cut.save(root / f"{i % CLASSES}" / f"{i:02d}.jpg", quality=90, exif=exif)
+    for i, (name, mode) in enumerate(
+        [("webp", "RGB"), ("bmp", "P"), ("tiff", "CMYK"), ("gif", "P"), ("png", "RGBA")]
+    ):
+        file_format = {"jpg": "JPEG"}.get(name, name.upper())
+        source.crop((i, i, 90 + i, 120 + i)).convert(mode).save(
+            root / f"{i % CLASSES}" / f"other.{name}", file_format, exif=exif
+        )
+    return root
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("upright", [True, False])
+def test_formats_and_exif_orientation_are_as_in_the_pytorch_backend(
+    phone_photographs: Path, split: str, upright: bool
+) -> None:
+    settings = {"split": split, "exif_orientation": upright, "val_fraction": 0.5}
+    pixels = pixels_of(spec_of(phone_photographs, **settings))
+    assert torch.equal(pixels, pixels_of(spec_of(phone_photographs, "pytorch", **settings)))
+
+
+def test_photographs_stand_upright(phone_photographs: Path) -> None:
+    """DALI itself turns the JPEGs: all of them are given to it."""
+    spec = spec_of(
+        phone_photographs, split="val", exif_orientation=True, val_fraction=1.0, per_device_batch=1
+    )
+    index = open_index(phone_photographs, "val", CLASSES, rule=SplitRule(1.0))
+    steps = pil_transforms.Compose(
+        [pil_transforms.Resize(72), pil_transforms.CenterCrop(64), pil_transforms.PILToTensor()]
+    )
+    compared = 0
+    for row, pixels in enumerate(pixels_of(spec)):
+        if index.name(row).endswith(".jpg"):
+            with Image.open(index.where(row)) as image:
+                wanted = steps(ImageOps.exif_transpose(image)).float()
+            assert (pixels - wanted).abs().max() <= 1
+            compared += 1
+    assert compared == 16
+    decoder = HostSteps(index, spec)
+    samples = [Sample(row, row) for row in range(len(index))]
+    decoder.prepare(0, samples)
+    assert sum(sample.content is not None for sample in samples) == 16
 
 
 def test_validation_pixels_are_those_of_pil(photographs: Path) -> None:
