@@ -150,7 +150,7 @@ def _is_animated_webp(content: npt.NDArray[np.uint8]) -> bool:
 
 def _decode_with_pillow(content: npt.NDArray[np.uint8]) -> torch.Tensor:
     """Return the (first) image as ``[3, H, W]`` uint8. Raises RuntimeError."""
-    formats = _PIL_FORMATS
+    formats: tuple[str, ...] = _PIL_FORMATS
     if content[4:8].tobytes() == b"ftyp":
         try:
             from pillow_heif import register_heif_opener

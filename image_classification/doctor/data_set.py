@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from image_classification.core.class_folders import own_classes
+from image_classification.core.class_folders import IMAGE_EXTENSIONS, SPLITS, own_classes
 from image_classification.core.errors import DataError
 from image_classification.core.program import command
 from image_classification.doctor.probe import ProbeError
@@ -80,7 +80,7 @@ def find_data_set(
 
     root = resolve_data_path(path)
     formats = {}
-    for split in folder.SPLITS:
+    for split in SPLITS:
         if split == "train" or folder.has_split(root, split):
             is_auto = data_format == folder.AUTO
             formats[split] = folder.recognize(root, split) if is_auto else data_format
@@ -169,7 +169,6 @@ def _entries(folder: Path, folders: bool) -> list[str]:
 
 
 def _folder_sample(root: Path, split: str) -> FolderIndex:
-    from image_classification.data.formats.folder import IMAGE_EXTENSIONS
     from image_classification.data.formats.index import FolderIndex, Names
 
     classes = _entries(root / split, folders=True)

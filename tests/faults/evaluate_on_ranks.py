@@ -58,6 +58,7 @@ def main(folder: str, sets: list[int], batches: list[int]) -> None:
                 loader = open_split(base, "val")
                 run = EvaluationRun(**vars(base), parts=parts, val_loader=loader)
                 result = evaluate(run, parts.model, loader, StopRequest())
+                assert result.top5 is not None
                 found[f"{images} {batch}"] = [
                     result.images,
                     round(result.top1 * result.images / 100, 9),

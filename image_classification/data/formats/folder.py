@@ -171,7 +171,7 @@ def _split_class_folders(
     """Return the split, the number of quarantined images, and notes for the user."""
     images, notes = _list_images(root, classes, "", str(root))
     for name, files in images.items():
-        if broken.issuperset(files):
+        if all(file in broken for file in files):
             raise DataError(
                 f"all images of class {name} of {root} are in {quarantine.QUARANTINE_FILE}: "
                 f"replace them and check again"

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from image_classification.core.class_folders import SPLITS
 from image_classification.core.errors import DataError
 from image_classification.data.formats.folder import (
     FOLDER,
     SHARD_FORMATS,
-    SPLITS,
     has_split,
     index_folder,
     is_class_folders,

@@ -22,9 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from image_classification.core.class_folders import SPLITS
 from image_classification.core.errors import ConfigError, DataError
 from image_classification.data.formats import recordio, tfrecord, webdataset
-from image_classification.data.formats.folder import SPLITS, has_split, open_index
+from image_classification.data.formats.folder import has_split, open_index
 from image_classification.data.formats.image_header import check_size, exif_orientation
 from image_classification.data.formats.index import Index, ShardIndex
 from image_classification.data.formats.shards import CLASSES_FILE, MANIFEST

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from image_classification.core.class_folders import IMAGE_EXTENSIONS
 from image_classification.core.errors import DataError
-from image_classification.data.formats.folder import IMAGE_EXTENSIONS
 from image_classification.data.tools.parallel import Progress, no_progress
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from image_classification.config.resolve import resolve
+from image_classification.config.schema import RunConfig
 from image_classification.reporting.sinks import read_metrics
 from tests.conftest import CLASSES, write_images
 from tests.support.cli import launch as main
@@ -129,7 +131,7 @@ def test_explain_says_where_the_values_come_from(
 
 
 def test_own_data_are_recognized(photos: Path, image_folder: Path, tmp_path: Path) -> None:
-    def resolved(platform: str, path: Path, **settings: object):
+    def resolved(platform: str, path: Path, **settings: Any) -> RunConfig:
         return resolve("resnet50", "FP32", "convergence", platform, data=str(path), **settings)
 
     own = resolved("DGX1V", image_folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classification.data.formats.folder import SPLITS
+from image_classification.core.class_folders import SPLITS
 from image_classification.data.tools.pack import pack
 from image_classification.doctor import data_set
 from image_classification.doctor.data_set import check_data_set

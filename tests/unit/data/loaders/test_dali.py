@@ -128,7 +128,7 @@ def phone_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_formats_and_exif_orientation_are_as_in_the_pytorch_backend(
     phone_photographs: Path, split: str, upright: bool
 ) -> None:
-    settings = {"split": split, "exif_orientation": upright, "val_fraction": 0.5}
+    settings: dict[str, Any] = {"split": split, "exif_orientation": upright, "val_fraction": 0.5}
     pixels = pixels_of(spec_of(phone_photographs, **settings))
     assert torch.equal(pixels, pixels_of(spec_of(phone_photographs, "pytorch", **settings)))
 
