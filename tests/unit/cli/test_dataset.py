@@ -244,6 +244,26 @@ def test_ctrl_c_removes_unfinished_files(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_split_writes_the_list_that_runs_use(
+    own_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = own_image_folder / "train"
+    assert main(["split", str(photos), "--val-fraction", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{photos}: 18 train and 18 validation images, listed in {photos}/split")
+    assert [len(open_index(photos, split, 3)) for split in ("train", "val")] == [18, 18]
+    elsewhere = tmp_path / "mine.json"
+    assert main(["split", str(photos), "-o", str(elsewhere), "--seed", "1"]) == 0
+    assert f"--set data.split_file={elsewhere}" in capsys.readouterr().out
+    assert len(json.loads(elsewhere.read_text())["val"]) == 6
+    with pytest.raises(DataError, match="there is nothing to split"):
+        main(["split", str(own_image_folder)])
+    with pytest.raises(DataError, match="name a writable file with -o"):
+        main(["split", str(photos), "-o", str(tmp_path / "absent" / "x.json")])
+    with pytest.raises(ConfigError, match="is not a fraction between 0 and 1"):
+        main(["split", str(photos), "--val-fraction", "20"])
+
+
 def documented_commands() -> list[str]:
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -259,4 +279,4 @@ def test_documented_commands_parse() -> None:
         words = words[: words.index(">")] if ">" in words else words
         arguments = build_parser().parse_args(words)
         shown.add(arguments.command)
-    assert shown == {"check", "prepare", "pack", "fake", "demo"}
+    assert shown == {"check", "split", "prepare", "pack", "fake", "demo"}
