@@ -60,7 +60,7 @@ def write_page(
     evaluation = None
     if report.results.evaluation.folder is not None:
         try:
-            evaluation = evaluation_section(folder, report.name.mode)
+            evaluation = evaluation_section(folder, report.results)
         except WorkspaceError as error:
             evaluation = {"problem": error.message}
     write_atomically(path, run_page(report, gallery, provenance, evaluation))

@@ -19,6 +19,7 @@ from image_classification.reporting.evaluation import (
     Mistake,
     read_details,
 )
+from image_classification.reporting.report import Results
 from image_classification.reporting.table import Table, columns
 
 MAX_IN_MATRIX = 50
@@ -31,7 +32,7 @@ _MAX_NAME = 18
 _HISTOGRAM_BINS = 20
 
 
-def evaluation_section(run_folder: Path, mode: str) -> Mapping[str, Any] | None:
+def evaluation_section(run_folder: Path, results: Results) -> Mapping[str, Any] | None:
     """Return the values of ``evaluation.html.j2``; None if the run's folder has no evaluation.
 
     Raises:
@@ -45,8 +46,13 @@ def evaluation_section(run_folder: Path, mode: str) -> Mapping[str, Any] | None:
     groups = [("Lowest top-1", ranked[: _MAX_BARS // 2]), ("Highest top-1", ranked[::-1])]
     groups[1] = (groups[1][0], groups[1][1][: _MAX_BARS // 2])
     of_matrix = len(details.classes) <= MAX_IN_MATRIX
+    what = results.evaluated.text
+    if not what:
+        best = results.best.epoch
+        what = "those of the best validation"
+        what += f", after epoch {best:g}" if best is not None else ""
     return {
-        "what": "the evaluated weights" if mode == "evaluate" else "the best validation",
+        "what": what,
         "images": details.images,
         "num_mistakes": details.num_mistakes,
         "matrix": confusion_matrix(details) if of_matrix else None,

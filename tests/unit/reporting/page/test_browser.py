@@ -303,8 +303,15 @@ def pages_of_several(tmp_path_factory):
         )
         run = folder / "runs" / f"a-run-{seed}"
         run.mkdir(parents=True)
-        options = {"epochs": 9, "steps_per_epoch": 4, "print_every": 2, "images_per_s": speed}
-        made.write_training(run, config, noise_seed=seed, **options)
+        made.write_training(
+            run,
+            config,
+            epochs=9,
+            steps_per_epoch=4,
+            print_every=2,
+            images_per_s=speed,
+            noise_seed=seed,
+        )
         paths.append(str(run))
     out = ["-o", str(folder)]
     assert main(["report", "combine", *paths, *out]) == 0

@@ -29,7 +29,7 @@ def test_few_classes_have_the_whole_matrix(tmp_path, make_config, dgx1):
     matrix = json.loads(unescape(data))
     assert matrix["names"] == ["class & 0", "class & 1", "class & 2"]
     assert [0, 1, 2] in matrix["counts"] and sum(n for *_, n in matrix["counts"]) == 30
-    assert "6 of 30 images predicted wrongly" in page
+    assert "6 of 30 images predicted wrongly. Weights: those of the best validation." in page
     assert "Accuracy of the classes" not in page  # no histogram of three
     assert "data:image/jpeg;base64,anBlZw==" in page and "cannot read it" in page
     assert "class &amp; 0" in page and "class & 0" not in page
