@@ -176,8 +176,8 @@ def read_run(
         recipe = entry.default_recipe
         if own is not None and OWN_DATA_RECIPE in entry.recipes and recipe != OWN_DATA_RECIPE:
             notes.append(
-                f"recipe {OWN_DATA_RECIPE}, as {own.path} is your own data: --recipe {recipe} is "
-                f"the platform's"
+                f"recipe {OWN_DATA_RECIPE}, as {own.path} is your own data; --recipe {recipe} "
+                f"selects the default of {platform}"
             )
             recipe = OWN_DATA_RECIPE
     kind = f"recipe of {model} {platform} {precision}"

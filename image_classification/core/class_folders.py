@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from image_classification.core.units import counted
+
 HEIC_EXTENSIONS = (".heic", ".heif")
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
@@ -104,6 +106,6 @@ def skipped_text(counts: Mapping[str, int], where: str) -> str:
         for kind, n in sorted(files.items(), key=lambda item: (-item[1], item[0]))
     ]
     if folders := counts.get("folders"):
-        parts.append(f"{folders:,} folders inside class folders (their images are not read)")
-    total = sum(files.values())
-    return f"skipped {total:,} file{'' if total == 1 else 's'} in {where}: {', '.join(parts)}"
+        what = counted(folders, "folder")
+        parts.append(f"{what} inside class folders (their images are not read)")
+    return f"skipped {counted(sum(files.values()), 'file')} in {where}: {', '.join(parts)}"

@@ -28,7 +28,7 @@ from image_classification.core.class_folders import (
     skipped_text,
 )
 from image_classification.core.errors import DataError
-from image_classification.core.units import some_of
+from image_classification.core.units import counted, some_of
 from image_classification.data.formats import recordio, tfrecord, webdataset
 from image_classification.data.formats.index import FolderIndex, Index, Int64s, Names
 from image_classification.data.formats.shards import (
@@ -182,6 +182,8 @@ def _split_class_folders(
         f"{root} has no train/ and val/: {len(chosen.train):,} train and {len(chosen.val):,} "
         f"validation images by {chosen.source}"
     )
+    if unsorted := sum(map(is_image_name, _listed(root))):
+        notes = (*notes, f"skipped {counted(unsorted, 'image')} directly in {root}, of no class")
     return chosen, num_broken, (note, *notes)
 
 

@@ -65,4 +65,4 @@ def test_skipped_files_are_counted_by_extension(tmp_path: Path) -> None:
     assert skipped_text({".txt": 2, ".heic": 10}, "photos") == (
         "skipped 12 files in photos: 10 .heic (install pillow-heif to read them), 2 .txt"
     )
-    assert "1 folders inside class folders" in skipped_text(counts, "photos")
+    assert "1 folder inside class folders" in skipped_text(counts, "photos")

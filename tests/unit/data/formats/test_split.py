@@ -121,8 +121,10 @@ def test_broken_images_are_left_out_of_both_splits(photos: Path) -> None:
 def test_skipped_files_and_folders_are_noted(photos: Path) -> None:
     (photos / "cat" / "notes.txt").touch()
     (photos / "cat" / "2019").mkdir()
-    _, note = open_index(photos, "train", None).notes
-    assert note.startswith(f"skipped 1 file in {photos}: 1 .txt, 1 folders inside class folders")
+    (photos / "unsorted.jpg").touch()
+    _, note, unsorted = open_index(photos, "train", None).notes
+    assert unsorted == f"skipped 1 image directly in {photos}, of no class"
+    assert note.startswith(f"skipped 1 file in {photos}: 1 .txt, 1 folder inside class folders")
 
 
 def test_class_folders_are_recognized(photos: Path) -> None:
