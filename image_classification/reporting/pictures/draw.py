@@ -432,6 +432,8 @@ def _set_scales(axes: Axes, panel: Panel) -> None:
     if panel.y_limits is not None:
         low, high = panel.y_limits
         axes.set_ylim(low, high or 1.08 * axes.dataLim.ymax or 1.0)
-    if panel.scale == "linear" and any(each.names for each in panel.series):
+    if any(any(each.names) for each in panel.series):
+        # Room for the names of the last points.
         left, right = axes.get_xlim()
-        axes.set_xlim(left, right + 0.3 * (right - left))  # room for the names of the last points
+        log = panel.scale == "log"
+        axes.set_xlim(left, right * (right / left) ** 0.08 if log else right + 0.3 * (right - left))
