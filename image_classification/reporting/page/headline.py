@@ -32,15 +32,22 @@ def _accuracy(report: RunReport) -> Iterator[Card]:
     results = report.results
     average = results.validation_ema
     validation = average if average.top1 is not None else results.validation
-    if validation.top1 is None:
-        return
     label = "top-1, EMA" if validation is average else "top-1"
-    parts = []
-    if validation.top5 is not None:
-        parts.append(f"top-5 {number(validation.top5)} %")
-    if validation.images is not None:
-        parts.append(f"{validation.images:,} images")
-    yield Card(label, number(validation.top1), "%", ", ".join(parts))
+    best, last, evaluated = results.best, results.last, results.evaluated
+    if best.top1 is not None:
+        parts = [f"epoch {best.epoch:g}"] if best.epoch is not None else []
+        if last.step == best.step:
+            parts.append("the last")
+        elif last.top1 is not None and last.epoch is not None:
+            parts.append(f"last {number(last.top1)} % (epoch {last.epoch:g})")
+        yield Card(f"{label}, best", number(best.top1), "%", ", ".join(parts))
+    elif validation.top1 is not None:
+        parts = [] if validation.top5 is None else [f"top-5 {number(validation.top5)} %"]
+        if validation.images is not None:
+            parts.append(f"{validation.images:,} images")
+        if evaluated.step is not None:
+            parts.append(f"{evaluated.which} checkpoint, step {evaluated.step:,}")
+        yield Card(label, number(validation.top1), "%", ", ".join(parts))
 
 
 def _speed(report: RunReport) -> Iterator[Card]:

@@ -229,6 +229,14 @@ def test_command_is_copied(browser, page):
     assert browser.evaluate("navigator.clipboard.readText()") == command != ""
 
 
+def test_the_page_of_a_long_run_is_small(tmp_path):
+    config = resolve("resnet50", "AMP", "convergence", "DGX1V", "250e")
+    made.write_training(tmp_path, config, epochs=250, print_every=25)
+    report = read_run(tmp_path).report
+    path = write_page(report, tmp_path, gallery=draw_run(tmp_path, report))
+    assert path.stat().st_size < 1_000_000
+
+
 def test_every_section_opens(browser, page):
     browser.open(page, width_px=800)
     inside = "[...document.querySelectorAll('details > :not(summary)')]"
