@@ -35,6 +35,7 @@ _HELP = """
   report compare A B    the same run in two environments: which figures regressed
   report history DIR    all runs below DIR in order of time, with what regressed
   report plots RUN…     plots of one run, or of several overlaid
+  report submit RUN     a measured run as a row of the model pages and an entry of published.yml
 
 Each has its own --help. --version prints the version.
 """

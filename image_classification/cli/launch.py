@@ -20,7 +20,7 @@ from image_classification.config.options import OPTIONS, Option, read_option
 from image_classification.config.resolve import LayeredRun, read_run
 from image_classification.config.schema import MODES, PRECISIONS, RunConfig
 from image_classification.core.errors import ConfigError, nearest, unknown
-from image_classification.core.program import command, launch_words, show
+from image_classification.core.program import command, launch_words, show, shown_while
 from image_classification.core.types import DevicesFound
 from image_classification.data.loaders import BACKENDS
 
@@ -88,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
         show(render_emission(request.emit, config, argv, words, request.config_file))
         return 0
     # Imports torch, which --list, --explain and --emit do not need.
-    from image_classification.launch.run import start_run
+    with shown_while("loading PyTorch"):
+        from image_classification.launch.run import start_run
 
     return start_run(run, launch_words(), argv, request.opens_page)
 

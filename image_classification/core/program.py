@@ -7,6 +7,8 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from image_classification.core.errors import WorkspaceError
@@ -120,6 +122,19 @@ def show(text: str) -> None:
         raise WorkspaceError(
             f"cannot write to standard output: {error.strerror}: send it elsewhere"
         ) from error
+
+
+@contextmanager
+def shown_while(text: str) -> Iterator[None]:
+    """Show ``text`` on the terminal during a block; nothing elsewhere and in a run's ranks."""
+    visible = sys.stdout is not None and sys.stdout.isatty() and "RANK" not in os.environ
+    if visible:
+        print(text, end="\r", flush=True)
+    try:
+        yield
+    finally:
+        if visible:
+            print(" " * len(text), end="\r", flush=True)
 
 
 class LastingStdout(io.TextIOBase):

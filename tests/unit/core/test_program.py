@@ -15,6 +15,7 @@ from image_classification.core.program import (
     launch_words,
     next_command,
     open_page,
+    shown_while,
 )
 from image_classification.core.types import Activity, Record
 from image_classification.reporting.console import open_console_sink
@@ -82,6 +83,21 @@ def test_the_live_view_and_other_prints_reach_the_terminal(monkeypatch: pytest.M
     assert "epoch 1/2" in shown
     assert "loss 1.2500" in shown
     assert sys.stdout is terminal
+
+
+def test_a_text_is_shown_during_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    with shown_while("loading"):
+        assert terminal.getvalue() == "loading\r"
+    assert terminal.getvalue() == "loading\r       \r"
+    monkeypatch.setenv("RANK", "1")
+    with shown_while("of a rank"):
+        pass
+    monkeypatch.setattr(sys, "stdout", pipe := io.StringIO())
+    with shown_while("in a pipe"):
+        pass
+    assert "of a rank" not in terminal.getvalue() and pipe.getvalue() == ""
 
 
 AS_MODULE = ("-m", "image_classification", "launch")
