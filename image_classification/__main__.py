@@ -6,10 +6,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from image_classification import __version__
 from image_classification.cli.command_line import (
     complete_command,
     exit_with_one_line,
+    version_line,
     words_to_complete,
 )
 from image_classification.core.program import command
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"usage: {command('VERB …')}\n{_HELP}", end="")
         return 0
     if argv[0] == "--version":
-        print(f"image-classification {__version__}")
+        print(version_line())
         return 0
     return VERBS.get(argv[0])(list(argv[1:]))
 

@@ -5,14 +5,35 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
+from image_classification import __version__
 from image_classification.core.errors import ConfigError, UserError
 from image_classification.core.program import command, mute_stdout
 
 _COMPLETING = "_ARGCOMPLETE"  # set by the shell: which word names the program, from 1
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help with one spelling of each option: ``--batch-size, -b N``."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        options["max_help_position"] = 28
+        super().__init__(prog, **options)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flags: dict[str, str] = {}
+        for flag in action.option_strings:
+            flags.setdefault(flag.replace("_", "-"), flag)
+        shown = ", ".join(flags.values())
+        value = self._format_args(action, action.dest.upper()) if action.nargs != 0 else ""
+        return f"{shown} {value}".rstrip()
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -24,6 +45,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, verb: str = "", **options: Any) -> None:
         if verb:
             options["prog"] = command(verb)
+        options.setdefault("formatter_class", HelpFormatter)
         super().__init__(**options)
         # Number of words between the program's name and the arguments of the verb.
         self._depth = 0 if self.prog == "launch.py" else len(verb.split())
@@ -46,6 +68,15 @@ class CommandParser(argparse.ArgumentParser):
 
             os.environ[_COMPLETING] = str(int(os.environ[_COMPLETING]) + self._depth)
             argcomplete.autocomplete(self, always_complete_options=False)
+
+
+def version_line() -> str:
+    """Return the versions of the program, torch and Python, without importing torch."""
+    try:
+        torch = f"torch {version('torch')}"
+    except PackageNotFoundError:
+        torch = "torch is not installed"
+    return f"image-classification {__version__} ({torch}, Python {platform.python_version()})"
 
 
 def completed_by(

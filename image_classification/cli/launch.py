@@ -4,34 +4,77 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
-from collections.abc import Iterable, Sequence
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from image_classification.cli.command_line import CommandParser, completed_by
-from image_classification.config.catalogue import Catalogue, ListedRun, load_catalogue
-from image_classification.config.keys import KEYS, Override, explanation, read_setting
+from image_classification.cli.command_line import CommandParser, completed_by, version_line
+from image_classification.cli.listing import LISTS, listing, render_explanation, render_listing
+from image_classification.config.catalogue import load_catalogue
+from image_classification.config.keys import KEYS, Override, read_setting
 from image_classification.config.names import read_name
 from image_classification.config.options import OPTIONS, Option, read_option
 from image_classification.config.resolve import LayeredRun, read_run
-from image_classification.config.schema import MODES, PRECISIONS, RunConfig
-from image_classification.core.errors import ConfigError, nearest, unknown
+from image_classification.config.schema import MODES, PRECISIONS
+from image_classification.core.errors import EXIT_USER, ConfigError, nearest, unknown
 from image_classification.core.program import command, launch_words, show, shown_while
 from image_classification.core.types import DevicesFound
 from image_classification.data.loaders import BACKENDS
 
 EMIT_KINDS = ("slurm", "kubernetes", "torchrun")
-LISTS = ("models", "platforms", "precisions", "modes", "recipes", "runs")
-
 _USAGE = """\
-{launch} --model M --precision P --mode MODE --platform PLATFORM [--recipe R] [DATA] [options]
-       {launch} <names> --explain [--json]
+{launch} --model M --precision P --mode MODE --platform PLATFORM
+                 [--recipe R] [DATA] [options]
+       {launch} <names> [DATA] [options] --explain [--json]
        {launch} <names> [DATA] [options] --emit slurm|kubernetes|torchrun
-       {launch} --list [models|platforms|precisions|modes|recipes|runs] [--json]"""
+       {launch} --list [WHAT] [--json]"""
+
+_EXAMPLES = """\
+examples:
+  {launch} --model resnet50 --precision AMP --mode convergence \\
+      --platform GPU --recipe 90e /data/imagenet
+  {launch} --model resnet18 --precision FP32 --mode convergence \\
+      --platform CPU demo
+  {launch} --model resnet50 --precision AMP --mode convergence \\
+      --platform DGX1V --explain
+"""
+_SHORT_HELP = f"""\
+Train or measure an image classification model by the names of a run.
+
+{_EXAMPLES}
+--list shows the names, --list platforms what each is; --help shows all options.
+"""
+# Titles of --help by section of the settings; single settings below.
+_GROUPS = {
+    "data": "data",
+    "batch": "batch and optimization",
+    "optim": "batch and optimization",
+    "schedule": "batch and optimization",
+    "loss": "batch and optimization",
+    "mixing": "batch and optimization",
+    "ema": "batch and optimization",
+    "model": "model and precision",
+    "precision": "model and precision",
+    "platform": "devices",
+    "run": "run control",
+    "run.max_restarts": "devices",
+    "run.collective_timeout_s": "devices",
+    "run.log_every_steps": "output and checkpoints",
+    "run.raport_file": "output and checkpoints",
+    "run.trackers": "output and checkpoints",
+    "run.workspace": "output and checkpoints",
+    "run.topk": "output and checkpoints",
+    "run.save_checkpoints": "output and checkpoints",
+    "run.save_every": "output and checkpoints",
+    "run.keep_checkpoints": "output and checkpoints",
+    "run.checkpoint_name": "output and checkpoints",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +113,9 @@ class Request:
 
 def main(argv: Sequence[str]) -> int:
     """Run ``launch`` with ``argv``; return the exit code. Raises UserError."""
+    if not argv and "_ARGCOMPLETE" not in os.environ:
+        print(_SHORT_HELP.format(launch=_launch_command()), end="", file=sys.stderr)
+        return EXIT_USER
     request = parse(argv)
     if request.list_what is not None:
         catalogue = load_catalogue(request.config_file)
@@ -111,23 +157,37 @@ def build_parser() -> CommandParser:
         "launch",
         usage=_USAGE.format(launch=command("launch")),
         description="Reproduce a published ImageNet classification run by its names.",
+        epilog=_EXAMPLES.format(launch=_launch_command()),
         allow_abbrev=False,
     )
     parser.set_defaults(given=[])
+    parser.add_argument(
+        "--version", action="version", version=version_line(), help="show the versions and exit"
+    )
     names = parser.add_argument_group("names (see --list)")
     named = {
         "model": names.add_argument(
-            "--model", "--arch", "-a", metavar="M", action="append", default=[]
+            "--model",
+            "--arch",
+            "-a",
+            metavar="M",
+            action="append",
+            default=[],
+            help="network, such as resnet50",
         ),
-        "precision": names.add_argument("--precision", metavar="P"),
-        "platform": names.add_argument("--platform", metavar="PLATFORM"),
+        "precision": names.add_argument("--precision", metavar="P", help=", ".join(PRECISIONS)),
+        "platform": names.add_argument(
+            "--platform",
+            metavar="PLATFORM",
+            help="machine: GPU (any NVIDIA GPUs), CPU, or a published one such as DGX1V",
+        ),
         "recipe": names.add_argument(
-            "--recipe", metavar="R", help="default: the recipe of the published configuration"
+            "--recipe", metavar="R", help="length of the training and mixup (default: as published)"
         ),
     }
     for kind, action in named.items():
         completed_by(action, partial(_fitting_names, kind))
-    mode = names.add_argument("--mode", metavar="MODE", help=" ".join(MODES))
+    mode = names.add_argument("--mode", metavar="MODE", help=", ".join(MODES))
     completed_by(mode, MODES)
     names.add_argument(
         "data",
@@ -137,7 +197,7 @@ def build_parser() -> CommandParser:
     )
     what = parser.add_argument_group("instead of running")
     list_what = what.add_argument(
-        "--list", dest="list_what", nargs="?", const="all", metavar="WHAT", help=" ".join(LISTS)
+        "--list", dest="list_what", nargs="?", const="all", metavar="WHAT", help=", ".join(LISTS)
     )
     completed_by(list_what, LISTS)
     what.add_argument("--explain", action="store_true", help="print the resolved configuration")
@@ -145,10 +205,12 @@ def build_parser() -> CommandParser:
     emit = what.add_argument(
         "--emit",
         metavar="KIND",
-        help=f"print a job file or command that starts the run: {' '.join(EMIT_KINDS)}",
+        help=f"print a job file or command that starts the run: {', '.join(EMIT_KINDS)}",
     )
     completed_by(emit, EMIT_KINDS)
-    settings = parser.add_argument_group("settings")
+    titles = dict.fromkeys(_GROUPS.values())
+    groups = {title: parser.add_argument_group(title) for title in titles}
+    settings = parser.add_argument_group("other settings")
     setting = settings.add_argument(
         "--set",
         dest="settings",
@@ -159,26 +221,54 @@ def build_parser() -> CommandParser:
     )
     completed_by(setting, [f"{key}=" for key in KEYS])
     settings.add_argument(
-        "--cfg_file", "--cfg-file", metavar="FILE", help="configuration file; default: configs.yml"
+        "--cfg_file", "--cfg-file", metavar="FILE", help="configuration file (default: configs.yml)"
     )
-    settings.add_argument("--amp", action="store_true", help="the same as --precision AMP")
-    settings.add_argument("--evaluate", action="store_true", help="the same as --mode evaluate")
-    settings.add_argument(
+    names.add_argument("--amp", action="store_true", help="the same as --precision AMP")
+    names.add_argument("--evaluate", action="store_true", help="the same as --mode evaluate")
+    groups["output and checkpoints"].add_argument(
         "--open",
         dest="opens_page",
         action="store_true",
         help="show report.html in the browser at the end of the run",
     )
-    settings.add_argument("--jit", metavar="NAME", help="no; TorchScript is not supported")
+    settings.add_argument("--jit", metavar="NAME", help="only 'no': TorchScript is not supported")
+    configured = _configured_keys()
     for option in OPTIONS:
         kwargs: dict[str, Any] = {"action": "append_const", "const": (option, None)}
         if option.metavar:
             kwargs = {"action": "append", "metavar": option.metavar}
             kwargs["type"] = partial(_option_argument, option)
-        action = settings.add_argument(*option.flags, dest="given", help=option.help, **kwargs)
-        if choices := KEYS[option.key].choices:
-            completed_by(action, choices)
+        key = KEYS[option.key]
+        group = groups[_GROUPS.get(key.name) or _GROUPS[key.section]]
+        text = option.help.replace("%", "%%")
+        more = []
+        listed = all(word in text for word in key.choices)
+        if option.metavar and option.convert is None and not listed:
+            more.append(f"one of {', '.join(key.choices)}")
+        if option.metavar and key.name not in configured and key.default not in (None, ()):
+            more.append(f"default: {key.default}")
+        if more:
+            text += f" ({'; '.join(more)})"
+        action = group.add_argument(*option.flags, dest="given", help=text, **kwargs)
+        if key.choices:
+            completed_by(action, key.choices)
     return parser
+
+
+def _launch_command() -> str:
+    """Return the words that start ``launch``, for examples."""
+    words = command("launch")
+    return f"python {words}" if words == "launch.py" else words
+
+
+def _configured_keys() -> set[str]:
+    """Return the settings that configurations set, whose defaults are theirs."""
+    catalogue = load_catalogue()
+    layers = [catalogue.defaults, *catalogue.recipes.values(), *catalogue.modes.values()]
+    layers += [*catalogue.precisions.values()]
+    layers += [block.settings for block in catalogue.platforms.values()]
+    layers += [entry.block.settings for entry in catalogue.entries.values()]
+    return {key for layer in layers for key in layer} - {"run.log_every_steps"}
 
 
 def _option_argument(option: Option, text: str) -> tuple[Option, str]:
@@ -290,10 +380,37 @@ def _names(args: argparse.Namespace, config_file: Path | None) -> dict[str, str]
     names = {"model": model, "precision": precision, "mode": mode, "platform": args.platform}
     missing = [name for name, value in names.items() if not value]
     if missing:
-        lists = listing(load_catalogue(config_file))
-        options = [f"--{name} (valid: {', '.join(lists[f'{name}s'])})" for name in missing]
-        raise ConfigError(f"missing {', '.join(options)}")
+        raise ConfigError(_missing(names, args.data, config_file))
     return names
+
+
+def _missing(names: dict[str, str], data: str | None, config_file: Path | None) -> str:
+    """Return the message for missing names, with a whole command that has those given."""
+    missing = [name for name, value in names.items() if not value]
+    catalogue = load_catalogue(config_file)
+    valid = listing(catalogue)
+    given: dict[str, str] = {}
+    for name, value in names.items():
+        with suppress(ConfigError):
+            if value:
+                given[name] = read_name(name, value, valid[f"{name}s"])[0]
+    example = {"model": "resnet50", "precision": "AMP", "mode": "convergence", "platform": "GPU"}
+    runs = [
+        {**dataclasses.asdict(run), "mode": given.get("mode", example["mode"])}
+        for run in catalogue.runs()
+    ]
+    fitting = [run for run in runs if given.items() <= run.items()] or runs
+    best = max(fitting, key=lambda run: sum(run[name] == word for name, word in example.items()))
+    words = " ".join(f"--{name} {best[name]}" for name in example)
+    folder = data or ("demo" if best["platform"] == "CPU" else "/data/imagenet")
+    *others, last = [f"--{name}" for name in missing]
+    text = f"{', '.join(others)} and {last} are missing (--list shows the names)"
+    if not others:
+        # Of the names that have a run with those given.
+        names_of_runs = dict.fromkeys(run[missing[0]] for run in fitting)
+        choices = MODES if missing == ["mode"] else names_of_runs
+        text = f"{last} is missing (valid: {', '.join(choices)})"
+    return f"{text}; for example: {_launch_command()} {words} {shlex.quote(folder)}"
 
 
 def _settings(args: argparse.Namespace, mode: str) -> tuple[list[Override], list[str]]:
@@ -310,70 +427,3 @@ def _settings(args: argparse.Namespace, mode: str) -> tuple[list[Override], list
         if override.key == "data.backend" and override.value not in BACKENDS:
             raise ConfigError(unknown("data backend", override.value, BACKENDS))
     return overrides, [note for _, note in read if note]
-
-
-def render_explanation(config: RunConfig, as_json: bool = False) -> str:
-    """Return a text table of key, value and origin, or the JSON of `explanation`."""
-    content = explanation(config)
-    if as_json:
-        return json.dumps(content, indent=1)
-    tables = [[("key", "value", "where from")]]
-    for section, values in content["config"].items():
-        names = {f"{section}.{key}": value for key, value in values.items()}
-        tables.append([(n, _text(value), config.provenance[n]) for n, value in names.items()])
-    widths = [max(len(row[i]) for table in tables for row in table) for i in range(2)]
-    lines = [" ".join(f"--{name} {value}" for name, value in content["name"].items())]
-    for table in tables:
-        lines.append("")
-        lines += [f"{key:<{widths[0]}}  {value:<{widths[1]}}  {at}" for key, value, at in table]
-    for title, texts in (
-        ("published runs that this configuration reproduces:", config.sources),
-        ("notes:", config.warnings),
-    ):
-        if texts:
-            lines += ["", title, *(f"  {text}" for text in texts)]
-    return "\n".join(lines)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def listing(catalogue: Catalogue, what: str = "all") -> dict[str, Any]:
-    """Return list name -> names, for one list or all; a run is a mapping."""
-    lists: dict[str, Any] = {
-        "models": list(catalogue.models),
-        "platforms": list(catalogue.platforms),
-        "precisions": list(catalogue.precisions),
-        "modes": list(MODES),
-        "recipes": list(catalogue.recipes),
-        "runs": [dataclasses.asdict(run) for run in catalogue.runs()],
-    }
-    return lists if what == "all" else {what: lists[what]}
-
-
-def render_listing(catalogue: Catalogue, what: str = "all", as_json: bool = False) -> str:
-    """Return the text of ``--list WHAT``, or its JSON."""
-    content = listing(catalogue, what)
-    if as_json:
-        return json.dumps(content, indent=1)
-    if what == "all":
-        lists = [f"{name}: {' '.join(names)}" for name, names in content.items() if name != "runs"]
-        return "\n".join([*lists, "", *_runs_table(catalogue.runs())])
-    return "\n".join(_runs_table(catalogue.runs()) if what == "runs" else content[what])
-
-
-def _runs_table(runs: Iterable[ListedRun]) -> list[str]:
-    recipes: dict[tuple[str, str, str], list[str]] = {}
-    for run in runs:
-        text = f"{run.recipe}*" if run.default else run.recipe
-        recipes.setdefault((run.model, run.platform, run.precision), []).append(text)
-    rows = [("model", "platform", "precision", "recipes (* default)")]
-    rows += [(*names, " ".join(texts)) for names, texts in recipes.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return [
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
-        for row in rows
-    ]

@@ -1,20 +1,19 @@
 """``launch.py``: the command line, ``--list`` and ``--explain``; nothing is run."""
 
 import json
+import shlex
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from image_classification.cli.launch import (
-    LISTS,
-    Request,
-    listing,
-    parse,
-    render_explanation,
-    render_listing,
-)
+from image_classification import __version__
+from image_classification.__main__ import run
+from image_classification.cli.launch import Request, main, parse
+from image_classification.cli.listing import LISTS, listing, render_explanation, render_listing
 from image_classification.config import resolve
 from image_classification.config.catalogue import load_catalogue
 from image_classification.config.keys import KEYS, explanation
@@ -221,11 +220,47 @@ def test_one_parse_does_not_leak_into_the_next() -> None:
     assert parse(NAMES).overrides == ()
 
 
-def test_missing_names_are_listed_with_what_is_valid() -> None:
+def test_a_missing_name_is_named_with_a_whole_command() -> None:
     message = refused("--model", "resnet50")
-    for part in ("--precision (valid: FP32", "--mode (valid: convergence", "--platform (valid: C"):
-        assert part in message
-    assert "--model (" not in message
+    assert message.startswith(
+        "--precision, --mode and --platform are missing (--list shows the names); for example: "
+    )
+    assert message.endswith(
+        " --model resnet50 --precision AMP --mode convergence --platform GPU /data/imagenet"
+    )
+    message = refused("--model=ResNet34", "--precision=FP32", "--mode=evaluate", "/my data")
+    assert message.startswith("--platform is missing (valid: CPU, GPU); for example: ")
+    assert message.endswith(
+        "--model resnet34 --precision FP32 --mode evaluate --platform GPU '/my data'"
+    )
+    message = refused("--model=resnet18", "--precision=FP32", "--platform=CPU")
+    assert "--mode is missing (valid: convergence, benchmark_training, " in message
+    assert message.endswith("--mode convergence --platform CPU demo")
+
+
+def test_the_example_for_a_missing_name_can_be_run() -> None:
+    for given in (
+        [],
+        ["--platform=T4"],
+        ["--precision=TF32"],
+        ["--platform=GAUDI2", "--mode=eval"],
+    ):
+        words = shlex.split(refused(*line.split()).partition("for example: ")[2])
+        assert parse(words[words.index("--model") :]).read().on()
+
+
+def test_without_arguments_a_short_help_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) < 24 and "--platform GPU" in text and "--help" in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for start in (lambda: run(["--version"]), lambda: main(["--version"])):
+        with suppress(SystemExit):
+            start()
+        text = capsys.readouterr().out
+        assert text.startswith(f"image-classification {__version__} (torch {version('torch')}, ")
 
 
 @pytest.mark.parametrize(
@@ -263,13 +298,21 @@ def test_the_arguments_of_list() -> None:
     assert "did you mean 'models'?" in refused("--list", "model")
 
 
-def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for option in OPTIONS:
         assert option.name in text
+    assert max(map(len, text.splitlines())) <= 80
+    for title in ("names (see --list):", "data:", "devices:", "run control:", "examples:"):
+        assert f"\n{title}\n" in text
+    assert "(one of none, autoaugment, randaugment, trivialaugment)" in " ".join(text.split())
+    assert "optimizer steps between log records (default: 20)" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -327,8 +370,26 @@ def test_the_list_has_a_line_per_combination_with_the_default_marked() -> None:
     assert len(lines) == 1 + len(CATALOGUE.entries)
     (line,) = [x for x in lines if x.split()[:3] == ["resnet50", "DGX1V", "AMP"]]
     assert line.split()[3:] == ["50e", "90e", "250e*"]
-    assert render_listing(CATALOGUE, "precisions").splitlines() == list(CATALOGUE.precisions)
-    assert render_listing(CATALOGUE).splitlines()[0].startswith("models: resnet50 ")
+
+
+def test_every_list_names_what_it_lists() -> None:
+    for what in ("models", "platforms", "precisions", "modes", "recipes"):
+        lines = render_listing(CATALOGUE, what).splitlines()
+        first_words = [line.split()[0] for line in lines]
+        head = 1 if what in ("models", "platforms") else 0
+        assert first_words[head:] == listing(CATALOGUE, what)[what]
+    lines = render_listing(CATALOGUE, "platforms").splitlines()
+    assert "DGX2V       NVIDIA DGX-2: 16 x V100 32 GB" in "\n".join(lines)
+    assert lines[-1].split()[-1] == "-"
+    lines = render_listing(CATALOGUE, "models").splitlines()
+    assert lines[1].split() == ["resnet50", "25.6", "M", "224", "px", "79.04", "%", "top-1"]
+
+
+def test_the_list_fits_a_screen() -> None:
+    lines = render_listing(CATALOGUE).splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    for what in ("models", "platforms"):
+        assert max(map(len, render_listing(CATALOGUE, what).splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from image_classification.__main__ import VERBS
 from image_classification.cli import report
-from image_classification.cli.launch import parse, render_explanation
+from image_classification.cli.launch import parse
+from image_classification.cli.listing import render_explanation
 from image_classification.config.keys import KEYS
 from image_classification.core.errors import ConfigError
 
