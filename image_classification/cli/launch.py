@@ -29,10 +29,10 @@ from image_classification.data.loaders import BACKENDS
 
 EMIT_KINDS = ("slurm", "kubernetes", "torchrun")
 _USAGE = """\
-{launch} --model M --precision P --mode MODE --platform PLATFORM
-                 [--recipe R] [DATA] [options]
-       {launch} <names> [DATA] [options] --explain [--json]
-       {launch} <names> [DATA] [options] --emit slurm|kubernetes|torchrun
+{launch} --model M --precision P \\
+           --mode MODE --platform PLATFORM [--recipe R] [DATA] [options]
+       {launch} … --explain [--json]
+       {launch} … --emit KIND
        {launch} --list [WHAT] [--json]"""
 
 _EXAMPLES = """\

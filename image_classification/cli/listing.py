@@ -128,7 +128,7 @@ def _platform_rows(catalogue: Catalogue) -> list[tuple[str, ...]]:
             for run in block.sources:
                 vendor = _VENDORS.get(run.partition("-")[0], "others")
                 vendors.setdefault(platform, {})[vendor] = None
-    rows: list[tuple[str, ...]] = [("platform", "machine", "figures published by")]
+    rows: list[tuple[str, ...]] = [("platform", "machine", "published by")]
     for name, about in ((name, block.about) for name, block in catalogue.platforms.items()):
         rows.append((name, about, ", ".join(vendors.get(name, ())) or "-"))
     return rows
