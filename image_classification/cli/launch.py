@@ -37,12 +37,12 @@ _USAGE = """\
 
 _EXAMPLES = """\
 examples:
-  {launch} --model resnet50 --precision AMP --mode convergence \\
-      --platform GPU --recipe 90e /data/imagenet
-  {launch} --model resnet18 --precision FP32 --mode convergence \\
-      --platform CPU demo
-  {launch} --model resnet50 --precision AMP --mode convergence \\
-      --platform DGX1V --explain
+  {launch} --model resnet50 --precision AMP \\
+      --mode convergence --platform GPU --recipe 90e /data/imagenet
+  {launch} --model resnet18 --precision FP32 \\
+      --mode convergence --platform CPU demo
+  {launch} --model resnet50 --precision AMP \\
+      --mode convergence --platform DGX1V --explain
 """
 _SHORT_HELP = f"""\
 Train or measure an image classification model by the names of a run.
