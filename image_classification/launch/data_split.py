@@ -7,7 +7,7 @@ from pathlib import Path
 
 from image_classification.config.schema import DataConfig, RunConfig
 from image_classification.core.files import explained
-from image_classification.data.formats.folder import split_of_class_folders
+from image_classification.data.formats.folder import is_class_folders, split_of_class_folders
 from image_classification.data.formats.split import (
     SPLIT_FILE,
     SplitRule,
@@ -43,13 +43,18 @@ def use_split_of_run(config: RunConfig) -> RunConfig:
         DataError: the data set cannot be used, or the run's split file is damaged.
     """
     data, evaluates = config.data, config.run.mode == "evaluate"
-    resumes = config.run.resume is not None
-    if data.backend == "synthetic" or data.split_file is not None or not (evaluates or resumes):
+    if data.backend == "synthetic" or data.split_file is not None:
         return config
     root = resolve_data_path(data.path)
-    whole = split_of_class_folders(root, SplitRule(1.0, ignore_file=True))
-    if whole is None:
+    if not is_class_folders(root):
+        if data.val_fraction is None:
+            return config
+        unused = f"data.val_fraction has no effect: {root} has its own validation images"
+        return replace(config, warnings=(*config.warnings, unused))
+    if not evaluates and config.run.resume is None:
         return config
+    whole = split_of_class_folders(root, SplitRule(1.0, ignore_file=True))
+    assert whole is not None
     path = _split_file(config)
     if path is not None:
         listed, there = read_split(path), set(whole.val)

@@ -176,9 +176,11 @@ def _images(index: Index, max_side: int | None, quality: int, workers: int) -> I
         label, name = int(index.labels[number]), index.name(number)
         if max_side is None or max(size) <= max_side:
             return _Image(number, label, name, content.tobytes(), size)
-        scale = max_side / max(size)
-        size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
         pixels = decode_rgb(content, where).permute(1, 2, 0).contiguous().numpy()
+        # Not the header's size: decoders of TIFF and HEIC turn the image themselves.
+        height, width = pixels.shape[:2]
+        scale = max_side / max(size)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
         encoded = io.BytesIO()
         smaller = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
         exif = Image.Exif()

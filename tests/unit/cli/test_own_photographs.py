@@ -148,3 +148,12 @@ def test_own_data_are_recognized(photos: Path, image_folder: Path, tmp_path: Pat
 def test_contradicting_number_of_classes(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*NAMES, "--mode=convergence", str(photos), "--num_classes=7"]) == 2
     assert "contradicts the 3 class folders" in capfd.readouterr().err
+
+
+def test_a_fraction_without_effect_is_said(
+    image_folder: Path, tmp_path: Path, narrow_networks: None
+) -> None:
+    run = tmp_path / "run"
+    argv = [*NAMES, "--mode=benchmark_data", *SHORT, "--epochs=1", str(image_folder)]
+    assert main([*argv, "--set=data.val_fraction=0.3", f"--workspace={run}"]) == 0
+    assert any("data.val_fraction has no effect" in text for text in warnings(run))

@@ -12,6 +12,7 @@ from image_classification.core.errors import DataError
 from image_classification.data.formats.image_header import (
     MAX_PIXELS,
     check_size,
+    exif_orientation,
     image_size,
     plain_jpeg_size,
 )
@@ -40,6 +41,10 @@ EXIF[0x0112] = 6
         encoded("WEBP", lossless=True),
         encoded("WEBP", exif=EXIF),
         encoded("WEBP", "RGBA"),
+        encoded("BMP"),
+        encoded("TIFF"),
+        encoded("TIFF", compression="tiff_lzw"),
+        encoded("TIFF", big_tiff=False, exif=EXIF),
     ],
 )
 def test_sizes(content: bytes) -> None:
@@ -145,3 +150,22 @@ def test_damaged_headers_raise_no_error() -> None:
         damaged[random.integers(2, 200)] = random.integers(0, 256)
         size = plain_jpeg_size(damaged)
         assert size is None or min(size) > 0
+
+
+def test_a_plain_jpeg_has_the_size_of_the_upright_image() -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = np.frombuffer(encoded("JPEG", exif=exif), dtype=np.uint8)
+        assert plain_jpeg_size(content) == (53, 31)
+        turned = (31, 53) if orientation >= 5 else (53, 31)
+        assert plain_jpeg_size(content, upright=True) == turned
+        assert exif_orientation(content) == orientation
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_cut_off_headers_have_no_orientation(file_format: str) -> None:
+    content = encoded(file_format, exif=EXIF)
+    assert exif_orientation(content) == 6
+    for length in range(0, len(content), 7):
+        assert exif_orientation(content[:length]) in (1, 6)

@@ -12,6 +12,7 @@ from image_classification.data.formats import webdataset
 from image_classification.data.formats.folder import open_index
 from image_classification.data.tools import quarantine
 from image_classification.data.tools.pack import FORMATS, pack
+from image_classification.data.transforms import decode_rgb
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -56,6 +57,31 @@ def test_larger_images_are_resized(image_folder: Path, tmp_path: Path) -> None:
             assert new.format == "JPEG"
     assert changed > 0
     assert report.num_reencoded >= changed
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_photographs_without_splits_stay_upright_and_readable(tmp_path: Path, name: str) -> None:
+    photos = tmp_path / "photos"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for label, kind in enumerate(("cat", "dog")):
+        (photos / kind).mkdir(parents=True)
+        for i, suffix in enumerate(("jpg", "webp", "bmp", "tiff", "gif")):
+            image = Image.new("RGB", (60, 40), (90 * label, 40 * i, 0))
+            image.save(photos / kind / f"{i}.{suffix}", exif=exif)
+    for max_side in (None, 30):
+        out = tmp_path / f"{max_side}"
+        report = pack(photos, out, name, max_side=max_side)
+        assert report.images == {"train": 8, "val": 2}
+        for split in ("train", "val"):
+            before, after = open_index(photos, split, 2), open_index(out, split, 2)
+            for i in range(len(before)):
+                old, new = (
+                    decode_rgb(index.read(i), index.where(i), upright=True)
+                    for index in (before, after)
+                )
+                is_tall = old.shape[1] > old.shape[2]
+                assert is_tall == (new.shape[1] > new.shape[2])
 
 
 def test_a_single_split_is_packed(image_folder: Path, tmp_path: Path) -> None:
