@@ -85,9 +85,13 @@ def next_commands(report: RunReport, folder: Path, *, saved: bool) -> list[tuple
     if code != EXIT_DONE:
         return []
     return [
-        ("history", next_command("report", "history", str(folder.parent))),
-        ("combine", next_command("report", "combine", run, "--vendor")),
+        ("compare", next_command("report", "history", str(folder.parent))),
+        ("table", next_command("report", "combine", run, "--vendor")),
     ]
+
+
+_MIN_EPOCHS = 0.005
+"""A shorter part of an epoch is not printed."""
 
 
 def result_rows(report: RunReport) -> list[tuple[str, str]]:
@@ -115,8 +119,13 @@ def result_rows(report: RunReport) -> list[tuple[str, str]]:
     if train.steps:
         planned = report.config["schedule"].get("epochs")
         of = f" of {planned}" if planned else ""
-        epochs = "" if train.epochs is None else f", {train.epochs:.4g}{of} epochs"
-        rows.append(("trained", f"{train.steps:,} steps{epochs}"))
+        epochs = f", {train.epochs:.2f}".rstrip("0").rstrip(".") if train.epochs else ""
+        enough = train.epochs is not None and train.epochs >= _MIN_EPOCHS
+        trained = f"{train.steps:,} steps" + (f"{epochs}{of} epochs" if enough else "")
+        rows.append(("trained", trained))
+        if train.images_per_s is None:
+            warmup = report.config["run"].get("benchmark_warmup_steps")
+            rows.append(("training", f"speed not measured: the first {warmup} steps are warm-up"))
     rows.append(("target", _target_text(results.target)))
     worlds = [start.world_size for start in results.starts or ()]
     if len(set(worlds)) > 1:

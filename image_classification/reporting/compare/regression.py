@@ -129,7 +129,7 @@ def standard_error(
     """
     if THRESHOLDS[figure_of(key).threshold or ""].unit != "points":
         return None
-    groups = [[run for run in runs if key in run.figures] for runs in (old, new)]
+    groups = [[run for run in each if key in run.figures] for each in (old, new)]
     section = "validation_ema" if key.endswith("_ema") else "validation"
     variances = []
     for runs in groups:
@@ -139,8 +139,8 @@ def standard_error(
             right = (share * images + 1) / (images + 2)
             variances.append(100**2 * right * (1 - right) / (images + 2))
     squares, degrees = 0.0, 0
-    for runs in (*groups, others):
-        found = spread_over_seeds(key, runs)
+    for each in (*groups, others):
+        found = spread_over_seeds(key, each)
         if found is not None and found.std is not None:
             squares += (found.n - 1) * found.std**2
             degrees += found.n - 1

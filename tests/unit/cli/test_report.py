@@ -73,17 +73,17 @@ def test_combine_prints_and_writes(two, tmp_path, capsys):
 
 
 def test_combine_opens_its_page(two, tmp_path, capsys, monkeypatch):
-    opened = []
-    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    opened: dict[str, bool] = {}
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.setdefault(url, True))
     monkeypatch.setenv("BROWSER", "true")
     assert report("combine", two / "old", "-o", tmp_path / "out", "--open") == 0
-    assert opened == [(tmp_path / "out" / "combined.html").as_uri()]
+    assert list(opened) == [(tmp_path / "out" / "combined.html").as_uri()]
     assert capsys.readouterr().err == f"opened {tmp_path / 'out' / 'combined.html'}\n"
 
 
 def test_compare_and_history_write_pages(two, tmp_path, capsys, monkeypatch):
-    opened = []
-    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    opened: dict[str, bool] = {}
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.setdefault(url, True))
     monkeypatch.setenv("BROWSER", "true")
     out = tmp_path / "pages"
     compare = ("compare", two / "old", two / "new", "-o", out)
@@ -94,7 +94,7 @@ def test_compare_and_history_write_pages(two, tmp_path, capsys, monkeypatch):
     assert names == {f"{n}.{k}" for n in ("compare", "history") for k in ("html", "json")} | {
         "folders"
     }
-    assert opened == [(out / "compare.html").as_uri()]
+    assert list(opened) == [(out / "compare.html").as_uri()]
     capsys.readouterr()
     report("history", two, "--json")
     assert json.loads(capsys.readouterr().out) == json.loads((out / "history.json").read_text())

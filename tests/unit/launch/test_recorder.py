@@ -74,16 +74,17 @@ def test_cpu_run_reports_what_is_measured_and_what_is_not(drive, no_rapl):
 
 
 def test_the_page_is_opened_and_warnings_are_reported(drive, monkeypatch, capsys):
-    opened = []
-    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    opened: dict[str, bool] = {}
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.setdefault(url, True))
     monkeypatch.setenv("BROWSER", "true")
     message = "one thread only"
     _, report, _ = drive(
         records=lambda run, stop: iter([run.record("warning", message=message)]), opens_page=True
     )
     assert report["warnings"][-1] == message
-    assert len(opened) == 1 and opened[0].endswith("/report.html")
-    assert f"opened {opened[0].removeprefix('file://')}" in capsys.readouterr().out
+    (url,) = opened
+    assert url.endswith("/report.html")
+    assert f"opened {url.removeprefix('file://')}" in capsys.readouterr().out
 
 
 def test_telemetry_window_covers_the_measured_steps(drive, ten_watts):

@@ -150,8 +150,8 @@ def as_launch(monkeypatch):
 def test_the_last_lines_name_the_page_and_commands_whole(report, as_launch):
     lines = last_lines(printed(report, 60, checkpoint="checkpoints/step-1"))
     assert lines["report"] == "runs/x/report.html"
-    assert list(lines) == ["report", "history", "combine"]
-    assert lines["history"] == "python -m image_classification report history runs"
+    assert list(lines) == ["report", "compare", "table"]
+    assert lines["compare"] == "python -m image_classification report history runs"
 
 
 def test_after_a_stop_the_same_command_continues(report, as_launch):

@@ -71,5 +71,5 @@ def test_evaluations_of_other_weights_are_different_only_where_asked(recorded):
     # Without hashes, the path decides.
     old, older = evaluated("old", None), evaluated("older", None)
     assert differences(old, older, weights=True) == ["weights runs/old -> runs/older"]
-    trained = [with_results(recorded(n), weights_sha256=n) for n in "ab"]
-    assert differences(*trained, weights=True) == []
+    one, other = (with_results(recorded(name), weights_sha256=name) for name in "ab")
+    assert differences(one, other, weights=True) == []
