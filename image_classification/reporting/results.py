@@ -170,7 +170,7 @@ def _mistakes_text(evaluation: EvaluationResults) -> str:
     if evaluation.mistakes is None:
         return ""
     text = f"{evaluation.mistakes:,} of {evaluation.images:,} images"
-    worst = [f"{each.name} {number(each.top1, 1)} %" for each in evaluation.worst_classes or ()]
+    worst = [f"{each.name} ({number(each.top1, 1)} %)" for each in evaluation.worst_classes or ()]
     return f"{text}; lowest top-1: {', '.join(worst[:3])}" if len(worst) > 2 else text
 
 

@@ -112,7 +112,11 @@ def test_result_rows_have_the_target_and_the_numbers_of_processes(report):
 
 def test_result_rows_have_the_mistakes_and_the_lowest_classes(make_config, dgx1):
     for count, expected in (
-        (4, "8 of 40 images; lowest top-1: class & 0 80.0 %, class & 1 80.0 %, class & 2 80.0 %"),
+        (
+            4,
+            "8 of 40 images; lowest top-1: class & 0 (80.0 %), class & 1 (80.0 %), "
+            "class & 2 (80.0 %)",
+        ),
         (2, "4 of 20 images"),
     ):
         results = {"evaluation": evaluation_details(count).summary()}
