@@ -101,7 +101,7 @@ class Activity:
     waiting_since_s: start of the wait for a batch (`time.perf_counter`), None when there is none.
     loss: of one recent step on this rank. saving_step: being written while training continues.
     stopping: name of the signal that asked the run to stop. watched: whether anyone looks; the loss
-    is provided only then.
+    is provided only then. quiet: latencies are being timed, so the view must not be drawn.
     """
 
     task: Task = Task("starting")
@@ -113,6 +113,7 @@ class Activity:
     saving_step: int | None = None
     stopping: str | None = None
     watched: bool = False
+    quiet: bool = False
 
     def begin(self, name: str, total: int = 0, unit: str = "", *, trains: bool = False) -> None:
         """Change the task; nothing of it is done yet."""

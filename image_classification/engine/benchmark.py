@@ -43,12 +43,13 @@ def benchmark_inference(run: EvaluationRun, stop: StopRequest) -> Iterator[Recor
     for batch_size in config.run.inference_batches:
         batch = images[:batch_size].clone(memory_format=torch.preserve_format)
         latencies_s = []
-        run.activity.begin(f"timing batch {batch_size}", passes, "passes")
+        run.activity.quiet = False
+        run.activity.begin(f"timing {passes} passes of batch {batch_size}")
         for i in range(passes):
             stop.check()
-            run.activity.done = i
             run.accelerator.synchronize()
             if i == _WARMUP_PASSES:
+                run.activity.quiet = True
                 run.work.begin(measured=True)
             pass_started = time.perf_counter()
             with run.parts.amp.autocast():
@@ -67,6 +68,7 @@ def benchmark_inference(run: EvaluationRun, stop: StopRequest) -> Iterator[Recor
         row = {"batch": batch_size, "images_per_s": images_per_s}
         measured.append({**row, "latency_ms": latency_ms})
         named = {f"latency_ms_{name}": ms for name, ms in latency_ms.items()}
+        run.activity.quiet = False
         yield Record("inference", run.progress.step, 0, {**row, **named})
     results = {"inference": measured, "time_s": time_results(time.perf_counter() - started)}
     yield run.record("end", results=results)

@@ -6,6 +6,7 @@ the width of the terminal. Only rank 0 has one.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -89,11 +90,15 @@ class LiveSink(PlainSink):
     ) -> None:
         super().__init__(console, config)
         activity.watched = True
+        self._activity = activity
         self._view = LiveView(activity, config.batch.global_batch, now_s)
         self._live: Live | None = Live(
-            self._view, console=console, refresh_per_second=REFRESHES_PER_S, transient=True
+            self._view, console=console, auto_refresh=False, transient=True
         )
         self._live.start(refresh=True)
+        self._closed = threading.Event()
+        self._ticker = threading.Thread(target=self._redraw, name="live view", daemon=True)
+        self._ticker.start()
 
     def write(self, record: Record) -> None:
         """Update the display, and print all records but those of steps above it."""
@@ -101,8 +106,16 @@ class LiveSink(PlainSink):
         if record.kind != "step":
             super().write(record)
 
+    def _redraw(self) -> None:
+        while not self._closed.wait(1 / REFRESHES_PER_S):
+            live = self._live
+            if live is not None and not self._activity.quiet:
+                live.refresh()
+
     def close(self) -> None:
         """Remove the progress display; may be called twice."""
+        self._closed.set()
+        self._ticker.join()
         if self._live is not None:
             self._live.stop()
             self._live = None

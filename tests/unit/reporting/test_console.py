@@ -193,6 +193,18 @@ def test_the_live_view_is_redrawn_every_second(make_config, records, monkeypatch
     assert "step 3/8" in text_of(console)
 
 
+def test_the_live_view_is_not_redrawn_while_latencies_are_timed(make_config, monkeypatch):
+    monkeypatch.setattr("image_classification.reporting.console.REFRESHES_PER_S", 200)
+    console = terminal()
+    sink = LiveSink(console, make_config(), activity := Activity())
+    activity.quiet = True
+    time.sleep(0.02)
+    before = text_of(console)
+    time.sleep(0.05)
+    assert text_of(console) == before
+    sink.close()
+
+
 def test_no_color_is_respected(make_config, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     console = terminal()
