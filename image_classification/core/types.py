@@ -102,6 +102,7 @@ class Activity:
     loss: of one recent step on this rank. saving_step: being written while training continues.
     stopping: name of the signal that asked the run to stop. watched: whether anyone looks; the loss
     is provided only then. quiet: latencies are being timed, so the view must not be drawn.
+    ended: only the report is left to write.
     """
 
     task: Task = Task("starting")
@@ -114,6 +115,7 @@ class Activity:
     stopping: str | None = None
     watched: bool = False
     quiet: bool = False
+    ended: bool = False
 
     def begin(self, name: str, total: int = 0, unit: str = "", *, trains: bool = False) -> None:
         """Change the task; nothing of it is done yet."""

@@ -289,6 +289,7 @@ class RunRecorder:
             return
         run = self.run
         run.activity.begin("writing the report")
+        run.activity.ended, run.activity.quiet = True, False
         self._write_telemetry(telemetry)
         self._sink.close()
         report = build_report(

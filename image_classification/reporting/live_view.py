@@ -149,7 +149,6 @@ class LiveView:
         self._task = activity.task
         self._start: Mapping[str, Any] = {}
         self._start_step = 0
-        self._ended = False
         self._values: Mapping[str, Any] = {}
         self._telemetry: Mapping[str, Any] = {}
         self._top1: dict[str, float] = {}
@@ -177,8 +176,6 @@ class LiveView:
             self._note_loss(values.get("loss"))
         elif record.kind == "telemetry":
             self._telemetry = values
-        elif record.kind == "end":
-            self._ended = True
         elif record.kind in ("validation", "validation_ema") and values.get("top1") is not None:
             self._top1[record.kind] = values["top1"]
             if values.get("is_best"):
@@ -230,7 +227,7 @@ class LiveView:
 
         Also None once the run ends or was asked to stop: saving and the report are not estimated.
         """
-        if self._ended or self._activity.stopping is not None:
+        if self._activity.ended or self._activity.stopping is not None:
             return None
         now_s, step = self._now_s(), self._activity.step
         task, total = self._task, self._start.get("total_steps") or 0

@@ -55,7 +55,7 @@ NO_SHARED_MEMORY = (
     "(docker run --ipc=host, or --shm-size=8g), or lower data.workers, data.prefetch or the batch"
 )
 _PRELOADED = ["torch", "torchvision.io", "torchvision.transforms.v2"]
-_SIGNALS_FOR_TRAINING = {signal.SIGTERM, signal.SIGUSR1}
+_SIGNALS_FOR_TRAINING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
 _JOIN_S = 5.0
 _EXIT_WAIT_S = 0.5
 
@@ -308,9 +308,10 @@ def worker_context() -> ForkServerContext:
     Python 3.12 warns about it. Spawning imports torch in every worker (eight on two cores: 12 s).
     The fork server imports it once (3 to 4 s, in the background) and then forks in milliseconds.
 
-    Schedulers and torchrun send SIGTERM to every process of a job. The training process then
-    finishes its step and saves, for which it still needs its workers. So they start with these
-    signals blocked, and end when their loader closes or with the training process.
+    Schedulers and torchrun send SIGTERM to every process of a job, and a terminal sends SIGINT on
+    Ctrl-C. The training process then finishes its step and saves, for which it still needs its
+    workers. So they start with these signals blocked, and end when their loader closes or with the
+    training process. The server itself ignores SIGINT only after its imports.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
@@ -332,7 +333,6 @@ def init_worker(worker_id: int) -> None:
     DataLoader's own watchdog looks at the parent process. That is the fork server here, which lives
     as long as its workers: after a SIGKILL to the training process both would stay forever.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Usually blocked already, but not if something else started the fork server first. Ignored
     # rather than blocked here, because libraries have started threads that keep their own mask.
     for number in _SIGNALS_FOR_TRAINING:

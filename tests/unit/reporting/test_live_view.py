@@ -170,6 +170,8 @@ def test_saving_and_stopping_are_said(start):
     assert f"{DASH} left" in screen.text()
     screen.activity.begin("saving step 4")
     assert screen.text().startswith("saving step 4, 0 s ")
+    screen.activity.stopping, screen.activity.ended = None, True
+    assert f"{DASH} left" in screen.text()
     assert screen.text().count("saving") == 1
 
 

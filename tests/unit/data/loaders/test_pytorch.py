@@ -147,6 +147,30 @@ def test_stop_signals_to_the_whole_job_leave_the_workers_running(make_spec: Make
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_the_workers_server_imports_torch_leaves_it_running() -> None:
+    code = """
+import os, signal, sys
+from multiprocessing import forkserver
+from image_classification.data.loaders.pytorch import worker_context
+context = worker_context()
+os.kill(forkserver._forkserver._forkserver_pid, signal.SIGINT)
+process = context.Process(target=print, args=("started",))
+process.start()
+process.join()
+sys.exit(process.exitcode)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("between_epochs", [False, True])
 def test_a_dead_worker_raises_a_one_line_error(make_spec: MakeSpec, between_epochs: bool) -> None:
     before = set(multiprocessing.active_children())
