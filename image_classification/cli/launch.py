@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,12 @@ from typing import Any
 from image_classification.cli.command_line import CommandParser, completed_by, version_line
 from image_classification.cli.listing import LISTS, listing, render_explanation, render_listing
 from image_classification.config.catalogue import load_catalogue
+from image_classification.config.from_run import read_run_folder
 from image_classification.config.keys import KEYS, Override, read_setting
 from image_classification.config.names import read_name
 from image_classification.config.options import OPTIONS, Option, read_option
 from image_classification.config.resolve import LayeredRun, read_run
-from image_classification.config.schema import MODES, PRECISIONS
+from image_classification.config.schema import MODES, PRECISIONS, RunNames
 from image_classification.core.errors import EXIT_USER, ConfigError, nearest, unknown
 from image_classification.core.program import command, launch_words, show, shown_while
 from image_classification.core.types import DevicesFound
@@ -31,6 +32,7 @@ EMIT_KINDS = ("slurm", "kubernetes", "torchrun")
 _USAGE = """\
 {launch} --model M --precision P \\
            --mode MODE --platform PLATFORM [--recipe R] [DATA] [options]
+       {launch} --from RUN [--mode MODE] [DATA] [options]
        {launch} … --explain [--json]
        {launch} … --emit KIND
        {launch} --list [WHAT] [--json]"""
@@ -95,6 +97,7 @@ class Request:
     json: bool = False
     emit: str | None = None
     opens_page: bool = False
+    base: tuple[Override, ...] = ()
 
     def read(self) -> LayeredRun:
         """Return the requested run before its devices are known. Raises ConfigError."""
@@ -108,6 +111,7 @@ class Request:
             overrides=self.overrides,
             config_file=self.config_file,
             notes=self.notes,
+            base=self.base,
         )
 
 
@@ -189,6 +193,13 @@ def build_parser() -> CommandParser:
         completed_by(action, partial(_fitting_names, kind))
     mode = names.add_argument("--mode", metavar="MODE", help=", ".join(MODES))
     completed_by(mode, MODES)
+    names.add_argument(
+        "--from",
+        dest="from_run",
+        metavar="RUN",
+        help="folder of an earlier run, for all names, settings and data that are not given: "
+        "continues it; with --mode evaluate, evaluates its best checkpoint",
+    )
     names.add_argument(
         "data",
         nargs="?",
@@ -324,10 +335,24 @@ def parse(argv: Sequence[str]) -> Request:
             f"--jit {args.jit}: TorchScript is deprecated in PyTorch and not supported; "
             "leave it out, or compile with --set model.compile=true"
         )
+    run = read_run_folder(Path(args.from_run)) if args.from_run is not None else None
+    if run is not None:
+        _fill_names(args, run.names)
     names = _names(args, config_file)
     overrides, notes = _settings(args, names["mode"])
+    base: list[Override] = []
+    if run is not None:
+        names |= _valid_names(names, config_file)
+        recipe, more = _recipe_of(run.names, names, config_file)
+        args.recipe = recipe
+        notes += more
+        given = {override.key for override in overrides} | ({"data.path"} if args.data else set())
+        base = run.settings(RunNames(**names, recipe=run.names.recipe), given, config_file)
+        begin, more = run.start(names["mode"], given)
+        overrides, notes = [*overrides, *begin], [*notes, *run.notes, *more]
     return Request(
         **names,
+        base=tuple(base),
         recipe=args.recipe,
         data=args.data,
         overrides=tuple(overrides),
@@ -411,6 +436,45 @@ def _missing(names: dict[str, str], data: str | None, config_file: Path | None) 
         choices = MODES if missing == ["mode"] else names_of_runs
         text = f"{last} is missing (valid: {', '.join(choices)})"
     return f"{text}; for example: {_launch_command()} {words} {shlex.quote(folder)}"
+
+
+def _fill_names(args: argparse.Namespace, names: RunNames) -> None:
+    """Take the names that the command line leaves out from an earlier run (``--from``)."""
+    for name, given in (("model", args.model[-1:]), ("recipe", [args.recipe])):
+        earlier = getattr(names, name)
+        if given and given[0] not in (None, earlier):
+            raise ConfigError(
+                f"--{name} {given[0]} contradicts --from {args.from_run}, a run of {earlier}; "
+                f"leave --{name} out"
+            )
+    args.model, args.recipe = [names.model], names.recipe
+    args.platform = args.platform or names.platform
+    if not args.amp:
+        args.precision = args.precision or names.precision
+    if not args.evaluate:
+        args.mode = args.mode or names.mode
+
+
+def _recipe_of(
+    earlier: RunNames, names: Mapping[str, str], config_file: Path | None
+) -> tuple[str | None, list[str]]:
+    """Return the earlier run's recipe, or None and a note if the new platform does not have it."""
+    catalogue = load_catalogue(config_file)
+    entry = catalogue.find(names["model"], names["platform"], names["precision"])
+    if earlier.recipe in entry.recipes:
+        return earlier.recipe, []
+    note = (
+        f"{names['model']} {names['platform']} {names['precision']} has no recipe "
+        f"{earlier.recipe}: the settings are those of the earlier run"
+    )
+    return None, [note]
+
+
+def _valid_names(names: Mapping[str, str], config_file: Path | None) -> dict[str, str]:
+    """Return the platform and precision as they are written in the configuration file."""
+    catalogue = load_catalogue(config_file)
+    tables = {"platform": catalogue.platforms, "precision": catalogue.precisions}
+    return {kind: read_name(kind, names[kind], table)[0] for kind, table in tables.items()}
 
 
 def _settings(args: argparse.Namespace, mode: str) -> tuple[list[Override], list[str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from image_classification.config.catalogue import Catalogue, Entry, load_catalogue
-from image_classification.config.keys import KEYS, Override, settable_key
+from image_classification.config.keys import KEYS, Override, find_key, settable_key
 from image_classification.config.names import read_name
 from image_classification.config.placement import place
 from image_classification.config.schema import MODES, SECTIONS, RunConfig, RunNames
@@ -153,11 +153,13 @@ def read_run(
     overrides: Mapping[str, Any] | Sequence[Override] = (),
     config_file: Path | None = None,
     notes: Sequence[str] = (),
+    base: Sequence[Override] = (),
 ) -> LayeredRun:
     """Apply the layers of a run's names and the user's settings.
 
     recipe: None is the entry's default. data: a folder, ``demo`` or ``synthetic``; None is the
     platform's. overrides: key -> value, or `Override` with its origin. notes: first ``warnings``.
+    base: the settings of an earlier run, of other keys than the overrides.
 
     Raises:
         ConfigError: an unknown name, key or value, or names or values that do not fit together.
@@ -170,7 +172,7 @@ def read_run(
     platform, platform_note = read_name("platform", platform, catalogue.platforms, about)
     read = [model_note, precision_note, mode_note, platform_note]
     entry = catalogue.find(model, platform, precision)
-    own = _own_data(catalogue, platform, data, overrides)
+    own = _own_data(catalogue, platform, data, overrides, base)
     notes = [*(note for note in read if note), *notes]
     if recipe is None:
         recipe = entry.default_recipe
@@ -194,6 +196,7 @@ def read_run(
         overrides = [Override(key, value, "overrides argument") for key, value in overrides.items()]
     if data is not None:
         overrides = [Override("data.path", data, "DATA on the command line"), *overrides]
+    _apply_base(values, base)
     _apply_overrides(values, overrides)
     missing = [k.name for k in KEYS.values() if not k.computed and k.name not in values.values]
     if missing:
@@ -244,6 +247,7 @@ def _own_data(
     platform: str,
     data: str | None,
     overrides: Mapping[str, Any] | Sequence[Override],
+    base: Sequence[Override],
 ) -> OwnData | None:
     """Return the data set that the user named, if it is one's own; see `own_classes`."""
     given = [override for override in overrides if isinstance(override, Override)]
@@ -251,6 +255,8 @@ def _own_data(
         overrides.items() if isinstance(overrides, Mapping) else ((o.key, o.value) for o in given)
     )
     path = next((value for key, value in pairs if key == "data.path"), data)
+    if path is None:
+        path = next((override.value for override in base if override.key == "data.path"), None)
     defaults = [
         layer[key][0]
         for layer in (catalogue.defaults, catalogue.platforms[platform].settings)
@@ -298,6 +304,18 @@ def _apply_layers(catalogue: Catalogue, entry: Entry, names: RunNames) -> Values
     values.put("platform.name", names.platform, "--platform")
     values.put("run.mode", names.mode, "--mode")
     return values
+
+
+def _apply_base(values: Values, base: Iterable[Override]) -> None:
+    """Apply the settings of an earlier run: those that the layers do not have as the user's."""
+    for override in base:
+        key, where = find_key(override.key, override.origin), override.origin
+        value = tuple(override.value) if isinstance(override.value, list) else override.value
+        if key.name in values.values and values[key.name] == value:
+            values.put(key.name, value, where)
+        else:
+            settable_key(key.name, where)
+            values.set_by_user(Override(key.name, key.check(value, where), where))
 
 
 def _apply_overrides(values: Values, overrides: Iterable[Override]) -> None:
