@@ -182,14 +182,21 @@ def _find(run: Run, target: str, default: str) -> WeightsSource | None:
     if path is None:
         return None
     file, meta = files.weights_file(path), files.read_meta(path)
-    step = meta["progress"]["step"]
+    classes = read_classes(file)
+    try:
+        step = meta["progress"]["step"]
+        epoch = step / meta["steps_per_epoch"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"damaged checkpoint {path}: state.json has no {error}; use another one"
+        ) from error
     return WeightsSource(
         file,
         path,
         which if folder is not None and which in ("best", "last") else "step",
         step=step,
-        epoch=step / meta["steps_per_epoch"],
-        classes=read_classes(file),
+        epoch=epoch,
+        classes=classes,
         warnings=(*notes, *warnings),
     )
 
