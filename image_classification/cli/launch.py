@@ -32,7 +32,7 @@ EMIT_KINDS = ("slurm", "kubernetes", "torchrun")
 _USAGE = """\
 {launch} --model M --precision P \\
            --mode MODE --platform PLATFORM [--recipe R] [DATA] [options]
-       {launch} --from RUN [--mode MODE] [DATA] [options]
+       {launch} --from RUN [DATA] [options]
        {launch} … --explain [--json]
        {launch} … --emit KIND
        {launch} --list [WHAT] [--json]"""
