@@ -297,6 +297,11 @@ def recognize(root: Path, split: str, layout: str = AUTO) -> str:
             found.insert(0, FOLDER)
     except OSError as error:
         raise _unreadable(root, error) from error
+    if not found and (unsorted := sum(map(is_image_name, _listed(root)))):
+        raise DataError(
+            f"{root} holds {counted(unsorted, 'image')} and no class folders: sort the images into "
+            f"one folder per class, and give the folder above these"
+        )
     if not found:
         raise DataError(f"{root} has no {split}/ folder and no {split} shards: {_remedy(root)}")
     if len(found) > 1:

@@ -17,6 +17,7 @@ from image_classification.reporting.run_folder import RecordedRun, find_reports,
 _IRRELEVANT = frozenset(
     {
         "data.path",
+        "data.split_file",
         "run.seed",
         "run.workspace",
         "run.resume",

@@ -127,6 +127,11 @@ def test_skipped_files_and_folders_are_noted(photos: Path) -> None:
     assert note.startswith(f"skipped 1 file in {photos}: 1 .txt, 1 folder inside class folders")
 
 
+def test_images_without_class_folders(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"cat holds 20 images and no class folders: sort"):
+        open_index(photos / "cat", "train", None)
+
+
 def test_class_folders_are_recognized(photos: Path) -> None:
     assert folder.recognize(photos, "val") == folder.FOLDER
     assert folder.has_split(photos, "val")
