@@ -43,7 +43,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     row.append(text);
     tip.append(row);
   }
-  function show(panel, point) {
+  function show(panel, point, at = point.px) {
     hide();
     shown = [panel, point];
     const selected = chart.byX ? [] : [point];
@@ -60,7 +60,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
       line(`${label}: ${text(y)}`, series.color);
     }
     const marks = panel.marks.filter(([, from, to]) =>
-      panel.toPx(from) - near / 3 <= point.px && point.px <= panel.toPx(to) + near / 3);
+      panel.toPx(from) - near / 3 <= at && at <= panel.toPx(to) + near / 3);
     for (const label of new Set(marks.map(([label]) => label))) line(label);
     if (chart.byX) {
       add("line", { x1: point.px, x2: point.px, y1: panel.top, y2: panel.top + panel.height, class: "at" });
@@ -80,7 +80,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     const panel = panels.find((p) => y >= p.top - near && y <= p.top + p.height + near);
     if (!panel || x < panel.left - near || x > panel.left + panel.width + near) return hide();
     const distance = (p) => Math.hypot(p.px - x, chart.byX ? (p.py - y) / 1e6 : p.py - y);
-    show(panel, panel.points.reduce((a, b) => (distance(b) < distance(a) ? b : a)));
+    show(panel, panel.points.reduce((a, b) => (distance(b) < distance(a) ? b : a)), x);
   }
   function press(event) {
     if (event.key === "Escape") return hide();

@@ -203,6 +203,16 @@ def test_values_under_the_pointer(browser, page, width_px, dark):
     assert not tip.is_visible()
 
 
+def test_interruptions_under_the_pointer(browser, page):
+    browser.open(page, width_px=800)
+    figure = browser.page.locator("figure").nth(4)
+    figure.scroll_into_view_if_needed()
+    restarted = "JSON.parse(document.querySelectorAll('figure svg')[4].dataset.chart).panels[0]"
+    along = browser.evaluate(f"(p => p.marks[0][1] / p.x[1])({restarted})")
+    browser.page.mouse.move(*browser.page.evaluate(HOVER, [4, along]))
+    assert figure.locator(".tip").inner_text().splitlines()[-1] == "restarted"
+
+
 def test_values_by_keyboard_and_touch(browser, page):
     browser.open(page, width_px=800)
     browser.page.locator("figure svg").nth(1).focus()
