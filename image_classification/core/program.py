@@ -126,8 +126,12 @@ def show(text: str) -> None:
 
 @contextmanager
 def shown_while(text: str) -> Iterator[None]:
-    """Show ``text`` on the terminal during a block; nothing elsewhere and in a run's ranks."""
-    visible = sys.stdout is not None and sys.stdout.isatty() and "RANK" not in os.environ
+    """Show ``text`` on the terminal during a block; nothing elsewhere.
+
+    Of the processes of a run only the first rank shows it.
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    visible = first and sys.stdout is not None and sys.stdout.isatty()
     if visible:
         print(text, end="\r", flush=True)
     try:
