@@ -30,7 +30,7 @@ def speed(**changes: Any) -> dict[str, Any]:
         "steps": 1875,
         "images": 1875 * 2048,
     }
-    start = {"step": 0, "world_size": 8, "resumed_from": None, "changes": []}
+    start: dict[str, Any] = {"step": 0, "world_size": 8, "resumed_from": None, "changes": []}
     return {"train": train | changes, "starts": (start,), "time_s": {"total": 170.0}}
 
 
