@@ -49,7 +49,9 @@ _TRAINING_MODES = ("convergence", "benchmark_training", "benchmark_training_shor
 _EXIF_ORIENTATION = 0x0112
 
 
-def load_model(source: StrPath, checkpoint: str | int = "best") -> Classifier:
+def load_model(
+    source: StrPath, checkpoint: str | int = "best", *, use_ema: bool = False
+) -> Classifier:
     """Return a trained model in evaluation mode, on the CPU.
 
     It has the ``class_names`` (None if the file does not state them) and the ``preprocessing`` of
@@ -58,11 +60,24 @@ def load_model(source: StrPath, checkpoint: str | int = "best") -> Classifier:
     Args:
         source: a run's folder, a checkpoint's folder, or a safetensors file.
         checkpoint: of a run's folder: ``best`` (by validation), ``last``, or the number of a step.
+        use_ema: load the moving average of the weights, which a run with ``ema.decay`` saves and
+            by which it decides what is best. A warning says so if it is not loaded.
 
     Raises:
-        CheckpointError: there is no such file or checkpoint, or it is damaged.
+        CheckpointError: there is no such file or checkpoint, or it is damaged, or it has no moving
+            average. ConfigError: ``checkpoint`` does not apply to ``source``.
     """
-    return weights.load_model(_weights_file(source, checkpoint)).eval()
+    file = _weights_file(source, checkpoint)
+    model = weights.load_model(file).eval()
+    average = files.moving_average(file.parent) if file.name == files.MODEL else {}
+    if use_ema and not average:
+        raise CheckpointError(f"{file} has no moving average beside it: leave use_ema out")
+    if use_ema:
+        weights.load_state(model, average, where=str(file.parent))
+    elif average:
+        text = f"{file.parent} has a moving average too, which is not loaded: give use_ema=True"
+        warnings.warn(text, stacklevel=2)
+    return model
 
 
 def model_transforms(source: nn.Module | StrPath, checkpoint: str | int = "best") -> EvalTransform:
@@ -322,10 +337,18 @@ def _evaluation_config(
 
 
 def _weights_file(source: StrPath, checkpoint: str | int) -> Path:
-    path = Path(source)
+    path, which = Path(source), KEYS["run.checkpoint"].check(str(checkpoint), "checkpoint")
+    is_run = not path.is_file() and files.checkpoint_folder(str(path), path) is not None
+    if which != "best" and not is_run:
+        raise ConfigError(
+            f"checkpoint={checkpoint!r} chooses among the checkpoints of a run and {path} is none; "
+            "leave it out, or name the run's folder"
+        )
     if path.is_file():
         return path
-    found, _ = files.find(str(path), path)
+    found, problems = files.find(str(path), path, which)
+    for problem in problems:
+        warnings.warn(problem, stacklevel=3)
     if found is None:
         raise CheckpointError(f"no checkpoint in {path}: give a run's or a checkpoint's folder")
     return files.weights_file(found)

@@ -225,13 +225,34 @@ def resolve(
     platform: str,
     recipe: str | None = None,
     *,
+    data: str | None = None,
+    overrides: Mapping[str, Any] | Sequence[Override] = (),
     available: DevicesFound | None = None,
     world_size: int | None = None,
     num_nodes: int = 1,
     **settings: Any,
 ) -> RunConfig:
-    """Return the configuration of a run: `read_run` with ``settings``, then `LayeredRun.on`."""
-    run = read_run(model, precision, mode, platform, recipe, **settings)
+    """Return the configuration of a run: `read_run`, then `LayeredRun.on`.
+
+    Args:
+        model: one of `list_models`.
+        precision: ``FP32``, ``TF32``, ``AMP`` or ``BF16``.
+        mode: such as ``convergence``, which trains.
+        platform: such as ``CPU``, ``GPU`` (any NVIDIA GPU) or ``DGX1V``.
+        recipe: None: the default of model, platform and precision.
+        data: a folder, ``demo`` or ``synthetic``; None: the platform's.
+        overrides: ``section.key`` -> value, the settings of ``--set``.
+        available: the devices of this machine; None: those that the platform names.
+        world_size: number of processes already started, if any.
+        num_nodes: number of machines they are on.
+        settings: ``config_file`` and ``notes`` of `read_run`.
+
+    Raises:
+        ConfigError: an unknown name, key or value, or names or values that do not fit together.
+    """
+    run = read_run(
+        model, precision, mode, platform, recipe, data=data, overrides=overrides, **settings
+    )
     return run.on(available, world_size, num_nodes)
 
 

@@ -294,6 +294,42 @@ def test_evaluation_equals_the_runs_validation(
     assert ic.model_transforms(model).preprocessing == model.preprocessing
 
 
+def test_checkpoints_of_a_run_are_chosen(small_config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    list(ic.train(small_config(run__keep_checkpoints=-1)))
+    best = json.loads((folder / "checkpoints" / "best.json").read_text())
+    of_step_8 = folder / "checkpoints" / "step-0000000008"
+    assert equal(
+        weights_of(folder, "best"), weights_of(folder / "checkpoints" / best["checkpoint"], "best")
+    )
+    assert equal(ic.load_model(folder, 8).state_dict(), ic.load_model(of_step_8).state_dict())
+    file = of_step_8 / "model.safetensors"
+    assert equal(ic.load_model(file).state_dict(), ic.load_model(of_step_8).state_dict())
+    assert not equal(weights_of(folder, "last"), ic.load_model(of_step_8).state_dict())
+    with pytest.raises(CheckpointError, match="no checkpoint of step 5"):
+        ic.load_model(folder, 5)
+    with pytest.raises(ConfigError, match="cannot be 'newest'"):
+        ic.load_model(folder, "newest")
+    with pytest.raises(ConfigError, match="chooses among the checkpoints of a run"):
+        ic.load_model(of_step_8, "last")
+    with pytest.raises(CheckpointError, match="no moving average"):
+        ic.load_model(folder, use_ema=True)
+    file.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="damaged"):
+        ic.load_model(folder, 8)
+
+
+def test_moving_average_is_loaded_on_request(small_config: Config, tmp_path: Path) -> None:
+    records = list(ic.train(small_config(ema__decay=0.5)))
+    last = [r.values for r in records if r.kind == "validation_ema"][-1]
+    with pytest.warns(UserWarning, match="has a moving average too"):
+        plain = ic.load_model(tmp_path / "run", "last")
+    average = ic.load_model(tmp_path / "run", "last", use_ema=True)
+    assert not equal(plain.state_dict(), average.state_dict())
+    result = ic.evaluate(average, small_config().data.path, batch_size=8)
+    assert result.loss == pytest.approx(last["loss"], rel=1e-6)
+
+
 def test_labels_are_mapped_by_name(
     trained: tuple[Path, list[ic.Record]], image_folder: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from image_classification.core.errors import CheckpointError
@@ -256,6 +256,22 @@ def newest_good(folder: Path) -> tuple[Saved | None, list[str]]:
 def weights_file(path: Path) -> Path:
     """Return the file with the model of the checkpoint at ``path``."""
     return path / MODEL
+
+
+def moving_average(path: Path) -> dict[str, torch.Tensor]:
+    """Return the moving average in the checkpoint at ``path``; empty if it has none.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    try:
+        with safe_open(path / STATE, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith("ema.")]  # noqa: SIM118
+            return {name.removeprefix("ema."): file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        return {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(_damaged(path, f"{STATE} cannot be read ({error})")) from error
 
 
 def checkpoint_folder(target: str, own_folder: Path) -> Path | None:
