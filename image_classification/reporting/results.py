@@ -58,6 +58,7 @@ def print_results(
 
 
 _LAST_LINES = ("best", "last")
+_ENDS = ("stop_epoch", "max_steps", "stop_at_top1", "early_stopping_patience")
 
 
 def _print_last_lines(console: Console, report: RunReport, folder: Path, *, saved: bool) -> None:
@@ -79,11 +80,21 @@ def next_commands(report: RunReport, folder: Path, *, saved: bool) -> list[tuple
 
     saved: whether the run has a checkpoint. None after an error, whose message has the remedy.
     """
-    run, code = str(folder), report.exit.code
+    run, mode, code = str(folder), report.name.mode, report.exit.code
     if code == EXIT_STOPPED and saved:
         return [("continue", resume_command(run))]
     if code != EXIT_DONE:
         return []
+    if mode == "convergence" and saved:
+        planned = int(report.config["schedule"]["epochs"])
+        more = ["--epochs", str(planned)]
+        if (report.results.train.epochs or 0) >= planned:
+            # The whole schedule is done: a longer one is another setting.
+            more = ["--epochs", str(2 * planned), "--allow-changes"]
+        evaluate = ("evaluate", next_command("launch", "--from", run, "--mode", "evaluate"))
+        if any(report.config["run"].get(key) is not None for key in _ENDS):
+            return [evaluate]  # continued, the run would end there again
+        return [evaluate, ("continue", next_command("launch", "--from", run, *more))]
     return [
         ("compare", next_command("report", "history", str(folder.parent))),
         ("table", next_command("report", "combine", run, "--vendor")),
@@ -121,7 +132,9 @@ def result_rows(report: RunReport) -> list[tuple[str, str]]:
         of = f" of {planned}" if planned else ""
         epochs = f", {train.epochs:.2f}".rstrip("0").rstrip(".") if train.epochs else ""
         enough = train.epochs is not None and train.epochs >= _MIN_EPOCHS
-        trained = f"{train.steps:,} steps" + (f"{epochs}{of} epochs" if enough else "")
+        since = results.starts[-1].step if results.starts else 0
+        trained = f"{train.steps:,} steps" + (f" since step {since:,}" if since else "")
+        trained += f"{epochs}{of} epochs" + (" in all" if since else "") if enough else ""
         rows.append(("trained", trained))
         if train.images_per_s is None:
             warmup = report.config["run"].get("benchmark_warmup_steps")
@@ -139,7 +152,7 @@ def result_rows(report: RunReport) -> list[tuple[str, str]]:
         "validation": results.time_s.validation,
         "first step": results.time_s.first_step,
     }
-    known = [f"{name} {duration(time_s)}" for name, time_s in times.items() if time_s is not None]
+    known = [f"{name} {duration(time_s)}" for name, time_s in times.items() if time_s]
     rows.append(("time", ", ".join(known)))
     if report.exit.code != 0:
         rows.append(("ended", f"{report.exit.status}: {report.exit.message}"))

@@ -12,7 +12,12 @@ from image_classification.config.resolve import resolve
 from image_classification.core.types import DevicesFound
 from image_classification.reporting.build_report import build_report
 from image_classification.reporting.published.verdict import newest
-from image_classification.reporting.report import Exit, StartResults, TargetResults
+from image_classification.reporting.report import (
+    Exit,
+    StartResults,
+    TargetResults,
+    Top1AtStep,
+)
 from image_classification.reporting.results import print_results, result_rows
 from tests.support.runs import evaluation_details
 
@@ -154,8 +159,42 @@ def as_launch(monkeypatch):
 def test_the_last_lines_name_the_page_and_commands_whole(report, as_launch):
     lines = last_lines(printed(report, 60, checkpoint="checkpoints/step-1"))
     assert lines["report"] == "runs/x/report.html"
+    assert lines["evaluate"] == "python launch.py --from runs/x --mode evaluate"
+    # All 90 epochs of the schedule are done.
+    more = "--epochs 180 --allow-changes"
+    assert lines["continue"] == f"python launch.py --from runs/x {more}"
+    part = replace(report.results, train=replace(report.results.train, epochs=30.0))
+    stopped_early = replace(report, results=part)
+    lines = last_lines(printed(stopped_early, 60, checkpoint="checkpoints/step-1"))
+    assert lines["continue"] == "python launch.py --from runs/x --epochs 90"
+    report.config["run"]["stop_at_top1"] = 75.9
+    lines = last_lines(printed(report, 60, checkpoint="checkpoints/step-1"))
+    assert "continue" not in lines and "evaluate" in lines
+    # Without a checkpoint there is nothing to evaluate.
+    lines = last_lines(printed(report, 60))
     assert list(lines) == ["report", "compare", "table"]
     assert lines["compare"] == "python -m image_classification report history runs"
+
+
+def test_the_last_lines_begin_with_the_best_and_the_last_accuracy(report, as_launch):
+    best, last = (
+        Top1AtStep(top1=77.0, epoch=88, step=55_000),
+        Top1AtStep(top1=76.8, epoch=90, step=1),
+    )
+    validated = replace(report, results=replace(report.results, best=best, last=last))
+    text = printed(validated, 80)
+    lines = last_lines(text)
+    assert list(lines)[:3] == ["best", "last", "report"]
+    assert lines["best"] == "top-1 77.00 % (epoch 88, step 55,000)"
+    assert text.count("77.00 %") == 1
+
+
+def test_steps_of_a_resumed_run_are_counted_from_there(report):
+    start = StartResults(step=625, world_size=8, resumed_from="x", changes=())
+    train = replace(report.results.train, steps=2, epochs=30.05)
+    results = replace(report.results, train=train, starts=(start,))
+    rows = dict(result_rows(replace(report, results=results)))
+    assert rows["trained"] == "2 steps since step 625, 30.05 of 90 epochs in all"
 
 
 def test_after_a_stop_the_same_command_continues(report, as_launch):
