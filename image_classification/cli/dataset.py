@@ -76,7 +76,7 @@ def build_parser() -> CommandParser:
 
     split = commands.add_parser(
         "split",
-        help="choose the validation images of a folder without train/ and val/, for good",
+        help="choose the validation images of a folder without train/ and val/ once for all runs",
         description="Write DIR/split.json, which lists the train and validation images of "
         "DIR/CLASS/IMAGE and which every run on DIR uses. Without it a run holds a fifth of each "
         "class out. The choice depends on the names of the images alone; no image is moved.",

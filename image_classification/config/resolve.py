@@ -207,7 +207,7 @@ def read_run(
     if own is not None:
         _check_num_classes(values, own)
     _keep_resize_margin(values)
-    warnings = (*notes, *_choose_backend(values), *_choose_dtype(values))
+    warnings = (*notes, *_choose_backend(values), *_choose_dtype(values), *_unmeasured(values))
     for check in (_check_precision, _check_apex, _check_data, _check_run, _check_schedule):
         check(values)
     blocks = (catalogue.platforms[platform], entry.block, entry.recipes[recipe])
@@ -397,6 +397,17 @@ def _choose_dtype(values: Values) -> list[str]:
     if values["precision.dtype"] == "bfloat16" and not values.given("precision.loss_scale"):
         values.put("precision.loss_scale", None, "bfloat16 needs no loss scaling")
     return notes
+
+
+def _unmeasured(values: Values) -> list[str]:
+    """Return a note if a training benchmark ends before its measured steps."""
+    steps, warmup = values["run.max_steps"], values["run.benchmark_warmup_steps"]
+    if not values["run.mode"].startswith("benchmark_training") or steps is None or steps > warmup:
+        return []
+    return [
+        f"no training speed is measured: the run ends at step {steps} and the first {warmup} are "
+        "warm-up; stop later with --prof, or --set run.benchmark_warmup_steps=N"
+    ]
 
 
 def _check_precision(values: Values) -> None:

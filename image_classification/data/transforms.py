@@ -50,7 +50,7 @@ def check_transform(data: DataConfig, split: str) -> None:
             low, high = getattr(data, f"{name}_min"), getattr(data, f"{name}_max")
             if not 0 < low <= high:
                 raise ConfigError(
-                    f"data.{name}_min {low:g} to data.{name}_max {high:g} is no range: the min "
+                    f"data.{name}_min {low:g} to data.{name}_max {high:g} is not a range: the min "
                     f"must be above 0 and not above the max"
                 )
     elif data.resize < data.image_size:

@@ -62,7 +62,7 @@ def check_platform(context: Context) -> Iterator[CheckResult]:
     """Resolve the platform's runs on the devices found; later checks use what they need."""
     name = context.platform
     if name is None:
-        yield skipped("platform", "none given: the needs of a run are not compared")
+        yield skipped("platform", "none given: not compared with what a run requires")
         return
     remedy = f"choose another one: {command('launch')} --list platforms"
     device = str(context.platform_settings.get("platform.device"))

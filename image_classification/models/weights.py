@@ -294,7 +294,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
                 "state dict with safetensors.torch.save_file and give that file"
             ) from error
         raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({error}): copy it again from its source"
+            f"{path} is damaged or not a safetensors file ({error}): copy it again from its source"
         ) from error
 
 
@@ -348,7 +348,7 @@ def _parse_classes(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
         return None
     names = json.loads(metadata["classes"])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("classes is no list of names")
+        raise ValueError("classes is not a list of names")
     if len(set(names)) != len(names):
         raise ValueError("classes names a class twice")
     return tuple(names)

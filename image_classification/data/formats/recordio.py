@@ -109,7 +109,7 @@ def _records(reader: ShardReader) -> Iterator[ShardImage]:
                 raise reader.damaged(start, f"record {number} has {flag} labels")
             (label,) = struct.unpack("<f", reader.at(content + _IMAGE_HEADER.size, 4))
         if not float(label).is_integer():
-            raise reader.damaged(start, f"the label {label} of record {number} is no class")
+            raise reader.damaged(start, f"the label {label} of record {number} is not a class")
         yield ShardImage(start, at - start, int(label), number, b"", "")
         number += 1
 

@@ -208,7 +208,7 @@ def _scan_shard(shard_format: ShardFormat, path: Path) -> Iterator[ShardImage]:
             for image in shard_format.scan(reader):
                 if not 0 <= image.label < _MAX_CLASSES:
                     raise reader.damaged(
-                        image.offset, f"record {image.number} has a label that is no class"
+                        image.offset, f"record {image.number} has a label that is not a class"
                     )
                 yield image
         finally:
@@ -347,7 +347,7 @@ def named_classes(root: Path) -> tuple[str, ...] | None:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}: check its permissions") from error
     except ValueError as error:
-        raise DataError(f"{path} is no list of class names: correct or remove it") from error
+        raise DataError(f"{path} is not a list of class names: correct or remove it") from error
     return tuple(classes)
 
 

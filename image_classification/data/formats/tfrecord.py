@@ -127,7 +127,7 @@ def _example(reader: ShardReader, start: int, stop: int, number: int) -> ShardIm
             elif name == b"image/class/synset":
                 begin, end = _one_bytes(reader, feature, number)
                 if end - begin > _SMALL_BYTES:
-                    raise reader.damaged(begin, f"the synset of record {number} is no name")
+                    raise reader.damaged(begin, f"the synset of record {number} is not a name")
                 synset = reader.at(begin, end - begin).decode(errors="replace")
     if encoded is None or label is None or encoded[0] == encoded[1]:
         raise reader.damaged(start, f"record {number} has no image/encoded or no image/class/label")

@@ -362,7 +362,7 @@ def _read_packed_kit(path: Path) -> dict[str, bytes]:
                 name = "/".join(member.name.split("/")[-2:])
                 if name in (_GROUND_TRUTH, _META) and member.isreg():
                     if member.size > _KIT_FILE_MAX_BYTES:
-                        raise DataError(f"{path} holds a {member.name} that is too large for a kit")
+                        raise DataError(f"{path}: {member.name} is too large for a development kit")
                     file = archive.extractfile(member)
                     assert file is not None
                     found[name] = file.read()
@@ -370,7 +370,7 @@ def _read_packed_kit(path: Path) -> dict[str, bytes]:
         raise DataError(f"{path} is damaged ({error}): download it again") from error
     for name in (_GROUND_TRUTH, _META):
         if name not in found:
-            raise DataError(f"{path} holds no {name}: get ImageNet's task 1 and 2 kit")
+            raise DataError(f"{path} holds no {name}: get the development kit of tasks 1 and 2")
     return found
 
 
@@ -388,7 +388,7 @@ def _kit_labels(kit: Path, files: dict[str, bytes]) -> dict[str, str]:
         ids = files[_GROUND_TRUTH].decode("ascii").split()
         labels = {f"_{number:08d}": names[int(i)] for number, i in enumerate(ids, start=1)}
     except Exception as error:  # scipy raises many kinds for a damaged MATLAB file
-        raise DataError(f"cannot understand the kit {kit}: download it again") from error
+        raise DataError(f"cannot read the development kit {kit}: download it again") from error
     if not labels or not all(map(_SAFE_NAME.fullmatch, labels.values())):
-        raise DataError(f"the kit {kit} names no usable classes: download it again")
+        raise DataError(f"the development kit {kit} names no usable classes: download it again")
     return labels

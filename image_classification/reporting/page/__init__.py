@@ -211,7 +211,7 @@ _SENSORS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "utilization_mean": ("mean utilization", percent),
     "temperature_c_max": ("max temperature", lambda value: f"{number(value, 0)} °C"),
     "clock_mhz_mean": ("mean clock", lambda value: f"{number(value, 0)} MHz"),
-    "throttle_reasons": ("throttled, share of time", _throttling),
+    "throttle_reasons": ("throttled, % of time", _throttling),
 }
 
 

@@ -124,6 +124,14 @@ def test_amp_on_a_cpu_is_bfloat16_with_a_warning() -> None:
     assert config.precision.dtype == "bfloat16"
 
 
+def test_a_benchmark_that_ends_in_its_warmup_says_so() -> None:
+    short = dgx1v("benchmark_training_short", overrides={"run.max_steps": 20})
+    assert short.warnings[0].startswith("no training speed is measured: the run ends at step 20 ")
+    assert not dgx1v("benchmark_training_short", overrides={"run.max_steps": 21}).warnings
+    few = {"run.max_steps": 6, "run.benchmark_warmup_steps": 2}
+    assert not dgx1v("benchmark_training_short", overrides=few).warnings
+
+
 def test_amp_in_bfloat16_has_no_loss_scale() -> None:
     config = dgx1v(overrides={"precision.dtype": "bfloat16"})
     assert config.precision.loss_scale is None

@@ -113,7 +113,7 @@ def test_crop_larger_than_the_resize_is_an_error() -> None:
     ],
 )
 def test_empty_ranges_are_errors(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="is no range"):
+    with pytest.raises(ConfigError, match="is not a range"):
         check_transform(replace(DATA, **change), "train")
 
 

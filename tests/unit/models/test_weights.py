@@ -120,7 +120,7 @@ def test_damaged_files_are_refused(saved: Path, read) -> None:
     header_bytes = struct.unpack("<Q", whole[:8])[0]
     for damaged in (whole[:-1], whole[: 8 + header_bytes // 2], whole[:5], b"", whole + b"\0"):
         saved.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="damaged or no safetensors file") as error:
+        with pytest.raises(CheckpointError, match="damaged or not a safetensors file") as error:
             read(saved)
         assert_one_line(error, saved)
 

@@ -77,7 +77,7 @@ def test_labels_may_be_an_array(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", [0.5, -1.0, 1e30, float("inf"), float("nan")])
 def test_invalid_labels(tmp_path: Path, label: float) -> None:
     (tmp_path / "train.rec").write_bytes(labelled([label]))
-    with pytest.raises(DataError, match="no class"):
+    with pytest.raises(DataError, match="not a class"):
         open_index(tmp_path, "train", 2)
 
 

@@ -110,13 +110,13 @@ def test_names_from_a_list(packed: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"label 1, its list of classes has 1 names"):
         open_index(packed, "train", 2)
     (packed / name).write_text("n01\nn01\n")
-    with pytest.raises(DataError, match="no list of class names"):
+    with pytest.raises(DataError, match="not a list of class names"):
         open_index(packed, "train", 2)
 
 
 def test_an_invalid_class_list(packed: Path) -> None:
     (packed / "classes.json").write_text('{"cat": 1}')
-    with pytest.raises(DataError, match=r"classes.json is no list of class names"):
+    with pytest.raises(DataError, match=r"classes.json is not a list of class names"):
         named_classes(packed)
 
 

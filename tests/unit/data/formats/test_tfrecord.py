@@ -114,14 +114,14 @@ def test_two_names_of_one_class(tmp_path: Path) -> None:
                 entry(b"image/encoded", bytes_list(IMAGE)),
                 entry(b"image/class/label", int64_list(0, True)),
             ],
-            "label that is no class",
+            "label that is not a class",
         ),
         (
             [
                 entry(b"image/encoded", bytes_list(IMAGE)),
                 entry(b"image/class/label", int64_list((1 << 64) - 5, False)),
             ],
-            "label that is no class",
+            "label that is not a class",
         ),
         ([entry(b"image/class/label", bytes_list(b"1"))], "must be a number"),
         ([b"\x0a\x7f"], "beyond its message"),

@@ -114,7 +114,7 @@ def test_folders_are_ignored(tmp_path: Path) -> None:
         ([("a.jpg", IMAGE)], "has no .cls member"),
         ([("a.jpg", IMAGE), ("a.cls", b"cat")], "does not hold a class number"),
         ([("a.jpg", IMAGE), ("a.cls", b"-1")], "does not hold a class number"),
-        ([("a.jpg", IMAGE), ("a.cls", b"9" * 12)], "label that is no class"),
+        ([("a.jpg", IMAGE), ("a.cls", b"9" * 12)], "label that is not a class"),
         ([("a.jpg", IMAGE), ("a.cls", b"0" * 100)], "does not hold a class number"),
         ([("a.jpg", IMAGE), ("a.png", IMAGE), ("a.cls", b"0")], "two images are called 'a'"),
         ([("a.jpg", b""), ("a.cls", b"0")], "is empty"),
