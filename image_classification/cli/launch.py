@@ -45,6 +45,7 @@ examples:
       --mode convergence --platform CPU demo
   {launch} --model resnet50 --precision AMP \\
       --mode convergence --platform DGX1V --explain
+  {launch} --from runs/NAME --mode evaluate
 """
 _SHORT_HELP = f"""\
 Train or measure an image classification model by the names of a run.
@@ -440,9 +441,13 @@ def _missing(names: dict[str, str], data: str | None, config_file: Path | None) 
 
 def _fill_names(args: argparse.Namespace, names: RunNames) -> None:
     """Take the names that the command line leaves out from an earlier run (``--from``)."""
-    for name, given in (("model", args.model[-1:]), ("recipe", [args.recipe])):
+    catalogue = load_catalogue()
+    for name, given, valid in (
+        ("model", args.model[-1:], catalogue.models),
+        ("recipe", [args.recipe], catalogue.recipes),
+    ):
         earlier = getattr(names, name)
-        if given and given[0] not in (None, earlier):
+        if given and given[0] and read_name(name, given[0], (*valid, earlier))[0] != earlier:
             raise ConfigError(
                 f"--{name} {given[0]} contradicts --from {args.from_run}, a run of {earlier}; "
                 f"leave --{name} out"

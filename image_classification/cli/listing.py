@@ -112,7 +112,7 @@ def _rows(catalogue: Catalogue, what: str) -> list[tuple[str, ...]]:
         return [(name, _PRECISION_TEXTS.get(name, "")) for name in catalogue.precisions]
     if what == "modes":
         return [(name, _MODE_TEXTS[name]) for name in MODES]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, layer in catalogue.recipes.items():
         epochs = layer["schedule.epochs"][0] if "schedule.epochs" in layer else None
         mixup = layer["mixing.mixup"][0] if "mixing.mixup" in layer else 0

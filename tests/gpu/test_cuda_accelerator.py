@@ -132,7 +132,8 @@ def test_memory_limit(cuda: CudaAccelerator) -> None:
     assert free_bytes is not None and 0 < free_bytes <= torch.cuda.mem_get_info()[1]
     with cuda.memory_limit(2**28):
         torch.empty(2**27, dtype=torch.uint8, device="cuda")
-        assert 2**27 <= cuda.peak_memory_bytes() < 2**28
+        peak_bytes = cuda.peak_memory_bytes()
+        assert peak_bytes is not None and 2**27 <= peak_bytes < 2**28
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(2**29, dtype=torch.uint8, device="cuda")
     torch.empty(2**29, dtype=torch.uint8, device="cuda")
