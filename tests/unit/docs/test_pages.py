@@ -13,7 +13,8 @@ from image_classification.__main__ import VERBS
 from image_classification.cli import report
 from image_classification.cli.launch import parse
 from image_classification.cli.listing import render_explanation
-from image_classification.config.keys import KEYS
+from image_classification.config.keys import KEYS, to_yaml
+from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -91,8 +92,17 @@ def test_readme_is_at_most_200_lines():
     assert len(text_of(README).splitlines()) <= 200
 
 
+@pytest.fixture
+def run_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the present folder one with the run that the pages continue and evaluate."""
+    config = resolve("resnet50", "AMP", "convergence", "CPU")
+    (tmp_path / "runs" / "digits" / "checkpoints" / "step-0000000440").mkdir(parents=True)
+    (tmp_path / "runs" / "digits" / "config.yml").write_text(to_yaml(config))
+    monkeypatch.chdir(tmp_path)
+
+
 @each_page
-def test_launch_commands_resolve(path: Path):
+def test_launch_commands_resolve(path: Path, run_of_the_pages: None):
     for line in launches(path):
         check_resolves(line)
 
