@@ -75,7 +75,7 @@ def _mean_curves(groups: Sequence[Sequence[RunData]]) -> Picture | LeftOut:
                 bands |= {band: None for run in runs for band in run.bands(key)}
         if series:
             panels.append(Panel(y_label, tuple(series), tuple(bands), x_from_zero=True))
-        if series and key == "top1":
+        if series and key == "top1" and (bands or len(series) > 1):
             panels.append(_close_up(panels[-1]))
     if not panels:
         return LeftOut(name, title, "no run has its records (metrics.jsonl) beside its report")
