@@ -11,7 +11,8 @@ from rich.console import Console
 
 from image_classification.cli.command_line import CommandParser, completed_by
 from image_classification.config.catalogue import load_catalogue
-from image_classification.core.errors import EXIT_DONE, EXIT_USER, ConfigError, unknown
+from image_classification.config.names import read_name
+from image_classification.core.errors import EXIT_DONE, EXIT_USER
 from image_classification.core.program import mute_stdout, show
 from image_classification.doctor.checks import Context, run_checks
 from image_classification.doctor.report import (
@@ -54,8 +55,9 @@ def main(argv: list[str]) -> int:
     """
     arguments = build_parser().parse_args(argv)
     platforms = load_catalogue().platforms
-    if arguments.platform is not None and arguments.platform not in platforms:
-        raise ConfigError(unknown("platform", arguments.platform, platforms))
+    if arguments.platform is not None:
+        about = {name: block.about for name, block in platforms.items()}
+        arguments.platform, _ = read_name("platform", arguments.platform, platforms, about)
     context = Context(arguments.platform, arguments.data, Path(arguments.workspace))
     console = Console()
     results = []

@@ -117,9 +117,9 @@ def _count(values: Values) -> str:
 def _check_kind(platform: str, device: str, available: DevicesFound) -> None:
     if available.kind != device or available.count == 0:
         raise DeviceError(
-            f"{platform} needs {device} devices and this machine has none; use --platform CPU "
-            f"with its own settings, or --set platform.device=cpu to run {platform}'s anyway, "
-            "not comparable"
+            f"{platform} needs {device} devices and this machine has none; use --platform CPU, or "
+            f"--set platform.device=cpu to run the settings of {platform} on the CPU (slow, not "
+            "comparable)"
         )
 
 

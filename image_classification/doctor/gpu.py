@@ -268,7 +268,8 @@ def _check_devices(context: Context, torch: TorchGpus, needs_gpu: bool) -> Check
         return ok(name, found) if torch.gpus else skipped(name, found)
     platform = context.platform_settings
     wanted_name = str(platform.get("platform.device_name", ""))
-    wanted_count = int(platform.get("platform.num_devices", 1))
+    # None: all that are visible.
+    wanted_count = platform.get("platform.num_devices", 1) or max(1, len(torch.gpus))
     if not torch.gpus:
         remedy = (
             "give the container the GPUs (docker run --gpus all), see CUDA_VISIBLE_DEVICES and "

@@ -76,7 +76,7 @@ def _group_exists(group: int) -> bool:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--platform", "DGX1"], r"unknown platform 'DGX1'; did you mean 'DGX1V'"),
+        (["--platform", "DGX1W"], r"unknown platform 'DGX1W'; did you mean 'DGX1V'"),
         (["--platfrom", "CPU"], "--help"),
         (["CPU"], "--help"),
     ],

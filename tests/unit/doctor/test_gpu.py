@@ -174,6 +174,12 @@ def test_devices_without_a_platform() -> None:
     assert run(seen=seen(V100))["gpus"].found == "1 x Tesla V100-SXM2-16GB"
 
 
+def test_platform_gpu_uses_any_number_of_any_gpus() -> None:
+    assert run(platform="GPU", seen=seen(V100, V100))["gpus"].status == "ok"
+    assert run(platform="GPU", seen=seen(V100, V100))["gpus"].found == "2 x Tesla V100-SXM2-16GB"
+    assert run(platform="GPU", seen=seen())["gpus"].status == "fail"
+
+
 @pytest.mark.parametrize(
     ("cuda", "version", "remedy"),
     [
