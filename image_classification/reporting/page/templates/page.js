@@ -71,7 +71,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     const x = point.px * scale;
     tip.style.left = `${Math.max(0, Math.min(room, x < svg.clientWidth / 2 ? x + 14 : x - tip.offsetWidth - 14))}px`;
     // On a phone below the curve, which it would hide.
-    tip.style.top = `${(svg.clientWidth < 500 ? panel.top + panel.height : panel.top) * scale}px`;
+    tip.style.top = `${(svg.clientWidth < 400 ? panel.top + panel.height : panel.top) * scale}px`;
   }
   function point(event) {
     const box = svg.getBoundingClientRect();
