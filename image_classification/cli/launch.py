@@ -205,7 +205,8 @@ def build_parser() -> CommandParser:
         "data",
         nargs="?",
         metavar="DATA",
-        help="folder with train/ and val/, or demo, or synthetic; default: the platform's",
+        help="folder with train/ and val/ or with class folders, or demo, or synthetic (default: "
+        "the platform's)",
     )
     what = parser.add_argument_group("instead of running")
     list_what = what.add_argument(

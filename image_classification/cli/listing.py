@@ -13,6 +13,7 @@ import yaml
 
 from image_classification.config.catalogue import Catalogue, ListedRun
 from image_classification.config.keys import explanation
+from image_classification.config.resolve import OWN_DATA_RECIPE
 from image_classification.config.schema import MODES, RunConfig
 
 LISTS = ("models", "platforms", "precisions", "modes", "recipes", "runs")
@@ -117,6 +118,8 @@ def _rows(catalogue: Catalogue, what: str) -> list[tuple[str, ...]]:
         epochs = layer["schedule.epochs"][0] if "schedule.epochs" in layer else None
         mixup = layer["mixing.mixup"][0] if "mixing.mixup" in layer else 0
         text = f"{epochs} epochs" if epochs else ""
+        if name == OWN_DATA_RECIPE:
+            text += ", for your own photographs"
         rows.append((name, f"{text}, mixup {mixup:g}" if mixup else text))
     return rows
 
