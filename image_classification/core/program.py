@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shlex
 import shutil
@@ -45,6 +46,8 @@ def whole_command() -> str:
 def resume_command(folder: str) -> str:
     """Return the command line of this process with what continues the run in ``folder``."""
     words = sys.argv[2:] if sys.argv[1:2] == ["launch"] else sys.argv[1:]
+    if ("--from", folder) in itertools.pairwise(words):
+        return next_command("launch", *words)
     if not any(word.partition("=")[0] == "--workspace" for word in words):
         words += ["--workspace", folder]
     if words[-2:] != ["--resume", "auto"]:  # the last --resume counts

@@ -207,6 +207,7 @@ def test_after_a_stop_the_same_command_continues(report, as_launch):
         return lines["continue"]
 
     resume = "--resume auto"
+    assert command("--from", "runs/x") == "python launch.py --from runs/x"
     assert command("--epochs", "3") == f"python launch.py --epochs 3 --workspace runs/x {resume}"
     assert command("--workspace=y") == f"python launch.py --workspace=y {resume}"
     assert (
