@@ -21,6 +21,7 @@ from image_classification.launch.run import MODES
 from image_classification.models import build
 from image_classification.models.weights import load_pretrained, read_header
 from tests.conftest import CLASSES
+from tests.support.loaders import loader_spec, opened
 
 ORDER = ("owl", "cat", "dog")
 
@@ -196,3 +197,20 @@ def test_a_data_set_without_names_is_noted(reordered, tmp_path) -> None:
         open_index(root, "val", 2, classes=("cat", "dog"))
     pack(root, tmp_path / "again", "tfrecord")
     assert not (tmp_path / "again" / "classes.json").exists()
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "dali-cpu"])
+def test_every_loader_yields_the_models_labels(reordered, image_folder, backend) -> None:
+    if backend == "dali-cpu":
+        pytest.importorskip("nvidia.dali")
+    common = {"split": "val", "num_classes": 3, "classes": CLASSES, "backend": backend}
+    found = {}
+    for name, root in {"folder": image_folder, **reordered}.items():
+        with opened(loader_spec(root, **common)) as loader:
+            batches = list(loader.epoch(0))
+            labels = torch.cat([batch.labels[batch.valid] for batch in batches]).tolist()
+            images = [image.sum().item() for b in batches for image in b.images[b.valid]]
+            assert (loader.classes, loader.class_names) == (CLASSES, CLASSES)
+        found[name] = sorted(zip(images, labels, strict=True))
+    for name in reordered:
+        assert found[name] == found["folder"], name

@@ -11,6 +11,7 @@ from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError, WorkspaceError
 from image_classification.launch.outcomes import OUTCOME_FOLDER, RESTART_REASON, keep_for_restart
 from image_classification.launch.workspace import (
+    ResumePoint,
     apply_resume_point,
     check_restarts,
     find_resume_point,
@@ -112,6 +113,13 @@ def test_restart_before_the_first_checkpoint_uses_the_given_one(launched, small_
     saved.mkdir(parents=True)
     (saved / "meta.json").touch()
     assert find_resume_point(config, 1).resume == "auto"
+
+
+def test_restart_continues_from_the_newest_checkpoint_not_the_chosen_one(small_config):
+    config = small_config(run__resume="auto", run__checkpoint="4")
+    point = ResumePoint(config.run.workspace, "auto", None)
+    assert apply_resume_point(config, point, 0).run.checkpoint == "4"
+    assert apply_resume_point(config, point, 1).run.checkpoint is None
 
 
 def test_restart_adds_a_warning(launched, small_config, monkeypatch):
