@@ -342,6 +342,8 @@ def parse(argv: Sequence[str]) -> Request:
         _fill_names(args, run.names)
     names = _names(args, config_file)
     overrides, notes = _settings(args, names["mode"])
+    if args.mode and (note := read_name("mode", args.mode, MODES)[1]):
+        notes.insert(0, note)
     base: list[Override] = []
     if run is not None:
         names |= _valid_names(names, config_file)

@@ -49,7 +49,7 @@ _SEVERAL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 def read_name(
     kind: str, name: str, valid: Iterable[str], about: Mapping[str, str] | None = None
 ) -> tuple[str, str]:
-    """Return the valid name that ``name`` means, and a note if it is another spelling.
+    """Return the valid name that ``name`` means, and a note if more than its case differs.
 
     Case, hyphens, underscores, dots and spaces do not matter, and the first words of a name are
     enough if they fit no other. kind: ``model``, ``precision``, ``platform``, ``mode`` or
@@ -72,7 +72,8 @@ def read_name(
         found = [each for each in valid if plain in _beginnings(each)]
     found = [each for each in found if each in valid]
     if len(found) == 1:
-        return found[0], f"{table} {name!r} is read as {found[0]}"
+        same = name.casefold() == found[0].casefold()
+        return found[0], "" if same else f"{table} {name!r} is read as {found[0]}"
     if found:
         shown = [f"{each} ({about[each]})" if about and each in about else each for each in found]
         raise ConfigError(f"{table} {name!r} fits several names; give one of {', '.join(shown)}")

@@ -238,6 +238,15 @@ def test_a_missing_name_is_named_with_a_whole_command() -> None:
     assert message.endswith("--mode convergence --platform CPU demo")
 
 
+def test_a_name_in_another_spelling_is_noted() -> None:
+    line = "--model ResNet-50 --precision amp --mode train --platform cuda"
+    assert parse(line.split()).read().on().warnings[:3] == (
+        "model 'ResNet-50' is read as resnet50",
+        "platform 'cuda' is read as GPU",
+        "mode 'train' is read as convergence",
+    )
+
+
 def test_the_example_for_a_missing_name_can_be_run() -> None:
     for line in ("", "--platform=T4", "--precision=TF32", "--platform=GAUDI2 --mode=eval"):
         words = shlex.split(refused(*line.split()).partition("for example: ")[2])
