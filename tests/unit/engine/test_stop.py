@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
 from image_classification.config.resolve import resolve
 from image_classification.core.errors import ConfigError
-from image_classification.core.types import EvalResult
 from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.evaluate import evaluate
 from image_classification.engine.stop import STOP_SIGNALS, StopRequest
 from image_classification.engine.train import train
 from tests.support.cli import launch as main
@@ -44,12 +45,13 @@ SCORES = [40.0, 60.0, 75.9, 90.0]
 def scored(monkeypatch):
     """Let validations return `SCORES`, one per epoch; the moving average has 30 points less."""
 
-    def evaluate(run, model, loader, stop):
+    def scored_evaluation(run, model, loader, stop, recorder):
+        result = evaluate(run, model, loader, stop, recorder)
         epoch = run.progress.step // run.train_loader.steps_per_epoch - 1
         worse = 0.0 if model is run.parts.model else 30.0
-        return EvalResult(SCORES[epoch] - worse, 100.0, 1.0, 15, time_s=0.01)
+        return replace(result, top1=SCORES[epoch] - worse)
 
-    monkeypatch.setattr("image_classification.engine.train.evaluate", evaluate)
+    monkeypatch.setattr("image_classification.engine.evaluate.evaluate", scored_evaluation)
 
 
 def drive(run):
