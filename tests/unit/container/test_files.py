@@ -31,7 +31,7 @@ def bases(expression: str) -> str:
 def test_every_platform_has_a_base() -> None:
     targets = {name: bases(f"target_of {name}") for name in load_catalogue().platforms}
     assert {"slim", "ngc", ""} == set(targets.values())
-    for platform in ("CPU", "DGX1V", "DGX2V"):
+    for platform in ("CPU", "GPU", "DGX1V", "DGX2V"):
         assert targets[platform] == "slim", "later torch and NGC images do not support V100"
     assert {n for n, t in targets.items() if t == ""} == {
         n for n in targets if n.startswith(("BI-V100", "GAUDI"))
