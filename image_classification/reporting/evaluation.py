@@ -109,10 +109,10 @@ class EvaluationDetails:
         return sorted(found, key=lambda each: (each.top1, -each.images, each.label))
 
     @cached_property
-    def confused(self) -> list[tuple[str, str, int]]:
+    def confused(self) -> list[tuple[ClassResult, ClassResult, int]]:
         """(true class, predicted class, images) of wrong predictions, the most images first."""
         wrong = [(-n, pair) for pair, n in self.counts.items() if pair[0] != pair[1]]
-        return [(self.classes[t], self.classes[p], -n) for n, (t, p) in sorted(wrong)]
+        return [(self.per_class[t], self.per_class[p], -n) for n, (t, p) in sorted(wrong)]
 
     def summary(self) -> dict[str, Any]:
         """Return ``results.evaluation`` of report.json."""
@@ -120,7 +120,7 @@ class EvaluationDetails:
             {"name": each.name, "images": each.images, "top1": each.top1} for each in self.ranked
         ]
         confused = [
-            {"true": true, "predicted": predicted, "images": count}
+            {"true": true.name, "predicted": predicted.name, "images": count}
             for true, predicted, count in self.confused[:_IN_SUMMARY]
         ]
         return {
@@ -192,14 +192,29 @@ def read_details(run_folder: Path) -> EvaluationDetails | None:
         }
         if any(not 0 <= label < len(classes) for pair in counts for label in pair):
             raise ValueError(f"a label is not below {len(classes)}")
+        if None in classes or min(counts.values(), default=1) < 1:
+            raise ValueError("a class without a name, or a pair without images")
         found = json.loads((folder / _MISTAKES).read_text(encoding="utf-8"))
-        mistakes = tuple(Mistake(**each) for each in found)
+        mistakes = tuple(_checked(Mistake(**each)) for each in found)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise WorkspaceError(
             f"cannot read the evaluation in {folder} ({error}): delete the folder, or evaluate "
             "again"
         ) from error
     return EvaluationDetails(classes, counts, mistakes)
+
+
+def _checked(mistake: Mistake) -> Mistake:
+    texts = (mistake.image, mistake.true, mistake.predicted)
+    optional = (mistake.thumbnail, mistake.problem)
+    numbers = (mistake.probability, mistake.true_probability)
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(text, str | None) for text in optional)
+        and all(isinstance(number, float | int | None) for number in numbers)
+    ):
+        raise TypeError("a mistake has a value of another type")
+    return mistake
 
 
 def _rounded(value: float | None) -> str:

@@ -52,6 +52,12 @@ class Flag:
     change: Change
     earlier: RecordedRun
 
+    def text(self, against: str) -> str:
+        """Return the flag in words. against: see `History`."""
+        old = value_text(self.change.figure, self.change.old)
+        at = f"({self.earlier.label}, {self.earlier.time_text})"
+        return f"{self.change.reason} than the {against}: {old} {at}"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -206,12 +212,7 @@ def print_history(console: Console, history: History) -> None:
         for entry in line.entries:
             style = "bold red" if entry is line.latest else "yellow"
             for flag in entry.flags:
-                change, earlier = flag.change, flag.earlier
-                text = (
-                    f"{entry.run.label}, {change.reason} than the {history.against}: "
-                    f"{value_text(change.figure, change.old)} "
-                    f"({earlier.label}, {earlier.time_text})"
-                )
+                text = f"{entry.run.label}, {flag.text(history.against)}"
                 console.print(Text(text, style=style))
         console.print()
     for reason in history.left_out:

@@ -147,7 +147,8 @@ def standard_error(
     if degrees:
         seeds = [len({run.seed for run in runs}) for runs in groups]
         variances.append(squares / degrees * sum(1 / n for n in seeds))
-    return math.sqrt(sum(variances)) if variances else None
+    # 0 of equal values without a number of images says nothing about chance.
+    return math.sqrt(sum(variances)) or None
 
 
 def spread_over_seeds(key: str, runs: Iterable[RecordedRun]) -> Spread | None:

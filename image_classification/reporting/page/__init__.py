@@ -165,7 +165,9 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["table"] = _table_html
     environment.filters["svg"] = _svg
-    return environment.get_template(f"{template}.html.j2").render(values)
+    page = environment.get_template(f"{template}.html.j2").render(values)
+    # Names of files need not be UTF-8; their other bytes are surrogates in Python.
+    return page.encode(errors="replace").decode()
 
 
 def _table_html(table: Table, stacked: bool = False) -> Markup:

@@ -132,11 +132,10 @@ def _histogram(ranked: Sequence[ClassResult]) -> Any:
 
 
 def _confused_table(details: EvaluationDetails) -> Table:
-    images = {each.name: each.images for each in details.per_class}
+    few = len(details.classes) <= 2  # the matrix shows both pairs
     rows = [
-        (true, predicted, str(count), f"{number(100 * count / images[true], 1)} %")
-        for true, predicted, count in details.confused[:_MAX_CONFUSED]
-        if len(images) > 2
+        (true.name, predicted.name, str(count), f"{number(100 * count / true.images, 1)} %")
+        for true, predicted, count in ([] if few else details.confused[:_MAX_CONFUSED])
     ]
     heads = ("true class", "predicted", "images", "share")
     return Table(columns(*heads, numbers=(2, 3)), rows, notes=["share: of the true class's images"])

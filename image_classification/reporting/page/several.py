@@ -110,9 +110,7 @@ def history_page(history: History) -> str:
     for number, line in enumerate(history.lines):
         picture = history_picture(line, f"history-{number}")
         flags = [
-            f"{entry.run.label}: {flag.change.reason} than the {history.against}: "
-            f"{value_text(flag.change.figure, flag.change.old)} "
-            f"({flag.earlier.label}, {flag.earlier.time_text})"
+            f"{entry.run.label}, {flag.text(history.against)}"
             for entry in line.entries
             for flag in entry.flags
         ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +28,10 @@ DETAILS = EvaluationDetails(
 )
 
 
+def mistake(**values: Any) -> str:
+    return json.dumps([asdict(DETAILS.mistakes[0]) | values])
+
+
 def test_figures_per_class() -> None:
     cat, dog, owl, yak = DETAILS.per_class
     assert (cat.images, cat.correct, cat.predicted, cat.top1) == (10, 8, 11, 80.0)
@@ -34,8 +41,7 @@ def test_figures_per_class() -> None:
     assert (yak.images, yak.top1) == (0, None)
     assert (DETAILS.images, DETAILS.num_mistakes) == (19, 6)
     assert [each.name for each in DETAILS.ranked] == ["owl", "cat", "dog, small"]
-    assert DETAILS.confused[0] == ("owl", "cat", 3)
-    assert DETAILS.confused[1:] == [("cat", "dog, small", 2), ("owl", "dog, small", 1)]
+    assert DETAILS.confused == [(owl, cat, 3), (cat, dog, 2), (owl, dog, 1)]
 
 
 def test_summary_of_the_report() -> None:
@@ -70,7 +76,12 @@ def test_written_details_are_read_back(tmp_path: Path) -> None:
     [
         ("confusion.csv", "true_label,predicted_label,images\n0,4,1\n"),
         ("confusion.csv", "true_label,predicted_label\n0,1\n"),
+        ("confusion.csv", "true_label,predicted_label,images\n0,1,0\n"),
+        ("classes.csv", "label,class\n0\n1,b\n2,c\n3,d\n"),
         ("mistakes.json", '[{"image": "a"}]'),
+        ("mistakes.json", mistake(thumbnail=1)),
+        ("mistakes.json", mistake(probability="high")),
+        ("mistakes.json", mistake(true=None)),
         ("mistakes.json", "["),
     ],
 )

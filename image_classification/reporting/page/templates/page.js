@@ -119,10 +119,10 @@ for (const svg of document.querySelectorAll("svg[data-matrix]")) {
     if (!(row in names && column in names)) return;
     const n = found.get(`${row} ${column}`) || 0;
     tip.append(`${names[row]} predicted as ${names[column]}: ${n} of ${totals[row]} images`);
-    const x = svg.offsetLeft + (margin + column * cell) * scale;
+    const parent = svg.parentElement.getBoundingClientRect();
+    const x = box.left - parent.left + (margin + column * cell) * scale;
     tip.style.left = `${Math.max(0, Math.min(x, svg.parentElement.clientWidth - tip.offsetWidth - 4))}px`;
-    tip.style.top = `${svg.getBoundingClientRect().top - svg.parentElement.getBoundingClientRect().top
-      + (margin + (row + 1.3) * cell) * scale}px`;
+    tip.style.top = `${box.top - parent.top + (margin + (row + 1.3) * cell) * scale}px`;
   };
   svg.addEventListener("pointermove", show);
   svg.addEventListener("pointerdown", show);

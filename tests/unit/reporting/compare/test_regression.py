@@ -106,6 +106,18 @@ def test_without_the_number_of_images_the_threshold_alone_counts(recorded, run_r
     assert (change.figure, change.standard_error) == ("top1", None)
 
 
+def test_equal_seeds_without_the_number_of_images_give_no_standard_error(
+    tmp_path, recorded, run_results
+):
+    for name, top1 in (("old", 76.8), ("new", 76.5)):
+        for seed in (0, 1):
+            results = with_images(run_results, top1, None)
+            recorded(f"{name}/{seed}", results=results, seed=seed)
+    (comparison,) = compare_folders(tmp_path / "old", tmp_path / "new").comparisons
+    (change,) = comparison.regressed
+    assert (change.figure, change.standard_error) == ("top1", None)
+
+
 def test_the_spread_over_seeds_adds_to_the_standard_error(tmp_path, recorded):
     for seed, top1 in enumerate((76.0, 77.0, 78.0)):
         recorded(f"old/{seed}", top1=top1, seed=seed)

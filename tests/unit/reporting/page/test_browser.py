@@ -305,6 +305,7 @@ def test_evaluation_fits_every_width(browser, evaluation_page, width_px, dark):
         browser.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         tip = browser.page.locator("svg.matrix + .tip")
         assert tip.inner_text() == "class & 0 predicted as class & 1: 2 of 10 images"
+        assert tip.evaluate("tip => tip.style.left") != ""
         assert browser.evaluate("document.documentElement.scrollWidth") == width_px
     assert len([url for url in browser.requests if not url.startswith("data:")]) == 1
     assert browser.messages == []

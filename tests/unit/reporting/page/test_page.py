@@ -160,6 +160,12 @@ def test_text_from_reports_is_escaped(make_config, dgx1, results):
     assert "$title" in page
 
 
+def test_a_folder_whose_name_is_not_utf8(make_config, dgx1, tmp_path):
+    config = replace(make_config(), data=replace(make_config().data, path="/data/a\udcff"))
+    report = build_report(config, devices=dgx1, environment={}, results={})
+    assert "<b>/data/a?</b>" in write_page(report, tmp_path).read_text(encoding="utf-8")
+
+
 def test_power_is_in_the_results_if_every_device_has_it(make_config, dgx1):
     devices = [{"name": "V100", "power_w_mean": 250.0, "energy_j": 5000.0}] * 8
     telemetry = {"devices": devices, "energy_j": 40_000.0, "images_per_joule": 0.512}

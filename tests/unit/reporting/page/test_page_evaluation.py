@@ -35,6 +35,24 @@ def test_few_classes_have_the_whole_matrix(tmp_path, make_config, dgx1):
     assert "class &amp; 0" in page and "class & 0" not in page
 
 
+def test_classes_of_one_name_have_their_own_shares(tmp_path, make_config, dgx1):
+    details = EvaluationDetails(("crane", "ox", "crane"), {(0, 1): 1, (0, 0): 3, (1, 1): 1}, ())
+    assert "25.0 %" in write(tmp_path, make_config, dgx1, details)
+
+
+def test_names_are_text_on_the_page(tmp_path, make_config, dgx1):
+    made_up = """<script>alert('"1"')</script>"""
+    details = replace(
+        made.evaluation_details(3),
+        classes=(made_up, "b", "c"),
+        mistakes=(Mistake(made_up, made_up, made_up, 0.9, 0.1, None, made_up),),
+    )
+    page = write(tmp_path, make_config, dgx1, details)
+    assert "<script>alert" not in page and page.count("&lt;script&gt;alert(") >= 5
+    (data,) = re.findall("data-matrix='([^']*)'", page)
+    assert json.loads(unescape(data))["names"][0] == made_up
+
+
 def test_many_classes_have_a_histogram_and_the_extremes(tmp_path, make_config, dgx1):
     page = write(tmp_path, make_config, dgx1, made.evaluation_details(60))
     assert "data-matrix=" not in page

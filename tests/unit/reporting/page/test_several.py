@@ -68,6 +68,6 @@ def test_page_of_a_history(record_run, run_results, tmp_path):
     record_run("other", model="resnext101-32x4d")
     page = history_page(read_history(tmp_path))
     assert "The newest run has regressed: resnet50" in page
-    assert "run-3: training speed: -15.8 %" in page
+    assert "run-3, training speed: -15.8 %" in page
     assert page.count("data-chart='") == 1
     assert "resnext101-32x4d AMP" in page
