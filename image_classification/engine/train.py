@@ -131,6 +131,12 @@ class _Trainer:
         if run.train_loader.num_quarantined:
             left_out = f"{run.train_loader.num_quarantined} train images are left out"
             yield run.record("warning", message=f"{left_out}: quarantine.json lists them")
+        if progress.step >= self.end_step:
+            yield run.record(
+                "warning",
+                message=f"no steps are left to train: the run ends at step {self.end_step:,}; "
+                "continue with more --epochs and --allow-changes",
+            )
         ending: Exception | None = None
         try:
             while True:

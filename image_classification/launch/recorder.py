@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TextIO, cast
 
@@ -24,7 +25,7 @@ from image_classification.core.types import DevicesFound, Record
 from image_classification.devices.accelerator import Accelerator
 from image_classification.distributed.collectives import gather_text
 from image_classification.distributed.world import is_lost_peer
-from image_classification.engine.checkpoints.files import describe_newest
+from image_classification.engine.checkpoints.files import describe_newest, listed
 from image_classification.engine.precision import find_apex
 from image_classification.engine.runs import Run
 from image_classification.engine.stop import Stopped
@@ -156,7 +157,6 @@ class RunRecorder:
             self._screen = open_console_sink(self._console, run.config, run.activity)
         self._sink: MultiSink | None = None
         self._results: dict[str, Any] | None = None
-        self._checkpoint: str | None = None
         self._epoch = 0
         self._warnings: list[str] = []
 
@@ -217,8 +217,6 @@ class RunRecorder:
         if record.kind == "end":
             self._results = record.values["results"]
             telemetry.stop()
-        if record.kind == "checkpoint":
-            self._checkpoint = record.values["path"]
         if self.run.world.rank != 0:
             return
         if record.kind == "start" and "start_step" in record.values:
@@ -315,9 +313,17 @@ class RunRecorder:
             print(f"warning: the pictures could not be drawn ({reason})", file=sys.stderr)
         page = write_page(report, run.workspace, gallery=gallery, provenance=run.config.provenance)
         self.close()
-        print_results(self._console, report, folder=run.workspace, checkpoint=self._checkpoint)
+        print_results(
+            self._console, report, folder=run.workspace, checkpoint=self._newest_checkpoint()
+        )
         if self.opens_page:
             self._console.print(open_page(page), soft_wrap=True, markup=False, highlight=False)
+
+    def _newest_checkpoint(self) -> str | None:
+        if self.run.config.run.mode == "convergence":
+            with suppress(OSError):
+                return next((str(s.path) for s in reversed(listed(self.run.checkpoints))), None)
+        return None
 
     def _how_to_continue(self) -> str:
         run, control = self.run, self.run.config.run

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,7 @@ from image_classification.core.units import (
     rate,
     size,
 )
+from image_classification.reporting.build_report import cpu_name
 from image_classification.reporting.figures import LATENCY_NAMES
 from image_classification.reporting.live_view import (
     BETWEEN,
@@ -35,6 +37,7 @@ from image_classification.reporting.live_view import (
     lr_text,
     num_epochs,
 )
+from image_classification.reporting.report import cores_text
 from image_classification.reporting.sinks import Sink
 from image_classification.reporting.table import Column, Table, print_table
 
@@ -129,7 +132,7 @@ def _print_start(console: Console, config: RunConfig, values: Mapping[str, Any])
             data += f", {values[key]:,} {split} images"
     rows = [
         ("run", " ".join([names.model, names.precision, names.mode, names.platform, names.recipe])),
-        ("device", f"{values.get('world_size') or 1} x {values.get('device') or 'unknown'}"),
+        ("device", _devices_text(config, values)),
         ("data", data),
         (
             "batch",
@@ -159,6 +162,13 @@ def _print_start(console: Console, config: RunConfig, values: Mapping[str, Any])
             console.print(f"{label:<8}{text}", soft_wrap=True, markup=False, highlight=False)
 
 
+def _devices_text(config: RunConfig, values: Mapping[str, Any]) -> str:
+    count, name = values.get("world_size") or 1, values.get("device") or "unknown"
+    if config.platform.device != "cpu":
+        return f"{count} x {name}"
+    return f"{cores_text(cpu_name(Path('/proc/cpuinfo')), count)} ({name})"
+
+
 def _record_line(record: Record, start: Mapping[str, Any]) -> tuple[list[str], str]:
     """Return the figures of a record's line and their rich style; no figures for other kinds.
 
@@ -185,7 +195,8 @@ def _record_line(record: Record, start: Mapping[str, Any]) -> tuple[list[str], s
             ], ""
         case "validation" | "validation_ema":
             style = "bold" if values.get("is_best") else ""
-            return [epoch, *_validation_figures(record)], style
+            # An evaluation has no epochs.
+            return [*([epoch] if epochs else []), *_validation_figures(record)], style
         case "checkpoint":
             figures = [step, f"saved {values.get('path')}", *_given(values, _CHECKPOINT_FIGURES)]
             return figures + ["best"] * bool(values.get("is_best")), "dim"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -142,6 +143,8 @@ class LiveView:
         global_batch: int,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
+        # The console draws from the thread that prints a record and from the one that refreshes.
+        self._lock = threading.Lock()
         self._activity = activity
         self._global_batch = global_batch
         self._now_s = now_s
@@ -167,6 +170,10 @@ class LiveView:
 
     def update(self, record: Record) -> None:
         """Store the record's figures."""
+        with self._lock:
+            self._note(record)
+
+    def _note(self, record: Record) -> None:
         values = record.values
         if record.kind == "start":
             self._start = values
@@ -255,6 +262,11 @@ class LiveView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield what is being done, a bar with the time left, and the figures."""
+        with self._lock:
+            drawn = list(self._draw(options))
+        yield from drawn
+
+    def _draw(self, options: ConsoleOptions) -> RenderResult:
         now_s = self._now_s()
         self._observe(now_s)
         words = self._position()

@@ -351,6 +351,13 @@ class Exit:
     message: str
 
 
+def cores_text(cpu: str | None, num_processes: int) -> str:
+    """Return ``2 CPU cores`` of ``environment.cpu``, which all processes of a CPU run share."""
+    cores = re.search(r"(\d+) usable cores", cpu or "")
+    text = "the CPU" if cores is None else counted(int(cores[1]), "CPU core")
+    return text if num_processes == 1 else f"{num_processes} processes on {text}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
     """What ran, on what, what was measured, how it compares: the content of ``report.json``.
@@ -379,10 +386,7 @@ class RunReport:
         if platform["device"] != "cpu":
             names = ", ".join(environment.device_names)
             return f"{count} x {names or platform['device']}"
-        # One process per "device"; all share the processor's cores.
-        cores = re.search(r"(\d+) usable cores", environment.cpu or "")
-        text = "the CPU" if cores is None else counted(int(cores[1]), "CPU core")
-        return text if count == 1 else f"{count} processes on {text}"
+        return cores_text(environment.cpu, count)
 
     @property
     def devices_text(self) -> str:

@@ -88,7 +88,9 @@ def next_commands(report: RunReport, folder: Path, *, saved: bool) -> list[tuple
     if mode == "convergence" and saved:
         planned = int(report.config["schedule"]["epochs"])
         more = ["--epochs", str(planned)]
-        if (report.results.train.epochs or 0) >= planned:
+        # A run that had nothing left to train has no figures of training.
+        done = report.results.train.epochs or report.results.last.epoch or 0
+        if done >= planned:
             # The whole schedule is done: a longer one is another setting.
             more = ["--epochs", str(2 * planned), "--allow-changes"]
         evaluate = ("evaluate", next_command("launch", "--from", run, "--mode", "evaluate"))
@@ -184,7 +186,9 @@ def _mistakes_text(evaluation: EvaluationResults) -> str:
         return ""
     text = f"{evaluation.mistakes:,} of {evaluation.images:,} images"
     worst = [f"{each.name} ({number(each.top1, 1)} %)" for each in evaluation.worst_classes or ()]
-    return f"{text}; lowest top-1: {', '.join(worst[:3])}" if len(worst) > 2 else text
+    if evaluation.mistakes == 0 or len(worst) < 3:
+        return text
+    return f"{text}; lowest top-1: {', '.join(worst[:3])}"
 
 
 def _power_text(report: RunReport) -> str:

@@ -213,3 +213,14 @@ def test_no_color_is_respected(make_config, monkeypatch):
     )
     assert "warning: x" in text_of(console)
     assert "\x1b[33m" not in text_of(console) and "33m" not in text_of(console)
+
+
+def test_an_evaluation_on_a_cpu_has_no_epoch_and_names_the_cores(make_config):
+    console = plain_console()
+    config = make_config(platform={"device": "cpu", "num_devices": 1})
+    validation = Record("validation", 0, 0, {"top1": 50.0, "loss": 2.0})
+    start = Record("start", 0, 0, {"world_size": 1, "device": "AMD EPYC", "data": "demo"})
+    write_all(PlainSink(console, config), [start, validation])
+    lines = text_of(console).splitlines()
+    assert re.fullmatch(r"device  \d+ CPU cores? \(AMD EPYC\)", lines[1])
+    assert lines[-1] == "validation top-1 50.00 %  loss 2.0000"

@@ -167,6 +167,12 @@ def test_the_last_lines_name_the_page_and_commands_whole(report, as_launch):
     stopped_early = replace(report, results=part)
     lines = last_lines(printed(stopped_early, 60, checkpoint="checkpoints/step-1"))
     assert lines["continue"] == "python launch.py --from runs/x --epochs 90"
+    # Continued without a step left to train, it has no figures of training.
+    untrained = replace(report.results.train, epochs=None)
+    last = Top1AtStep(top1=76.8, epoch=90, step=56_250)
+    complete = replace(report, results=replace(report.results, train=untrained, last=last))
+    lines = last_lines(printed(complete, 60, checkpoint="checkpoints/step-1"))
+    assert lines["continue"] == f"python launch.py --from runs/x {more}"
     report.config["run"]["stop_at_top1"] = 75.9
     lines = last_lines(printed(report, 60, checkpoint="checkpoints/step-1"))
     assert "continue" not in lines and "evaluate" in lines
