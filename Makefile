@@ -11,7 +11,7 @@ help:
 	@echo "                 faster on CPUs without bfloat16 instructions"
 	@echo "make test        the whole test suite, slow tests in a short form; prints the coverage"
 	@echo "make test-quick  without the tests that take more than a few seconds"
-	@echo "make test-long   the long form of other slow tests, each process started by its own command"
+	@echo "make test-long   the long form of other slow tests: processes started one by one, whole models"
 	@echo "make test-trackers  TensorBoard, Weights & Biases and MLflow with their real packages"
 	@echo "make test-faults the fault tests in full (about 25 minutes); writes docs/reliability.md"
 	@echo "make test-image  build and test the container image (a Docker engine; about 15 minutes)"
@@ -56,7 +56,7 @@ test-quick: setup
 # The fault tests have a target of their own, which writes their table.
 test-long: setup
 	OMP_NUM_THREADS=1 FAULTS=full $(BIN)/python -m pytest -m slow \
-	  tests/conformance/test_processes.py tests/unit/cli/test_emit.py
+	  tests/conformance/test_graphs.py tests/conformance/test_processes.py tests/unit/cli/test_emit.py
 
 # The trackers' packages have many dependencies, so they get an environment of their own. It uses
 # the packages of .venv, torch among them.

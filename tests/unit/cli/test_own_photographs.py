@@ -33,7 +33,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trained(photos: Path, tmp_path: Path, narrow_networks: None) -> Path:
+def trained(photos: Path, tmp_path: Path, narrow_networks: None, no_pictures: None) -> Path:
     run = tmp_path / "run"
     (photos / "cat" / "notes.txt").touch()
     argv = [*NAMES, "--mode=convergence", *SHORT, str(photos), f"--workspace={run}"]
@@ -88,7 +88,6 @@ def test_an_evaluation_uses_the_images_that_its_run_held_out(
     assert report["results"]["validation"]["images"] == len(held_out)
 
 
-@pytest.mark.slow
 def test_other_photographs_are_all_evaluated(trained: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "others", per_class=5, seed=5)
     for file in (tmp_path / "others").glob("*/*"):
@@ -99,7 +98,6 @@ def test_other_photographs_are_all_evaluated(trained: Path, tmp_path: Path) -> N
     assert any("all images of" in text and "are evaluated" in text for text in warnings(folder))
 
 
-@pytest.mark.slow
 def test_a_run_continues_with_its_split(trained: Path, photos: Path) -> None:
     before = (trained / "split.json").read_text()
     argv = [*NAMES, "--mode=convergence", *SHORT, str(photos), f"--workspace={trained}"]
@@ -110,7 +108,6 @@ def test_a_run_continues_with_its_split(trained: Path, photos: Path) -> None:
     }
 
 
-@pytest.mark.slow
 def test_added_photographs_are_not_trained_on_silently(
     trained: Path, photos: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
