@@ -31,6 +31,9 @@ _OF_THE_PLATFORM = {key for key in KEYS if key.startswith("platform.")} | {
 }
 # Of a data set: not taken for another one.
 _OF_THE_DATA = ("data.format", "data.val_fraction", "data.split_file", "data.exif_orientation")
+# Unless the user set them, they were found in the run that was evaluated or continued, whose folder
+# may have moved.
+_OF_THE_SPLIT = ("data.val_fraction", "data.split_file")
 _NAMES = ("model.name", "precision.name", "platform.name", "run.mode")
 _BY_USER = ("--set ", "on the command line", "overrides argument")
 _TRAINING = "convergence"
@@ -85,6 +88,7 @@ class RunFolder:
                 or (names.platform != self.names.platform and key in _OF_THE_PLATFORM)
                 or (names.precision != self.names.precision and section == "precision")
                 or ("data.path" in given and key in _OF_THE_DATA)
+                or (key in _OF_THE_SPLIT and not by_user)
             )
             if names.mode != self.names.mode and not by_user:
                 left_out = left_out or key in mode_layer or (is_synthetic and key == "data.path")

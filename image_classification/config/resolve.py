@@ -271,19 +271,12 @@ def _own_data(
     base: Sequence[Override],
 ) -> OwnData | None:
     """Return the data set that the user named, if it is one's own; see `own_classes`."""
-    given = [override for override in overrides if isinstance(override, Override)]
-    pairs = (
-        overrides.items() if isinstance(overrides, Mapping) else ((o.key, o.value) for o in given)
-    )
-    path = next((value for key, value in pairs if key == "data.path"), data)
-    if path is None:
-        path = next((override.value for override in base if override.key == "data.path"), None)
-    defaults = [
-        layer[key][0]
-        for layer in (catalogue.defaults, catalogue.platforms[platform].settings)
-        for key in ("data.path",)
-        if key in layer
-    ]
+    if not isinstance(overrides, Mapping):
+        overrides = {override.key: override.value for override in overrides}
+    earlier = {override.key: override.value for override in base}
+    path = overrides.get("data.path", data or earlier.get("data.path"))
+    layers = (catalogue.defaults, catalogue.platforms[platform].settings)
+    defaults = [layer["data.path"][0] for layer in layers if "data.path" in layer]
     if not isinstance(path, str) or path in ("demo", "synthetic", *defaults):
         return None
     classes = own_classes(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,10 +59,10 @@ def _has_image(folder: Path) -> bool:
 
 
 def own_classes(path: str) -> tuple[str, ...] | None:
-    """Return the class names of a data set that is one's own; None for any other.
+    """Return the class names of the user's own data set; None for any other data set.
 
-    One's own is a folder in a known layout whose classes are not ImageNet's: neither 1000 of them
-    nor all named by synset (``n01440764``), as in a copy or a part of ImageNet.
+    Every folder in a known layout counts as the user's own, except copies and parts of ImageNet:
+    those have 1000 classes, or name all of them by synset (``n01440764``).
     """
     root = Path(path)
     try:
@@ -81,20 +81,23 @@ def own_classes(path: str) -> tuple[str, ...] | None:
     return None if is_imagenet else tuple(map(str, names))
 
 
-def count_skipped(names: Iterable[str], folder: Path) -> dict[str, int]:
-    """Count the entries ``names`` of ``folder`` that are no images: extension -> number.
+def count_skipped(folder: Path) -> dict[str, int]:
+    """Count the entries of ``folder`` that are not images: extension -> number.
 
     Folders count as ``folders``, files without an extension as ``no extension``; hidden entries
     are not counted.
+
+    Raises:
+        OSError: it cannot be read.
     """
     counts: dict[str, int] = {}
-    for name in names:
-        if is_image_name(name) or name[0] == ".":
-            continue
-        kind = os.path.splitext(name)[1].lower() or "no extension"
-        if kind not in HEIC_EXTENSIONS and (folder / name).is_dir():
-            kind = "folders"
-        counts[kind] = counts.get(kind, 0) + 1
+    with os.scandir(folder) as entries:  # knows folders without a system call per entry
+        for entry in entries:
+            if is_image_name(entry.name) or entry.name[0] == ".":
+                continue
+            extension = os.path.splitext(entry.name)[1].lower()
+            kind = "folders" if entry.is_dir() else extension or "no extension"
+            counts[kind] = counts.get(kind, 0) + 1
     return counts
 
 

@@ -58,16 +58,23 @@ def use_split_of_run(config: RunConfig) -> RunConfig:
     path = _split_file(config)
     if path is not None:
         listed, there = read_split(path), set(whole.val)
-        if evaluates and there.issuperset(listed["val"]):
-            return _with_data(config, "split_file", str(path), "the run that is evaluated")
-        # Changed images are reported when the checkpoint is restored.
-        if not evaluates and there == {*listed["train"], *listed["val"]}:
-            return _with_data(config, "split_file", str(path), "the run that is continued")
+        # Images may have been added to the run's own folder. Another folder may hold other images
+        # of the same names. To continue, changed images are reported when restoring.
+        is_its_folder = evaluates and listed.get("data_set") == str(root.absolute())
+        if there == {*listed["train"], *listed["val"]} or (
+            is_its_folder and there.issuperset(listed["val"])
+        ):
+            if data.val_fraction not in (None, listed.get("val_fraction")):
+                unused = f"data.val_fraction has no effect: {path} has the split of the run"
+                config = replace(config, warnings=(*config.warnings, unused))
+            run = "the run that is evaluated" if evaluates else "the run that is continued"
+            return _with_data(config, "split_file", str(path), run)
     if not evaluates or data.val_fraction is not None or (root / SPLIT_FILE).exists():
         return config
+    reason = "no split of it is known" if path is None else f"{path} is the split of other images"
     warning = (
-        f"all images of {root} are evaluated, as no split of it is known: this includes any that "
-        f"the model was trained on (--set data.val_fraction=0.2 takes a held-out fifth)"
+        f"all images of {root} are evaluated, as {reason}: this includes any that the model was "
+        "trained on (--set data.val_fraction=F evaluates only those that training with F holds out)"
     )
     config = replace(config, warnings=(*config.warnings, warning))
     return _with_data(config, "val_fraction", 1.0, "no split of these images is known")

@@ -231,7 +231,8 @@ def load_pretrained(
     notes = []
     if known and classes and sorted(known) == sorted(classes):
         if known != tuple(classes):
-            rows = [known.index(name) for name in classes]
+            row_of = {name: row for row, name in enumerate(known)}
+            rows = [row_of[name] for name in classes]
             state |= {key: state[key][rows] for key in head}
             notes = [f"the classes of {path} are in another order: its classifier was reordered"]
     elif given != wanted or (known and classes):

@@ -135,7 +135,8 @@ def _index_class_folders(
     names = getattr(chosen, split)
     if not names:
         raise DataError(
-            f"{chosen.source} leaves no {split} images of {root}: set data.val_fraction to 0.2, say"
+            f"{chosen.source} leaves no {split} images of {root}: set another data.val_fraction, "
+            f"such as 0.2"
         )
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[name.split("/")[0]] for name in names], dtype=np.int64)
@@ -183,7 +184,8 @@ def _split_class_folders(
         f"validation images by {chosen.source}"
     )
     if unsorted := sum(map(is_image_name, _listed(root))):
-        notes = (*notes, f"skipped {counted(unsorted, 'image')} directly in {root}, of no class")
+        images_text = counted(unsorted, "image")
+        notes = (*notes, f"skipped {images_text} in {root} itself, outside class folders")
     return chosen, num_broken, (note, *notes)
 
 
@@ -197,7 +199,7 @@ def _list_images(
         entries = _listed(folder / name)
         files = sorted(entry for entry in entries if is_image_name(entry))
         if len(files) < len(entries):
-            skipped.update(count_skipped(entries, folder / name))
+            skipped.update(_skipped(folder / name))
         if not files:
             others = f" ({skipped_text(skipped, name)})" if skipped else ""
             raise DataError(
@@ -371,6 +373,13 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 def _listed(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _skipped(folder: Path) -> dict[str, int]:
+    try:
+        return count_skipped(folder)
     except OSError as error:
         raise _unreadable(folder, error) from error
 

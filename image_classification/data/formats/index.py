@@ -131,8 +131,9 @@ class Index:
 
     def _compare(self, known: list[str], classes: tuple[str, ...]) -> str:
         """Return what differs between the data set's classes ``known`` and the model's."""
-        unknown = [name for name in known if name not in set(classes)]
-        missing = [name for name in classes if name not in set(known)]
+        models, own = set(classes), set(known)
+        unknown = [name for name in known if name not in models]
+        missing = [name for name in classes if name not in own]
         if unknown:
             raise ClassesError(
                 f"{self.root} has other class names than the model: {some_of(unknown)}; the model "

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from image_classification.config.schema import DataConfig
 from image_classification.core.class_folders import SPLITS
@@ -120,7 +121,7 @@ def _as_listed(
             raise DataError(
                 f"{len(gone)} {name} images listed in {path} are gone, such as {min(gone)}: {again}"
             )
-    sets = {name: set(files) for name, files in listed.items()}
+    sets = {name: set(listed[name]) for name in SPLITS}
     unknown = [file for file in there if file not in sets["train"] and file not in sets["val"]]
     if unknown and split != "val":
         raise DataError(
@@ -131,15 +132,15 @@ def _as_listed(
     return Split(train, val, str(path), rule)
 
 
-def read_split(path: Path) -> dict[str, list[str]]:
-    """Return the names that a split file lists, by split.
+def read_split(path: Path) -> dict[str, Any]:
+    """Return the content of a split file; only ``train`` and ``val`` are sure to be there.
 
     Raises:
         DataError: it cannot be read, or is not a split file.
     """
     remedy = "write it again with `dataset split`, or remove it"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         names = {split: content[split] for split in SPLITS}
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}: {remedy}") from error
@@ -151,7 +152,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
     )
     if not is_valid or set(names["train"]) & set(names["val"]):
         raise DataError(f"{path} is not a split file of format {_FORMAT}: {remedy}")
-    return names
+    return content
 
 
 def write_split(path: Path, root: Path, split: Split) -> None:

@@ -326,8 +326,8 @@ def _find_step(folder: Path, which: str) -> Path:
     there = f"{folder} has {', '.join(steps) or 'none'}"
     if which == "best" and best is None:
         raise CheckpointError(
-            f"no checkpoint of {folder.parent} is the best, as none was validated: give "
-            f"--checkpoint last or a step ({there})"
+            f"{folder.parent} names no best checkpoint (none was validated, or the best is in the "
+            f"run that it continued): give --checkpoint last or a step ({there})"
         )
     step = best if which == "best" else int(which)
     found = [s.path for s in saved if s.step == step]

@@ -18,6 +18,7 @@ from image_classification.config.keys import KEYS, to_dict
 from image_classification.config.schema import DataConfig, RunConfig
 from image_classification.core.errors import CheckpointError, ConfigError
 from image_classification.data.loaders import DECODING, Loader
+from image_classification.distributed.collectives import agree_max
 from image_classification.engine.checkpoints import files
 from image_classification.engine.runs import (
     EvaluationRun,
@@ -177,7 +178,10 @@ def _find(run: Run, target: str, default: str) -> WeightsSource | None:
     has_best = folder is None or files.best_step(folder) is not None
     if chosen is None and which == "best" and not has_best:
         which = "last"
-        notes = [f"no checkpoint of {target} is the best, as none was validated: the last is used"]
+        notes = [
+            f"{target} names no best checkpoint (none was validated, or the best is in the run "
+            "that it continued): the last is used"
+        ]
     path, warnings = files.find(target, run.checkpoints, which)
     if path is None:
         return None
@@ -190,6 +194,11 @@ def _find(run: Run, target: str, default: str) -> WeightsSource | None:
         raise CheckpointError(
             f"damaged checkpoint {path}: state.json has no {error}; use another one"
         ) from error
+    if agree_max(step) != step or agree_max(-step) != -step:
+        raise CheckpointError(
+            f"the processes found different checkpoints in {target}, which is still saving: start "
+            "again, or name one with --checkpoint STEP"
+        )
     return WeightsSource(
         file,
         path,

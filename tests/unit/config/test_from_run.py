@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,19 @@ def test_the_command_line_replaces_settings(earlier: Path, tmp_path: Path) -> No
     assert (config.platform.name, config.precision.name) == ("DGXA100", "TF32")
     assert config.precision.dtype == "float32"
     assert (config.optim.lr, config.batch.global_batch) == (0.5, 2048)
+
+
+def test_a_split_that_was_found_is_found_again(tmp_path: Path) -> None:
+    config = resolve("resnet50", "AMP", "convergence", "DGX1V", overrides=USER)
+    data = replace(config.data, split_file="runs/old-place/split.json")
+    origin = {"data.split_file": "the run that is continued"}
+    config = replace(config, data=data, provenance={**config.provenance, **origin})
+    folder = write_run(tmp_path / "run", config)
+    assert explained("--from", str(folder), "--mode", "evaluate").data.split_file is None
+    overrides = {**USER, "data.split_file": "own.json"}
+    config = resolve("resnet50", "AMP", "convergence", "DGX1V", overrides=overrides)
+    folder = write_run(tmp_path / "run", config)
+    assert explained("--from", str(folder)).data.split_file == "own.json"
 
 
 def test_what_contradicts_the_run_is_refused(earlier: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_only_class_folders(tmp_path: Path) -> None:
 def test_skipped_files_are_counted_by_extension(tmp_path: Path) -> None:
     names = ["1.jpg", "2.txt", "3.TXT", "4.heicx", "README", ".hidden", "more/1.jpg"]
     make(tmp_path, *names)
-    counts = count_skipped([path.name for path in tmp_path.iterdir()], tmp_path)
+    counts = count_skipped(tmp_path)
     assert counts == {".txt": 2, ".heicx": 1, "no extension": 1, "folders": 1}
     assert skipped_text({".txt": 2, ".heic": 10}, "photos") == (
         "skipped 12 files in photos: 10 .heic (install pillow-heif to read them), 2 .txt"

@@ -123,7 +123,7 @@ def test_skipped_files_and_folders_are_noted(photos: Path) -> None:
     (photos / "cat" / "2019").mkdir()
     (photos / "unsorted.jpg").touch()
     _, note, unsorted = open_index(photos, "train", None).notes
-    assert unsorted == f"skipped 1 image directly in {photos}, of no class"
+    assert unsorted == f"skipped 1 image in {photos} itself, outside class folders"
     assert note.startswith(f"skipped 1 file in {photos}: 1 .txt, 1 folder inside class folders")
 
 
