@@ -109,11 +109,12 @@ def test_signal_saves_at_a_step_boundary_and_resuming_is_bit_equal(small_config,
         assert torch.equal(tensor, weights(resumed)[name]), name
 
 
-def test_resuming_a_finished_run_does_nothing(small_config, open_run):
+def test_resuming_a_finished_run_trains_nothing_and_says_so(small_config, open_run):
     config = small_config()
     drive(open_run(config))
     records = drive(open_run(config, resume="auto"))
-    assert [k for k in kinds(records) if k not in ("start", "end")] == []
+    (warning,) = [r for r in records if r.kind not in ("start", "end")]
+    assert "no steps are left to train" in warning.values["message"]
 
 
 def test_resuming_under_other_settings_names_the_difference(small_config, open_run):
