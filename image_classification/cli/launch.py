@@ -339,14 +339,14 @@ def parse(argv: Sequence[str]) -> Request:
         )
     run = read_run_folder(Path(args.from_run)) if args.from_run is not None else None
     if run is not None:
-        _fill_names(args, run.names)
+        _fill_names(args, run.names, config_file)
     names = _names(args, config_file)
     overrides, notes = _settings(args, names["mode"])
     if args.mode and (note := read_name("mode", args.mode, MODES)[1]):
         notes.insert(0, note)
     base: list[Override] = []
     if run is not None:
-        names |= _valid_names(names, config_file)
+        notes += _complete_names(names, config_file)
         recipe, more = _recipe_of(run.names, names, config_file)
         args.recipe = recipe
         notes += more
@@ -442,9 +442,9 @@ def _missing(names: dict[str, str], data: str | None, config_file: Path | None) 
     return f"{text}; for example: {_launch_command()} {words} {shlex.quote(folder)}"
 
 
-def _fill_names(args: argparse.Namespace, names: RunNames) -> None:
+def _fill_names(args: argparse.Namespace, names: RunNames, config_file: Path | None) -> None:
     """Take the names that the command line leaves out from an earlier run (``--from``)."""
-    catalogue = load_catalogue()
+    catalogue = load_catalogue(config_file)
     for name, given, valid in (
         ("model", args.model[-1:], catalogue.models),
         ("recipe", [args.recipe], catalogue.recipes),
@@ -478,11 +478,14 @@ def _recipe_of(
     return None, [note]
 
 
-def _valid_names(names: Mapping[str, str], config_file: Path | None) -> dict[str, str]:
-    """Return the platform and precision as they are written in the configuration file."""
-    catalogue = load_catalogue(config_file)
-    tables = {"platform": catalogue.platforms, "precision": catalogue.precisions}
-    return {kind: read_name(kind, names[kind], table)[0] for kind, table in tables.items()}
+def _complete_names(names: dict[str, str], config_file: Path | None) -> list[str]:
+    """Write platform and precision as the configuration file does; return notes about it."""
+    catalogue, notes = load_catalogue(config_file), []
+    about = {name: block.about for name, block in catalogue.platforms.items() if block.about}
+    for kind, valid in (("platform", catalogue.platforms), ("precision", catalogue.precisions)):
+        names[kind], note = read_name(kind, names[kind], valid, about)
+        notes += [note] if note else []
+    return notes
 
 
 def _settings(args: argparse.Namespace, mode: str) -> tuple[list[Override], list[str]]:

@@ -149,3 +149,9 @@ def test_unknown_settings_of_another_release_are_noted(earlier: Path) -> None:
     file = earlier / "config.yml"
     file.write_text(file.read_text() + "future:\n  thing: 3\n")
     assert "has no setting future.thing" in explained("--from", str(earlier)).warnings[0]
+
+
+def test_a_note_says_how_a_name_given_with_from_was_read(earlier: Path) -> None:
+    config = explained("--from", str(earlier), "--platform", "cuda")
+    assert config.names.platform == "GPU"
+    assert "platform 'cuda' is read as GPU" in config.warnings
