@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +170,16 @@ def write_evaluation(
     try:
         if predictions is None:
             earlier = read_details(run.workspace)
-            return None if earlier is None else earlier.summary(), ""
+            if earlier is None:
+                return None, ""
+            top1 = 100 * (1 - earlier.num_mistakes / max(earlier.images, 1))
+            if not math.isclose(top1, run.progress.best_top1 or 0.0, abs_tol=1e-9):
+                return None, (
+                    "the report has no details of the best validation: the start that made it was "
+                    f"killed before it wrote them; --from {run.workspace} --mode evaluate "
+                    "makes them"
+                )
+            return earlier.summary(), ""
         classes, upright = run.config.model.num_classes, run.config.data.exif_orientation
         details, thumbnails = evaluation_details(predictions, loader, classes, upright)
         details.write(run.workspace, thumbnails)

@@ -64,7 +64,6 @@ def capture(run: TrainingRun) -> PendingSnapshot:
         "scaler": parts.amp.state_dict(),
         "config": bound_settings(config),
         "names": vars(config.names),
-        "classes": run.classes,
         "world_size": run.world.world_size,
     }
     header = model_metadata(

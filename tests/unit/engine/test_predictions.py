@@ -159,6 +159,13 @@ def test_training_keeps_the_details_of_its_best_validation(
     again = open_run(config, resume="auto")
     last = list(MODES["convergence"].records(again, StopRequest()))[-1]
     assert last.values["results"]["evaluation"] == results
+    # Those of an earlier best validation are not reported as the best one's.
+    other = EvaluationDetails(details.classes, {(0, 0): 1, (1, 2): 999}, ())
+    other.write(run.workspace, {})
+    again = open_run(config, resume="auto")
+    *records, last = list(MODES["convergence"].records(again, StopRequest()))
+    assert last.values["results"]["evaluation"] is None
+    assert any("no details of the best validation" in str(r.values) for r in records)
 
     evaluation = small_config(mode="evaluate", run__workspace=str(tmp_path / "evaluation"))
     run = open_run(evaluation, resume=str(tmp_path / "run"))
