@@ -194,10 +194,14 @@ def _join(values: Values, world_size: int, num_nodes: int) -> list[str]:
 
 def _set_batch(values: Values, published_size: int) -> list[str]:
     world_size = values["platform.num_devices"] * values["platform.num_nodes"]
-    if values["batch.fit_memory"] and not values.given("batch.fit_memory"):
+    if values["batch.fit_memory"]:
         if values["platform.device"] == "cpu":
+            if values.given("batch.fit_memory"):
+                raise ConfigError(
+                    f"{values.shown('batch.fit_memory')} is for GPUs: on a CPU give --batch-size"
+                )
             values.put("batch.fit_memory", False, "formula: false on a CPU")
-        elif values.given("batch.per_device"):
+        elif values.given("batch.per_device") and not values.given("batch.fit_memory"):
             origin = values.origins["batch.per_device"]
             values.put("batch.fit_memory", False, f"formula: false, as {origin} sets the batch")
     per_device, global_batch = values["batch.per_device"], values["batch.global"]

@@ -47,6 +47,7 @@ def fit_memory(run: Run, trial: Callable[[Run], None] | None = None) -> RunConfi
     largest = batch.per_device_batch
     candidates = per_device_batches(batch.global_batch, world_size)
     for per_device in sorted((n for n in candidates if n <= largest), reverse=True):
+        run.activity.begin(f"trying {counted(per_device, 'image')} per device")
         needed_bytes = _needed_bytes(run, per_device, limit_bytes, trial)
         if agree_max(int(needed_bytes is None)):
             too_large = per_device
@@ -95,7 +96,7 @@ def _needed_bytes(
             synthetic_train_images=2 * per_device * count,
             synthetic_val_images=per_device,
         ),
-        run=replace(config.run, validate=False),
+        run=replace(config.run, validate=False, resume=None, checkpoint=None),
     )
     alone = Run(tried, WorldInfo(), run.accelerator, run.device, run.workspace)
     try:

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from image_classification.core.types import Activity, Record
-from image_classification.core.units import number, percent, rate, size
+from image_classification.core.units import duration, number, percent, rate, size
 
 BETWEEN = "  "
 _BARS = "▁▂▃▄▅▆▇█"
@@ -90,14 +90,9 @@ def whole_time(seconds: float | None, least_s: int = 0) -> str:
     if whole_s < 60:
         return f"{whole_s} s"
     if whole_s < 600:
-        return f"{whole_s // 60} min {whole_s % 60:02d} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24:02d} h"
+        return duration(whole_s)
+    minutes = round(whole_s / 60)
+    return f"{minutes} min" if minutes < 60 else duration(60 * minutes)
 
 
 def sparkline(values: Sequence[float], width: int = _SPARKLINE_WIDTH) -> str:

@@ -338,6 +338,8 @@ def test_a_batch_that_the_user_gives_is_not_fitted_to_the_memory() -> None:
     config = gpu(available=cuda(1), overrides={"batch.per_device": 64})
     assert (config.batch.per_device_batch, config.batch.fit_memory) == (64, False)
     assert not gpu(overrides={"platform.device": "cpu"}).batch.fit_memory
+    with pytest.raises(ConfigError, match="is for GPUs"):
+        gpu(overrides={"platform.device": "cpu", "batch.fit_memory": True})
 
 
 def test_notes_come_first_among_the_warnings() -> None:

@@ -95,6 +95,8 @@ def test_real_trials_leave_the_run_as_it_was(mode, small_config, tmp_path):
     config = small_config(
         mode, ema__decay=0.9, mixing__mixup=0.2, batch__per_device=4, data__image_size=32
     )
+    # A trial does not read the checkpoint.
+    config = replace(config, run=replace(config.run, resume=str(tmp_path / "missing")))
     accelerator = LimitedAccelerator(MIB)
 
     def weights() -> dict[str, torch.Tensor]:
