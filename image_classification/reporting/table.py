@@ -176,8 +176,8 @@ def to_html(table: Table, *, stacked: bool = False) -> str:
         classes.append(f' class="{" ".join(names)}"' if names else "")
     # Focusable, so that a table wider than the screen can be scrolled with the keyboard.
     parts = ['<div class="scroll" tabindex="0">']
-    style = "stacked" if stacked else "pairs" * (not table.head)
-    parts.append(f'<table class="{style}">' if style else "<table>")
+    style = ' class="stacked"' if stacked else "" if table.head else ' class="pairs"'
+    parts.append(f"<table{style}>")
     if table.title:
         parts.append(f"<caption>{escape(table.title)}</caption>")
     if table.head:

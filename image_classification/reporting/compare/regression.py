@@ -132,12 +132,13 @@ def standard_error(
     groups = [[run for run in each if key in run.figures] for each in (old, new)]
     section = "validation_ema" if key.endswith("_ema") else "validation"
     variances = []
-    for runs in groups:
+    # The images of both are the same, but a report may not have their number.
+    counts = [getattr(run.report.results, section).images for runs in groups for run in runs]
+    images = next((count for count in counts if count), 0)
+    for runs in groups if images else ():
         share = fmean(run.figures[key] for run in runs) / 100
-        images = getattr(runs[0].report.results, section).images
-        if images:
-            right = (share * images + 1) / (images + 2)
-            variances.append(100**2 * right * (1 - right) / (images + 2))
+        right = (share * images + 1) / (images + 2)
+        variances.append(100**2 * right * (1 - right) / (images + 2))
     squares, degrees = 0.0, 0
     for each in (*groups, others):
         found = spread_over_seeds(key, each)

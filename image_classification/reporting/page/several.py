@@ -79,7 +79,7 @@ def change_chart(change: Change) -> Markup:
     """
     if change.change is None:
         return Markup("")
-    unit = change.threshold or abs(change.change) or 1.0
+    unit, shaded = change.threshold or abs(change.change) or 1.0, float(change.threshold > 0)
     sign = -1 if figure_of(change.figure).lower_is_better else 1
     error = SIGNIFICANT * (change.standard_error or 0.0) / unit
     value = sign * change.change / unit
@@ -99,7 +99,7 @@ def change_chart(change: Change) -> Markup:
     css = change.verdict.replace(" ", "-")
     return Markup(
         f'<svg class="change {css}" viewBox="0 0 200 22" role="img" aria-label="{change.text}">'
-        f'<rect x="{x(-1)}" y="2" width="{x(1) - x(-1)}" height="18"/>'
+        f'<rect x="{x(-shaded)}" y="2" width="{x(shaded) - x(-shaded)}" height="18"/>'
         f'<line class="zero" x1="100" x2="100" y1="0" y2="22"/>{whisker}{dot}</svg>'
     )
 

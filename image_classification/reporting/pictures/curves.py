@@ -81,7 +81,8 @@ def _without_spikes(panel: Panel) -> tuple[Panel, str]:
     if high <= low or not above:
         return panel, ""
     top = values[-len(above) - 1]
-    limits = (low - 0.05 * (top - low), top + 0.05 * (top - low))
+    room = 0.05 * (top - low)
+    limits = (low - room, min(top + room, (top + above[0]) / 2))
     note = f"Triangles mark values above the axis: {len(above)}, up to {max(above):,.4g}."
     return replace(panel, y_limits=limits, marks_clipped=True), note
 

@@ -20,10 +20,10 @@ from image_classification.reporting.run_folder import RecordedRun
 
 MIN_STEPS = 100
 MIN_TIME_S = 30.0
-"""The least measured steps, and the time they took, that a speed is accepted of."""
+"""Least number and total time of the measured steps for a speed to be accepted."""
 
 MIN_PASSES = 50
-"""The least timed passes per batch size that a latency is accepted of."""
+"""Least number of timed passes per batch size for a latency to be accepted."""
 
 _IMAGENET_TRAIN_IMAGES = 1_281_167
 # Part of an epoch that may be missing: its last, incomplete batch.
@@ -271,7 +271,7 @@ def _software(run: RecordedRun) -> str:
 
 
 def _notes(run: RecordedRun) -> Iterator[str]:
-    """Yield what a reader of the figures has to know."""
+    """Yield conditions of the run that affected its figures."""
     if any(device.throttled for device in run.report.telemetry.devices or ()):
         yield "the devices lowered their clocks during the run"
     wait = run.report.results.train.data_wait_fraction

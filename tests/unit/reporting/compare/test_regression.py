@@ -106,6 +106,15 @@ def test_without_the_number_of_images_the_threshold_alone_counts(recorded, run_r
     assert (change.figure, change.standard_error) == ("top1", None)
 
 
+def test_the_number_of_images_of_one_run_holds_for_both(recorded, run_results):
+    runs = [
+        recorded(name, results=with_images(run_results, 76.8, images))
+        for name, images in (("a", 50_000), ("b", 50_000), ("c", None))
+    ]
+    both, one = (compare_runs(runs[0], other).changes[0] for other in runs[1:])
+    assert both.standard_error is not None and one.standard_error == both.standard_error
+
+
 def test_equal_seeds_without_the_number_of_images_give_no_standard_error(
     tmp_path, recorded, run_results
 ):
