@@ -82,10 +82,8 @@ def num_epochs(start: Mapping[str, Any]) -> int | None:
     return epochs
 
 
-def whole_time(seconds: float | None, least_s: int = 0) -> str:
-    """Return a time in whole seconds or minutes; a dash for None."""
-    if seconds is None:
-        return "\N{EN DASH}"
+def whole_time(seconds: float, least_s: int = 0) -> str:
+    """Return a time in whole seconds or minutes, at least ``least_s`` seconds."""
     whole_s = max(least_s, round(seconds))
     if whole_s < 60:
         return f"{whole_s} s"
@@ -270,7 +268,9 @@ class LiveView:
         share = self._share()
         if share is not None:
             done = f"{percent(share, 0):>5}"
-            left = f"{whole_time(self.left_s(), least_s=1)} left"
+            left_s, left = self.left_s(), "time left unknown"
+            if left_s is not None:
+                left = f"{whole_time(left_s, least_s=1)} left"
             # As wide as the longest time, so that the bar keeps its length.
             rest = options.max_width - cell_len(done) - 17 - 2 * len(BETWEEN)
             cells: list[Text | ProgressBar] = []
