@@ -10,7 +10,7 @@ from statistics import fmean, linear_regression, stdev
 from image_classification.core.errors import WorkspaceError
 from image_classification.reporting.compare.groups import Group
 from image_classification.reporting.compare.history import Entry, Line, shown_figures
-from image_classification.reporting.pictures import benchmarks
+from image_classification.reporting.pictures import benchmarks, curves
 from image_classification.reporting.pictures.picture import (
     BLUE,
     INK,
@@ -76,28 +76,20 @@ def _mean_curves(groups: Sequence[Sequence[RunData]]) -> Picture | LeftOut:
         if series:
             panels.append(Panel(y_label, tuple(series), tuple(bands), x_from_zero=True))
         if series and key == "top1" and (bands or len(series) > 1):
-            panels.append(_close_up(panels[-1]))
+            panels.append(curves.close_up(panels[-1]))
     if not panels:
-        return LeftOut(name, title, "no run has its records (metrics.jsonl) beside its report")
+        return LeftOut(name, title, "no run has readable records (metrics.jsonl) beside its report")
     several = max(map(len, groups)) > 1
-    notes = ("Bands: the standard deviation over the runs.",) if several else ()
-    return Picture(name, title, "epochs done", tuple(panels), notes)
+    notes = ["Bands: the standard deviation over the runs."] if several else []
+    absent = [run.label for runs in groups for run in runs if not run.records]
+    if absent:
+        notes.append(f"Without {', '.join(absent)}: no readable records (metrics.jsonl).")
+    return Picture(name, title, "epochs done", tuple(panels), tuple(notes))
 
 
-def _close_up(panel: Panel) -> Panel:
-    """Return the panel around the last values: bands are too narrow to see beside whole curves."""
-    ends = [band.low for band in panel.bands] + [band.high for band in panel.bands]
-    for each in panel.series:
-        error = each.errors[-1] if each.errors else 0.0
-        ends += [each.y[-1] - error, each.y[-1] + error]
-    room = max(max(ends) - min(ends), 0.5) / 2
-    limits = (min(ends) - room, max(ends) + room)
-    return replace(panel, y_label="top-1, close-up", y_limits=limits)
-
-
-def _mean_series(curves: Sequence[Sequence[tuple[float, float]]]) -> Series | None:
+def _mean_series(all_points: Sequence[Sequence[tuple[float, float]]]) -> Series | None:
     """Return the mean where every recorded curve has a value; None if no curve was recorded."""
-    recorded = [dict(curve) for curve in curves if curve]
+    recorded = [dict(points) for points in all_points if points]
     values: dict[float, list[float]] = defaultdict(list)
     for curve in recorded:
         for x, y in curve.items():

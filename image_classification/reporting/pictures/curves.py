@@ -98,7 +98,7 @@ def accuracy(runs: Sequence[RunData]) -> Picture | LeftOut:
     )
     panels = [_panel(runs, "top-1, percent", top1, band="top1")]
     if panels[0].bands and panels[0].series:
-        panels.append(_close_up(panels[0]))
+        panels.append(close_up(panels[0]))
     panels.append(_panel(runs, "top-5, percent", top5, band="top5"))
     drawn = tuple(panel for panel in panels if panel.series)
     title, why = "Validation accuracy", "no validation was recorded"
@@ -149,13 +149,15 @@ def _panel(
     return Panel(y_label, tuple(series), bands, lines=lines, x_from_zero=True)
 
 
-def _close_up(panel: Panel) -> Panel:
-    """Return the panel zoomed in on its bands, which are too narrow to see beside whole curves."""
-    last = [each.y[-1] for each in panel.series]
-    low = min([*last, *(band.low for band in panel.bands)])
-    high = max([*last, *(band.high for band in panel.bands)])
-    room = max(high - low, 1.0) / 2
-    return replace(panel, y_label="top-1, close-up", y_limits=(low - room, high + room))
+def close_up(panel: Panel) -> Panel:
+    """Return the panel around its last values and bands: beside whole curves, bands are narrow."""
+    ends = [end for band in panel.bands for end in (band.low, band.high)]
+    for each in panel.series:
+        error = each.errors[-1] if each.errors else 0.0
+        ends += [each.y[-1] - error, each.y[-1] + error]
+    room = max(max(ends) - min(ends), 1.0) / 2
+    limits = (min(ends) - room, max(ends) + room)
+    return replace(panel, y_label="top-1, close-up", y_limits=limits)
 
 
 def _over_epochs(

@@ -41,7 +41,7 @@ def test_means_over_the_seeds_with_their_spread(tmp_path):
     low, high = close_up.y_limits or (0.0, 0.0)
     assert low < 76.0 and 78.0 < (high or 0.0) < 80.0
     assert len(loss.series) == 2
-    assert "data-chart" not in draw_svg(curves).svg  # it is drawn without an error
+    assert "<svg" in draw_svg(curves).svg
 
 
 def test_unequal_lengths_are_averaged_where_all_have_values(tmp_path):
@@ -53,6 +53,18 @@ def test_unequal_lengths_are_averaged_where_all_have_values(tmp_path):
     curves, _ = combined_pictures(group_runs([read_run(folder) for folder in folders]))
     assert isinstance(curves, Picture)
     assert curves.panels[0].series[0].x == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize("content", [None, b"{damaged\n"])
+def test_runs_that_are_not_in_the_means_are_named(tmp_path, content):
+    folders = [write_run(tmp_path / f"run-{s}", seed=s) for s in range(3)]
+    metrics = folders[1] / "metrics.jsonl"
+    metrics.unlink()
+    if content is not None:
+        metrics.write_bytes(content + b"{}\n")
+    curves, _ = combined_pictures(group_runs([read_run(folder) for folder in folders]))
+    assert isinstance(curves, Picture)
+    assert curves.notes[1:] == ("Without run-1: no readable records (metrics.jsonl).",)
 
 
 def test_reports_without_records_have_no_curves(record_run):
