@@ -319,13 +319,14 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _split(arguments: argparse.Namespace) -> None:
-    from image_classification.data.formats.folder import split_of_class_folders
+    from image_classification.data.formats.folder import recognize, split_of_class_folders
     from image_classification.data.formats.split import SPLIT_FILE, SplitRule, write_split
 
     root: Path = arguments.folder
     rule = SplitRule(arguments.val_fraction, seed=arguments.seed, ignore_file=True)
     split = split_of_class_folders(root, rule)
     if split is None:
+        recognize(root, "train")  # raises an error that says what is missing
         raise DataError(f"{root} has its own train and val images: there is nothing to split")
     file: Path = arguments.output or root / SPLIT_FILE
     try:

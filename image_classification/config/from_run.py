@@ -83,7 +83,7 @@ class RunFolder:
                 key in given
                 or (key in named and named[key] != value)
                 or key in (*_OF_THE_START, "model.pretrained_from_file")
-                or (key in _PLACED and not by_user and not re.match(r"[^ ]+:\d+, ", origin))
+                or (key in _PLACED and not by_user and not re.match(r".+:\d+, ", origin))
                 or any(origin.endswith(layer) for layer in replaced)
                 or (names.platform != self.names.platform and key in _OF_THE_PLATFORM)
                 or (names.precision != self.names.precision and section == "precision")

@@ -257,7 +257,7 @@ def resolve(
 
 
 class OwnData(NamedTuple):
-    """A data set that is the user's own: its folder, and the names of its classes."""
+    """The user's own data set: its folder, and the names of its classes."""
 
     path: str
     classes: tuple[str, ...]
@@ -270,7 +270,7 @@ def _own_data(
     overrides: Mapping[str, Any] | Sequence[Override],
     base: Sequence[Override],
 ) -> OwnData | None:
-    """Return the data set that the user named, if it is one's own; see `own_classes`."""
+    """Return the data set that the user named, if it is the user's own; see `own_classes`."""
     if not isinstance(overrides, Mapping):
         overrides = {override.key: override.value for override in overrides}
     earlier = {override.key: override.value for override in base}

@@ -107,7 +107,7 @@ class DataConfig:
         "folder, else computed by data.val_fraction",
     )
     exif_orientation: bool = setting(
-        False, "turn images upright as EXIF says; on for one's own images"
+        False, "turn images upright as EXIF says; on for your own images"
     )
     image_size: int = setting(224, "side length of training and validation crops", min=8)
     resize: int = setting(256, "size that validation images are resized to before the crop", min=8)

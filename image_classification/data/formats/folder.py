@@ -13,12 +13,14 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from image_classification.core.class_folders import (
+    HEIC_EXTENSIONS,
     IMAGE_EXTENSIONS,
     SPLITS,
     count_skipped,
@@ -305,6 +307,12 @@ def recognize(root: Path, split: str, layout: str = AUTO) -> str:
             f"one folder per class, and give the folder above these"
         )
     if not found:
+        skipped = _skipped_in_class_folders(root)
+        if any(kind in HEIC_EXTENSIONS for kind in skipped):
+            raise DataError(
+                f"the class folders of {root} hold no image that can be read: "
+                f"{skipped_text(skipped, str(root))}"
+            )
         raise DataError(f"{root} has no {split}/ folder and no {split} shards: {_remedy(root)}")
     if len(found) > 1:
         raise DataError(
@@ -375,6 +383,14 @@ def _listed(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError as error:
         raise _unreadable(folder, error) from error
+
+
+def _skipped_in_class_folders(root: Path) -> Counter[str]:
+    skipped: Counter[str] = Counter()
+    with suppress(OSError):  # only for a better error message
+        for name in folder_names(root):
+            skipped.update(count_skipped(root / name))
+    return skipped
 
 
 def _skipped(folder: Path) -> dict[str, int]:

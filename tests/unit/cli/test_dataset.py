@@ -258,6 +258,9 @@ def test_split_writes_the_list_that_runs_use(
     assert len(json.loads(elsewhere.read_text())["val"]) == 6
     with pytest.raises(DataError, match="there is nothing to split"):
         main(["split", str(own_image_folder)])
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match="has no train/ folder"):
+        main(["split", str(tmp_path / "empty")])
     with pytest.raises(DataError, match="name a writable file with -o"):
         main(["split", str(photos), "-o", str(tmp_path / "absent" / "x.json")])
     with pytest.raises(ConfigError, match="is not a fraction between 0 and 1"):

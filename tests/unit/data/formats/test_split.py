@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from image_classification.core import class_folders
 from image_classification.core.errors import DataError
 from image_classification.data.formats import folder
 from image_classification.data.formats.folder import (
@@ -130,6 +131,16 @@ def test_skipped_files_and_folders_are_noted(photos: Path) -> None:
 def test_images_without_class_folders(photos: Path) -> None:
     with pytest.raises(DataError, match=r"cat holds 20 images and no class folders: sort"):
         open_index(photos / "cat", "train", None)
+
+
+def test_class_folders_of_unreadable_images_say_what_to_install(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in list(photos.glob("*/*")):
+        file.rename(file.with_suffix(".heic"))
+    monkeypatch.setattr(class_folders, "IMAGE_EXTENSIONS", (".jpg",))
+    with pytest.raises(DataError, match=r"no image that can be read: .* 29 \.heic \(install"):
+        open_index(photos, "train", None)
 
 
 def test_class_folders_are_recognized(photos: Path) -> None:
