@@ -265,6 +265,9 @@ def test_printed_page_is_light_and_shows_the_configuration(browser, page):
     hidden = "[...document.querySelectorAll('details table')].filter(t => !t.offsetHeight).length"
     assert browser.evaluate(hidden) == 0
     assert browser.evaluate(SCROLLING) == []
+    browser.evaluate("document.querySelector('.scroll').classList.add('hint')")
+    hint = "getComputedStyle(document.querySelector('.scroll'), '::before').display"
+    assert browser.evaluate(hint) == "none"
     pdf = browser.page.pdf(width="8.27in", height="11.69in")
     assert pdf.startswith(b"%PDF")
     assert 4 <= pdf.count(b"/Type /Page\n") <= 12
