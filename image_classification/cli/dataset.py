@@ -283,7 +283,8 @@ def _check_text(report: CheckReport, in_use: Collection[str]) -> str:
     if report.is_usable(in_use):
         what = "every image can be decoded"
         if report.broken:
-            images = counted(len(report.broken), "broken train image")
+            kind = "broken train image" if report.has_split_folders else "broken image"
+            images = counted(len(report.broken), kind)
             what = f"training leaves out the {images} in {quarantine.QUARANTINE_FILE}"
         lines.append(f"{what}: ready for training")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import torch
 from image_classification.core.errors import CheckpointError, ConfigError, DataError, DivergedError
 from image_classification.data.tools import quarantine
 from image_classification.engine.checkpoints import files as checkpoint
+from image_classification.engine.checkpoints import restore
 from image_classification.engine.checkpoints.save import CheckpointSaver
 from image_classification.engine.stop import Stopped, StopRequest
 from image_classification.engine.train import last_step, train
@@ -232,20 +233,25 @@ def test_evaluating_a_checkpoint_gives_the_recorded_figures(small_config, open_r
         assert results["validation"] == expected
 
 
-def test_checkpoints_that_cannot_be_chosen_are_refused(small_config, open_run, tmp_path):
+def test_checkpoints_that_cannot_be_chosen_are_refused(
+    small_config, open_run, tmp_path, monkeypatch
+):
     drive(open_run(small_config(), max_steps=6, validate=False))
     folder = str(tmp_path / "run")
     evaluation = small_config(mode="evaluate", run__workspace=str(tmp_path / "evaluation"))
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7: .* has 6;"):
         open_run(evaluation, resume=folder, checkpoint="7")
-    with pytest.raises(CheckpointError, match=r"none was validated: give --checkpoint last"):
+    with pytest.raises(CheckpointError, match=r"\(none was validated, .*: give --checkpoint last"):
         open_run(evaluation, resume=folder, checkpoint="best")
     with pytest.raises(ConfigError, match="leave --checkpoint out"):
         open_run(evaluation, resume=f"{folder}/checkpoints/step-0000000006", checkpoint="last")
     run = open_run(evaluation, resume=folder)
     records = list(MODES["evaluate"].records(run, StopRequest()))
-    assert "none was validated: the last is used" in records[0].values["message"]
+    assert "names no best checkpoint (none was validated, or" in records[0].values["message"]
     assert records[-1].values["results"]["evaluated"]["which"] == "last"
+    monkeypatch.setattr(restore, "agree_max", lambda step: max(step, 8))  # another rank finds 8
+    with pytest.raises(CheckpointError, match="the processes found different checkpoints"):
+        open_run(evaluation, resume=folder)
 
 
 def test_an_earlier_checkpoint_is_continued_in_another_folder_only(
