@@ -90,8 +90,9 @@ class RunFolder:
                 or ("data.path" in given and key in _OF_THE_DATA)
                 or (key in _OF_THE_SPLIT and not by_user)
             )
-            if names.mode != self.names.mode and not by_user:
-                left_out = left_out or key in mode_layer or (is_synthetic and key == "data.path")
+            if names.mode != self.names.mode:
+                left_out |= is_synthetic and key == "data.path"
+                left_out |= not by_user and key in mode_layer
             if not left_out:
                 found.append(Override(key, value, self._origin(key)))
         return found

@@ -73,6 +73,9 @@ def test_an_evaluation_has_its_modes_own_settings(earlier: Path) -> None:
     assert (config.data.path, config.data.image_size) == ("/data/photos", 160)
     config = explained("--from", str(earlier), "--mode", "benchmark_inference")
     assert config.data.backend == "synthetic"
+    # Not reading the earlier run's images needs no warning: nobody asked for them here.
+    assert config.data.path == "synthetic"
+    assert not any("is not read" in warning for warning in config.warnings)
     assert config.run.resume == str(earlier)
     assert explained("--from", str(earlier), "--mode", "benchmark_training").run.resume is None
 
