@@ -1,7 +1,7 @@
 import pytest
 
 from image_classification.reporting.build_report import build_report
-from image_classification.reporting.page.headline import Card, headline
+from image_classification.reporting.page import Card, headline
 
 
 @pytest.fixture
