@@ -17,11 +17,11 @@ from typing import Any, Union
 import numpy as np
 import PIL.Image
 import torch
-import yaml
 from torch import nn
 from torchvision.transforms import v2
 
 from image_classification.config import schema
+from image_classification.config.from_run import FILE_NAME, read_run_folder
 from image_classification.config.keys import KEYS
 from image_classification.core.errors import (
     CheckpointError,
@@ -30,6 +30,7 @@ from image_classification.core.errors import (
     unknown,
 )
 from image_classification.core.types import Activity, EvalResult, Record, WorldInfo
+from image_classification.data.formats.split import SPLIT_FILE
 from image_classification.data.loaders.device_prefetch import normalization, normalize
 from image_classification.data.transforms import decode_rgb, eval_image, rgb_of, turned
 from image_classification.devices.accelerator import get_accelerator, out_of_memory
@@ -341,8 +342,8 @@ def _weights_file(source: StrPath, checkpoint: str | int) -> Path:
     is_run = not path.is_file() and files.checkpoint_folder(str(path), path) is not None
     if which != "best" and not is_run:
         raise ConfigError(
-            f"checkpoint={checkpoint!r} chooses among the checkpoints of a run and {path} is none; "
-            "leave it out, or name the run's folder"
+            f"checkpoint={checkpoint!r} chooses among the checkpoints of a run, and {path} is not "
+            "a run: leave it out, or name the run's folder"
         )
     if path.is_file():
         return path
@@ -355,15 +356,16 @@ def _weights_file(source: StrPath, checkpoint: str | int) -> Path:
 
 
 def _data_of_run(folder: Path) -> schema.DataConfig | None:
-    """Return the data settings of a run's ``config.yml``; None if ``folder`` is no run's."""
-    path = folder / "config.yml"
+    """Return the data settings of a run with its split; None if ``folder`` is not a run's."""
+    path = folder / FILE_NAME
     if not path.is_file():
         return None
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
-    keys = {short: KEYS[f"data.{short}"] for short in settings}
-    return schema.DataConfig(
-        **{key.field: key.check(settings[short], str(path)) for short, key in keys.items()}
-    )
+    keys = {KEYS[key]: v for key, v in read_run_folder(folder).values.items() if key[:5] == "data."}
+    data = schema.DataConfig(**{key.field: key.check(v, str(path)) for key, v in keys.items()})
+    split_file = folder / SPLIT_FILE
+    if data.split_file is None and split_file.is_file():
+        data = replace(data, split_file=str(split_file))
+    return data
 
 
 @contextmanager

@@ -184,14 +184,7 @@ def load_into_new(model: Classifier, path: str | os.PathLike[str], *, files_clas
     Raises:
         CheckpointError: as `load_weights`, or the metadata name another model.
     """
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-    header = _parse_header(metadata, path) if "model" in metadata else None
-    if header is not None and header.name != model.name:
-        raise CheckpointError(
-            f"{path} holds {header.name}, not {model.name}: create {header.name}, or give another "
-            "file"
-        )
+    header = _check_model(model, path)
     state, own = _read_tensors(path), model.state_dict()
     given, wanted = _num_classes(own, state)
     if given != wanted and files_classes:
@@ -204,13 +197,30 @@ def load_into_new(model: Classifier, path: str | os.PathLike[str], *, files_clas
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load the tensors of ``path`` into ``model``, ignoring the file's metadata.
+    """Load the tensors of ``path`` into ``model``; the metadata may be missing.
 
     Raises:
         CheckpointError: missing, damaged, not safetensors, or tensors that do not match; the
             model is then unchanged.
     """
+    _check_model(model, path)
     load_state(model, _read_tensors(path), where=str(path))
+
+
+def _check_model(model: nn.Module, path: str | os.PathLike[str]) -> ModelHeader | None:
+    """Return the header of ``path``, None if it has none; refuse the weights of another model.
+
+    The weights of resnet50-v1 fit resnet50, but give wrong results.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    header = _parse_header(metadata, path) if "model" in metadata else None
+    if header is not None and isinstance(model, Classifier) and header.name != model.name:
+        raise CheckpointError(
+            f"{path} holds {header.name}, not {model.name}: choose the model {header.name}, or "
+            "give another file"
+        )
+    return header
 
 
 def load_pretrained(
@@ -224,6 +234,7 @@ def load_pretrained(
     Raises:
         CheckpointError: as `load_weights`, for anything but the classifier.
     """
+    _check_model(model, path)
     state, own = _read_tensors(path), model.state_dict()
     known = read_classes(path)
     head = list(own)[-2:]  # a model's last layer is its classifier

@@ -31,7 +31,7 @@ from image_classification.engine.stop import STOP_SIGNALS
 from image_classification.launch.run import start_run
 from image_classification.models import Preprocessing, build
 from image_classification.reporting.sinks import read_metrics
-from tests.conftest import SMALL
+from tests.conftest import SMALL, write_images
 
 Config = Callable[..., ic.RunConfig]
 
@@ -293,6 +293,24 @@ def test_evaluation_equals_the_runs_validation(
         assert result.loss == pytest.approx(last["loss"], rel=1e-6)
     assert ic.model_transforms(folder).preprocessing == model.preprocessing
     assert ic.model_transforms(model).preprocessing == model.preprocessing
+
+
+def test_evaluation_uses_the_images_that_the_run_held_out(
+    narrow_networks: None, tmp_path: Path
+) -> None:
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    write_images(photos, per_class=10, seed=3)
+    overrides = {**SMALL, "run.workspace": str(run), "schedule.epochs": 1}
+    names = ("resnet18", "FP32", "convergence", "CPU")
+    list(ic.train(ic.resolve(*names, data=str(photos), overrides=overrides)))
+    write_images(tmp_path / "more", per_class=10, seed=4)
+    for file in (tmp_path / "more").glob("*/*"):
+        file.rename(photos / file.parent.name / f"more-{file.name}")
+    with pytest.warns(UserWarning, match="split.json"):
+        assert ic.evaluate(run).images == 6
+    (run / "config.yml").write_text("data: [")
+    with pytest.raises(ConfigError, match=r"config.yml is damaged"):
+        ic.evaluate(run)
 
 
 def test_checkpoints_of_a_run_are_chosen(small_config: Config, tmp_path: Path) -> None:

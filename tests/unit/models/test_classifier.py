@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,12 @@ import torch
 from image_classification import models
 from image_classification.core.errors import CheckpointError, ConfigError
 from image_classification.models.classifier import Classifier
-from image_classification.models.weights import load_model, model_metadata
+from image_classification.models.weights import (
+    load_model,
+    load_pretrained,
+    load_weights,
+    model_metadata,
+)
 from tests.support.models import enliven, save_model
 
 
@@ -102,12 +108,17 @@ def test_pretrained_without_metadata(tmp_path: Path) -> None:
 
 def test_pretrained_of_another_model_is_refused(saved: tuple[Path, Classifier]) -> None:
     path, _ = saved
-    with pytest.raises(CheckpointError, match=r"holds resnet18, not resnet34: create resnet18"):
+    with pytest.raises(
+        CheckpointError, match=r"holds resnet18, not resnet34: choose the model resnet18"
+    ):
         models.create_model("resnet34", pretrained=path)
     # These two differ only in a stride, so their weights would fit.
     save_model(path, models.build("resnet50-v1", 5), model_metadata("resnet50-v1", 5))
     with pytest.raises(CheckpointError, match="holds resnet50-v1, not resnet50"):
         models.create_model("resnet50", pretrained=path)
+    for load in (load_weights, partial(load_pretrained, classes=None)):
+        with pytest.raises(CheckpointError, match="holds resnet50-v1, not resnet50"):
+            load(models.build("resnet50", 5), path)
 
 
 def test_loaded_model_has_the_files_preprocessing(saved: tuple[Path, Classifier]) -> None:
