@@ -108,20 +108,25 @@ class RunFolder:
         origin, notes = f"--from {self.path}", []
         if "run.resume" in given or "model.pretrained_from_file" in given:
             return [], []
+        own = {k: self.values[k] for k in _WEIGHTS if self.values.get(k) not in (None, "auto")}
+        if "run.resume" not in own:
+            own.pop("run.checkpoint", None)
+        own = {key: value for key, value in own.items() if key not in given}
         if mode == _TRAINING and self.names.mode == _TRAINING and "run.workspace" not in given:
+            begin: dict[str, Any] = {"run.workspace": str(self.path), "run.resume": "auto"}
             if not self.has_checkpoints:
-                notes = [f"{self.path} has no checkpoint: its training starts from the beginning"]
-            where = Override("run.workspace", str(self.path), origin)
-            return [where, Override("run.resume", "auto", origin)], notes
+                begin |= own
+                where = ", ".join(map(str, own.values())) or "the beginning"
+                notes = [f"{self.path} has no checkpoint: its training starts from {where}"]
+            return [Override(key, value, origin) for key, value in begin.items()], notes
         if mode != _TRAINING and mode not in _WITH_WEIGHTS:
             return [], []
         if self.has_checkpoints:
             return [Override("run.resume", str(self.path), origin)], []
-        own = [key for key in _WEIGHTS if self.values.get(key) not in (None, "auto")]
         if mode == _TRAINING or not own:
             verb = "continue" if mode == _TRAINING else "evaluate"
             raise ConfigError(f"{self.path} has no checkpoint to {verb}: name another run")
-        return [Override(k, self.values[k], self._origin(k)) for k in own if k not in given], []
+        return [Override(key, value, self._origin(key)) for key, value in own.items()], []
 
     def _origin(self, key: str) -> str:
         origin = self.origins.get(key) if key not in _NAMES else None

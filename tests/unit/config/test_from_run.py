@@ -129,6 +129,13 @@ def test_a_run_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no checkpoint to evaluate"):
         parse(["--from", folder, "--mode", "evaluate"])
     assert "starts from the beginning" in explained("--from", folder).warnings[0]
+    for key, value in (("model.pretrained_from_file", "a.safetensors"), ("run.resume", "/runs/a")):
+        config = resolve("resnet50", "AMP", "convergence", "DGX1V", overrides={key: value})
+        config = explained("--from", str(write_run(tmp_path / key, config, checkpoints=False)))
+        assert f"starts from {value}" in config.warnings[0]
+        assert config.run.workspace == str(tmp_path / key)
+        assert config.run.resume == (value if key == "run.resume" else "auto")
+        assert config.model.pretrained_from_file == (None if key == "run.resume" else value)
     config = resolve(
         "resnet50", "AMP", "evaluate", "DGX1V", overrides={"run.resume": "/runs/trained"}
     )
