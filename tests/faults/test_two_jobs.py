@@ -55,7 +55,7 @@ NAMED = {
     "model": ["model.name 'resnet18' -> 'resnet34'"],
     "recipe": ["optim.lr 0.02 -> 0.05", "mixing.mixup 0.2 -> 0.3"],
     "seed": ["run.seed ", "-> 9"],
-    "classes": ["model.num_classes 3 -> 4"],
+    "classes": ["other class names than the model: cow", "rename the class folders"],
     "data": ["36 train images -> 28"],
 }
 

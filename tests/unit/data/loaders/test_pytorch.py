@@ -402,7 +402,7 @@ if __name__ == "__main__":
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=180
     )
 
 
