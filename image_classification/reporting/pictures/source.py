@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class RunData:
         values = (real(timed.record.values.get("steps_per_epoch")) for timed in self.records)
         return next((int(steps) for steps in values if steps), None)
 
-    @property
+    @cached_property
     def begin_s(self) -> float:
         """Unix time of the earliest record, in seconds; 0 if no record has a time."""
         times = (t.unix_time_s for t in self.records if t.unix_time_s is not None)
