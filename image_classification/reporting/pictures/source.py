@@ -70,7 +70,7 @@ class RunData:
             return "training loss"
         return f"training loss ({used})" if used else "training cross-entropy"
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int | None:
         """Steps per epoch, from the first record that has it."""
         values = (real(timed.record.values.get("steps_per_epoch")) for timed in self.records)
