@@ -203,7 +203,7 @@ def _check_omp_threads(context: Context, allowed: int) -> CheckResult:
     remedy = f"unset it, or export OMP_NUM_THREADS={share}"
     if threads * processes > allowed and processes > 1:
         if threads == 1:  # fewer threads are impossible
-            remedy = f"use at most {allowed} devices per node (--set platform.num_devices=…)"
+            remedy = f"use at most {allowed} devices per node (--devices N)"
         return warn(name, f"{found} in {processes} processes on {allowed} CPUs", remedy)
     if context.needs.device == "cpu" and threads < share:
         return warn(name, f"{found}, but {share} CPUs per process may be used", remedy)
