@@ -221,7 +221,7 @@ def print_history(console: Console, history: History) -> None:
         names = "; ".join(history.regressed)
         console.print(Text(f"The newest run has regressed: {names}", style="bold red"))
     else:
-        console.print("No newest run has regressed.")
+        console.print("None of the newest runs has regressed.")
 
 
 def shown_figures(line: Line) -> dict[str, str]:

@@ -266,13 +266,14 @@ def _chart(figure: Figure, picture: Picture) -> dict[str, Any]:
 def _points(
     label: str, look: Look, x: Sequence[float], y: Sequence[float], names: Sequence[str]
 ) -> dict[str, Any]:
-    points = {"label": label, "color": look.color, "x": _rounded(x), "y": _rounded(y)}
+    # Eight digits: the page computes the step from x, the epochs done.
+    points = {"label": label, "color": look.color, "x": _rounded(x, 8), "y": _rounded(y)}
     return points | ({"names": names} if any(names) else {})
 
 
-def _rounded(values: Sequence[float]) -> list[float | None]:
-    """Return the values to six digits, and None for a gap."""
-    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
+def _rounded(values: Sequence[float], digits: int = 6) -> list[float | None]:
+    """Return the values to ``digits`` digits, and None for a gap."""
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values]
 
 
 def _draw_picture(figure: Figure, picture: Picture, columns: int) -> None:

@@ -121,7 +121,7 @@ def test_history_exits_with_4_after_a_regression(two, capsys):
     assert report("history", two) == EXIT_REGRESSED
     assert "The newest run has regressed: resnet50 AMP" in capsys.readouterr().out
     assert report("history", two, "--threshold-throughput", "20", "--against", "previous") == 0
-    assert "No newest run has regressed." in capsys.readouterr().out
+    assert "None of the newest runs has regressed." in capsys.readouterr().out
     assert report("history", two, "--json") == EXIT_REGRESSED
     assert len(json.loads(capsys.readouterr().out)["lines"][0]["runs"]) == 2
 
