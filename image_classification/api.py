@@ -363,7 +363,7 @@ def _data_of_run(folder: Path) -> schema.DataConfig | None:
     keys = {KEYS[key]: v for key, v in read_run_folder(folder).values.items() if key[:5] == "data."}
     data = schema.DataConfig(**{key.field: key.check(v, str(path)) for key, v in keys.items()})
     split_file = folder / SPLIT_FILE
-    if data.split_file is None and split_file.is_file():
+    if split_file.is_file():  # data.split_file may name it where the folder was before
         data = replace(data, split_file=str(split_file))
     return data
 
