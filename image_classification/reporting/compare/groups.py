@@ -224,8 +224,8 @@ def _judge_mean(same: Sequence[tuple[RecordedRun, PublishedComparison]]) -> Judg
 def _published_row(entry: PublishedComparison) -> PublishedRow | None:
     """Return the published figure of an entry; None if this release does not have it."""
     for row in load_published():
-        same_figure = row.id == entry.id and row.key == entry.figure
-        if same_figure and math.isclose(row.value, entry.published, rel_tol=1e-9):
+        same = row.key == entry.figure and math.isclose(row.value, entry.published, rel_tol=1e-9)
+        if same and row.id == entry.id:
             return row
     return None
 
