@@ -157,7 +157,8 @@ def test_another_data_set_restarts_the_epoch_in_a_new_folder(
     assert next(r for r in records if r.kind == "validation").values["is_best"]
 
     resumed = drive(open_run(config, resume="auto", workspace=new))
-    assert {r.kind for r in resumed} == {"start", "end"}
+    assert {r.kind for r in resumed} == {"start", "warning", "end"}
+    assert [message for message in warned(resumed) if "no steps are left" not in message] == []
 
 
 @pytest.mark.faults(
