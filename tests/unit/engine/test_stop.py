@@ -72,7 +72,8 @@ def test_run_ends_once_the_top1_is_reached(small_config, open_run, scored):
 
     again = open_run(config, stop_at_top1=75.9, resume="auto")
     records = drive(again)
-    assert {r.kind for r in records} == {"start", "end"}
+    # A warning says that the details of the evaluation do not fit the scores, which are invented.
+    assert {r.kind for r in records} == {"start", "warning", "end"}
     assert records[-1].values["results"]["target"] == target
 
     further = open_run(config, stop_at_top1=80.0, resume="auto")
