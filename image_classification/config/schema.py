@@ -78,7 +78,9 @@ class ModelConfig:
         choices=("paper", "fixed16"),
     )
     pretrained_from_file: str | None = setting(
-        None, "safetensors file with initial weights; every tensor must match"
+        None,
+        "safetensors file with initial weights of the same model; for training on other classes "
+        "all but the classifier's",
     )
     compile: bool = setting(False, "use torch.compile for the model in the training step")
 
