@@ -15,7 +15,7 @@ from image_classification.core.host import read_cgroup
 from image_classification.telemetry.sensors import DeviceLostError, RankLocation, Reading, Sensor
 
 POWERCAP = Path("/sys/class/powercap")
-# Finding descendants reads every process of the machine, so it is limited to this share of time.
+# Finding descendants reads every process of the machine: it may take this fraction of the time.
 _SCAN_SHARE = 0.001
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

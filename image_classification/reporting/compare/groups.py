@@ -42,8 +42,8 @@ class Spread:
     mean: float
     std: float | None
     n: int
-    least: float
-    most: float
+    min: float
+    max: float
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ def figure_table(group: Group) -> Table:
             unit_text(key),
             plain_value(key, spread.mean),
             plain_spread(key, spread.std),
-            plain_value(key, spread.least if spread.n > 1 else None),
-            plain_value(key, spread.most if spread.n > 1 else None),
+            plain_value(key, spread.min if spread.n > 1 else None),
+            plain_value(key, spread.max if spread.n > 1 else None),
             str(spread.n),
         )
         for key, spread in group.figures.items()

@@ -32,7 +32,7 @@ def test_mean_and_sample_deviation_over_seeds(seeds):
     top1 = group.figures["top1"]
     assert top1.mean == pytest.approx(76.8333333)
     assert top1.std == pytest.approx(statistics.stdev([76.7, 76.8, 77.0]))
-    assert (top1.n, top1.least, top1.most) == (3, 76.7, 77.0)
+    assert (top1.n, top1.min, top1.max) == (3, 76.7, 77.0)
     assert group.figures["train_images_per_s"].mean == 8301.0
     assert list(group.warnings) == []
 
